@@ -1,0 +1,476 @@
+"""What a search algorithm sees: operations that charge, trace, micro-batch, store and resume."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.errors import BudgetSpent, CapabilityError, ConfigError, ForkError
+from tts_vision.journal import Journal
+from tts_vision.ledger import Ledger
+from tts_vision.mutations import Mutation, describe
+from tts_vision.rng import choice_generator, row_noise, row_seed
+from tts_vision.scoring import safe_scores
+from tts_vision.trace import Advance, Checkpoint, Decode, Event, Init, Mutate, Note, Renoise, Scored, Select
+from tts_vision.types import Cost, Media, Prompt, Sampler, Score, State, Verifier
+
+
+@dataclass
+class Candidate:
+    """A sample that a search decoded and scored.
+
+    Attributes:
+        uid: The particle.
+        score: The verifier's verdict.
+        step: The step it was decoded at; less than the sampler's `num_steps` for a preview.
+        media: The pixels, or None while they are only in `path`.
+        path: Where the sample is stored, if anywhere.
+    """
+
+    uid: int
+    score: Score
+    step: int
+    media: Media | None = None
+    path: Path | None = None
+
+    def load(self) -> Media:
+        """The pixels.
+
+        Raises:
+            ConfigError: If they were not kept.
+        """
+        if self.media is None:
+            if self.path is None or self.path.suffix != ".png":
+                raise ConfigError(f"Particle {self.uid} has no stored picture; run the search with an output folder.")
+            with Image.open(self.path) as image:
+                self.media = image.convert("RGB")
+        return self.media
+
+
+class MediaStore:
+    """Where finished samples go: in memory; the result folder has a subclass that writes files."""
+
+    def save(self, uid: int, media: Media, score: Score | None = None) -> str | None:
+        """Stores a finished sample; returns its name, if it has one."""
+        return None
+
+    def path(self, name: str) -> Path | None:
+        """The file that `save` named."""
+        return None
+
+
+class SearchContext:
+    """The operations a search algorithm is written in.
+
+    Every operation is numbered and recorded; a search that was killed is run again and gets its
+    recorded answers until it reaches what was never answered.
+
+    Attributes:
+        num_steps: Decision steps of a whole trajectory.
+        capabilities: What the sampler can do.
+        ledger: The budget and what is spent.
+        candidates: Finished and scored samples by uid, in the order they were scored.
+        best: The finished sample with the highest score so far.
+        best_preview: The unfinished one; matters only when a budget ends before anything is finished.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        verifier: Verifier,
+        prompt: Prompt,
+        *,
+        seed: int,
+        ledger: Ledger | None = None,
+        journal: Journal | None = None,
+        store: MediaStore | None = None,
+        max_batch: int | None = None,
+        observer: Callable[[SearchContext, Event], None] | None = None,
+    ) -> None:
+        self.ledger = ledger or Ledger()
+        self.num_steps = sampler.num_steps
+        self.capabilities = sampler.capabilities
+        self.candidates: dict[int, Candidate] = {}
+        self.best: Candidate | None = None
+        self.best_preview: Candidate | None = None
+        self.max_batch = max_batch
+        self._sampler, self._verifier, self._prompt, self._seed = sampler, verifier, prompt, seed
+        self._journal = journal or Journal()
+        self._store = store or MediaStore()
+        self._observer = observer
+        self._op = 0
+        self._next_uid = 0
+        sampler.bind(self.ledger)
+
+    # What a plan needs to know
+
+    @property
+    def can_fork(self) -> bool:
+        """Whether copies of a particle would diverge."""
+        return self._sampler.last_noisy_step >= 0
+
+    def can_fork_at(self, step: int) -> bool:
+        """Whether copies made at `step` would diverge."""
+        return step <= self._sampler.last_noisy_step
+
+    def cost(self, steps: int | None = None, *, scored: bool = True, step: int = 0) -> Cost:
+        """What one particle costs from `step` on for `steps` steps (by default to the end), and its score."""
+        probe = State(torch.empty(1), step, (0,), self._prompt, self._seed)
+        cost = self._sampler.cost(probe, self.num_steps - step if steps is None else steps)
+        return cost + Cost(decodes=1, verifier_calls=1) if scored else cost
+
+    def affordable(self, each: Cost) -> int | None:
+        """How many times `each` can still be spent; None without a limit."""
+        return self.ledger.affordable(each)
+
+    def rng(self) -> np.random.Generator:
+        """A generator for the algorithm's own next choice, fixed by the seed and the operation number."""
+        return choice_generator(self._seed, self._op)
+
+    # Operations
+
+    def init(self, n: int) -> State:
+        """`n` fresh particles at step 0."""
+        if n < 1:
+            raise ConfigError(f"A population must have at least 1 particle but got {n}; raise it.")
+        op, past = self._begin()
+        uids = self._new_uids(n)
+        parts = [self._sampler.init(self._prompt, uids[a:b], seed=self._seed).to("cpu") for a, b in self._batches(n)]
+        if not past:
+            self._record(Init(op=op, uids=uids, seeds=tuple(row_seed(self._seed, uid) for uid in uids)))
+        return State.cat(parts)
+
+    def advance(self, state: State, steps: int = 1) -> State:
+        """The state `steps` steps later.
+
+        Raises:
+            BudgetSpent: If the steps cannot be paid for; ends the search.
+        """
+        if not 0 <= steps <= self.num_steps - state.step:
+            raise ConfigError(
+                f"A state can be advanced by 0 to {self.num_steps - state.step} more steps but got {steps}; "
+                f"it stands at step {state.step} of {self.num_steps}."
+            )
+        op, past = self._begin()
+        if not steps:
+            return state
+        step, done = state.step + steps, {}
+        for event in past:
+            if event.kind == "advance":
+                rows = state.select(range(event.first, event.first + len(event.uids)))
+                done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
+        missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
+        if missing and state.is_ghost:
+            raise CapabilityError(
+                "The trace asks for a tensor that was dropped: the search did not repeat itself. Algorithms must "
+                "draw from ctx.rng() alone and decide by their context's answers alone; start afresh."
+            )
+        if missing and not self.ledger.affords(
+            self._sampler.cost(state, steps) * sum(b - a for a, b in missing)
+        ):
+            raise BudgetSpent
+        for gap in missing:
+            for a, b in self._batches(gap[1] - gap[0], offset=gap[0]):
+                part = self._advance_rows(state.select(range(a, b)), steps)
+                part, blob = self._journal.save(part, op, a)
+                done[a] = part
+                self._record(
+                    Advance(op=op, uids=part.uids, from_step=state.step, step=step, first=a, blob=blob)
+                )
+        return State.cat([done[first] for first in sorted(done)])
+
+    def finish(self, state: State) -> State:
+        """The state at the end of its trajectory."""
+        return self.advance(state, self.num_steps - state.step)
+
+    def select(self, state: State, index: Sequence[int]) -> State:
+        """Rows at `index`: prune, reorder, resample.
+
+        The first copy of a row keeps its identity; further copies are forks with a noise stream of
+        their own.
+
+        Raises:
+            ForkError: If a row is duplicated and nothing later could make the copies differ.
+        """
+        op, past = self._begin()
+        if len(set(index)) < len(index) and not self.can_fork_at(state.step):
+            raise ForkError(
+                "Copies of a particle must be able to differ, but "
+                + (
+                    f"sampler {self._sampler.name!r} adds no noise after its start"
+                    if not self.can_fork
+                    else f"no step after {self._sampler.last_noisy_step} adds noise and this is step {state.step}"
+                )
+                + "; build it with stochastic=True, fork earlier, or use ctx.mutate or ctx.renoise."
+            )
+        seen: set[int] = set()
+        uids = []
+        for i in index:
+            uids.append(state.uids[i] if i not in seen else self._new_uids(1)[0])
+            seen.add(i)
+        if not past:
+            parents = tuple(state.uids[i] for i in index)
+            self._record(Select(op=op, uids=tuple(uids), parents=parents, step=state.step))
+        return state.select(index, uids)
+
+    def mutate(self, state: State, mutation: Mutation, parents: Sequence[int] | None = None) -> State:
+        """Children of the rows `parents` (by default each row once), made by `mutation`.
+
+        Raises:
+            CapabilityError: If the sampler cannot be mutated that way.
+        """
+        self._require(mutation.needs, f"mutation {mutation.name!r}")
+        if mutation.needs == "noise" and state.step:
+            raise ConfigError(
+                f"Mutation {mutation.name!r} acts on initial noise, step 0, but the state is at step {state.step}; "
+                "use StepNoise there."
+            )
+        op, past = self._begin()
+        index = range(len(state)) if parents is None else parents
+        uids = self._new_uids(len(index))
+        if not past:
+            self._record(
+                Mutate(
+                    op=op,
+                    uids=uids,
+                    parents=tuple(state.uids[i] for i in index),
+                    step=state.step,
+                    mutation=describe(mutation),
+                )
+            )
+        return apply_mutation(mutation, state.select(index, uids))
+
+    def renoise(self, state: State, to_step: int, parents: Sequence[int] | None = None) -> State:
+        """Children of the rows `parents`, sent back to the earlier `to_step` with fresh noise.
+
+        Raises:
+            CapabilityError: If the sampler cannot go back.
+        """
+        self._require("renoise", "going back to an earlier step")
+        if not 0 <= to_step < state.step:
+            raise ConfigError(
+                f"Renoising must go to an earlier step but got {to_step} from step {state.step}; lower it."
+            )
+        op, past = self._begin()
+        index = range(len(state)) if parents is None else parents
+        uids = self._new_uids(len(index))
+        if not past:
+            self._record(
+                Renoise(
+                    op=op,
+                    uids=uids,
+                    parents=tuple(state.uids[i] for i in index),
+                    step=to_step,
+                    from_step=state.step,
+                )
+            )
+        children = state.select(index, uids)
+        if children.is_ghost:
+            return replace(children, step=to_step)
+        return replace(self._sampler.renoise(children, to_step).to("cpu"), keepalive=children.keepalive)
+
+    def score(self, state: State) -> Tensor:
+        """Scores of the finished samples, or of previews of unfinished ones.
+
+        A finished particle that was scored before is not scored again.
+
+        Returns:
+            ``(B,)`` float64; NaN where a sample could not be scored.
+
+        Raises:
+            BudgetSpent: If not all can be paid for; those that can be are scored first.
+            CapabilityError: If the state is unfinished and the sampler has no preview.
+        """
+        preview = state.step < self.num_steps
+        if preview:
+            self._require("preview", f"scoring at step {state.step} of {self.num_steps}")
+        op, past = self._begin()
+        scores: dict[int, Score] = {}
+        todo = list(range(len(state)))
+        if not preview:
+            scores = {i: self.candidates[u].score for i, u in enumerate(state.uids) if u in self.candidates}
+            first_of: dict[int, int] = {}
+            for i in todo:
+                first_of.setdefault(state.uids[i], i)
+            todo = [i for i in first_of.values() if i not in scores]
+        paid = self.affordable(Cost(verifier_calls=1))
+        pay = len(todo) if paid is None else min(paid, len(todo))
+        if past:
+            verdicts = self._recorded_scores(past)
+            pay = sum(state.uids[i] in verdicts for i in todo)
+        elif pay:
+            verdicts = self._score_rows(op, state.select(todo[:pay]), preview)
+        else:
+            verdicts = {}
+        for i in todo[:pay]:
+            scores[i] = verdicts[state.uids[i]]
+        if pay < len(todo):
+            raise BudgetSpent
+        by_uid = {state.uids[i]: score for i, score in scores.items()}
+        return torch.tensor([by_uid[uid].value for uid in state.uids], dtype=torch.float64)
+
+    def note(self, **values: float) -> None:
+        """Reports numbers about the search itself (effective sample size, generation) to the trace."""
+        op, past = self._begin()
+        if not past:
+            self._record(Note(op=op, values={k: float(v) for k, v in values.items()}))
+
+    # Machinery
+
+    def _begin(self) -> tuple[int, list[Event]]:
+        """The number of the operation that starts, and what a former session recorded for it."""
+        op = self._op
+        self._op += 1
+        past = [event for event in self._journal.past(op) if event.kind != "checkpoint"]
+        if all(event.kind == "decode" for event in past):
+            past = []  # killed between decoding and scoring: both are done again
+        if past:
+            self.ledger.restore(past[-1].spent)
+            if self._observer is not None:
+                self._observer(self, past[-1])
+        return op, past
+
+    def _record(self, event: Event) -> None:
+        event = event.model_copy(update={"spent": self.ledger.read()})
+        self._journal.append(event)
+        if self._observer is not None:
+            self._observer(self, event)
+
+    def _new_uids(self, n: int) -> tuple[int, ...]:
+        first, self._next_uid = self._next_uid, self._next_uid + n
+        return tuple(range(first, first + n))
+
+    def _require(self, capability: str, what: str) -> None:
+        if capability not in self.capabilities:
+            raise CapabilityError(
+                f"{what[0].upper()}{what[1:]} needs a sampler with {capability!r} but {self._sampler.name!r} has "
+                f"{sorted(self.capabilities)}; "
+                + (
+                    "build it with stochastic=True."
+                    if capability in {"stochastic", "step_noise"}
+                    else "use another algorithm or model."
+                )
+            )
+
+    def _batches(self, n: int, offset: int = 0) -> Iterator[tuple[int, int]]:
+        """Row ranges of at most `max_batch`, which may shrink while they are being worked on."""
+        a, end = offset, offset + n
+        while a < end:
+            b = min(end, a + (self.max_batch or n))
+            yield a, b
+            a = b
+
+    @staticmethod
+    def _gaps(done: dict[int, int], n: int) -> list[tuple[int, int]]:
+        """Row ranges of ``range(n)`` that ``{first: length}`` leaves out."""
+        gaps, at = [], 0
+        for first in sorted(done):
+            if first > at:
+                gaps.append((at, first))
+            at = first + done[first]
+        if at < n:
+            gaps.append((at, n))
+        return gaps
+
+    def _advance_rows(self, rows: State, steps: int) -> State:
+        return self._halving(rows, lambda part: self._sampler.advance(part, steps).to("cpu"), State.cat)
+
+    def _halving(self, rows: State, work: Callable[[State], Any], join: Callable[[list[Any]], Any]) -> Any:
+        """`work` on the rows; on out-of-memory on halves of them, and the micro-batch stays halved."""
+        try:
+            return work(rows)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or len(rows) == 1:
+                raise
+            half = (len(rows) + 1) // 2
+        self.max_batch = min(half, self.max_batch or half)
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        pieces = [rows.select(range(a, min(a + half, len(rows)))) for a in range(0, len(rows), half)]
+        return join([self._halving(piece, work, join) for piece in pieces])
+
+    def _score_rows(self, op: int, rows: State, preview: bool) -> dict[int, Score]:
+        media: list[Media] = []
+        decode = self._sampler.preview if preview else self._sampler.decode
+        for a, b in self._batches(len(rows)):
+            part = rows.select(range(a, b))
+            self.ledger.charge(Cost(decodes=b - a))
+            decoded = self._halving(part, decode, lambda lists: [m for group in lists for m in group])
+            media += decoded
+            self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
+
+        def charge(n: int) -> None:
+            self.ledger.charge(Cost(verifier_calls=n))
+
+        with self.ledger.phase("verify"):
+            scores = safe_scores(self._verifier, media, self._prompt, charge)
+        files = []
+        for uid, sample, score in zip(rows.uids, media, scores):
+            name = None if preview else self._store.save(uid, sample, score)
+            files.append(name or "")
+            self._keep(Candidate(uid, score, rows.step, sample, self._store.path(name) if name else None))
+        self._record(
+            Scored(
+                op=op,
+                uids=rows.uids,
+                step=rows.step,
+                preview=preview,
+                values=tuple(score.value for score in scores),
+                parts=tuple(score.parts for score in scores),
+                reasons=tuple(score.reason for score in scores),
+                files=tuple(files),
+            )
+        )
+        return dict(zip(rows.uids, scores))
+
+    def _recorded_scores(self, past: list[Event]) -> dict[int, Score]:
+        verdicts: dict[int, Score] = {}
+        for event in past:
+            if event.kind != "score":
+                continue
+            for uid, value, parts, reason, name in zip(
+                event.uids, event.values, event.parts, event.reasons, event.files
+            ):
+                verdicts[uid] = Score(value=value, parts=parts, reason=reason)
+                self._keep(Candidate(uid, verdicts[uid], event.step, path=self._store.path(name) if name else None))
+        return verdicts
+
+    def _keep(self, candidate: Candidate) -> None:
+        finished = candidate.step == self.num_steps
+        if finished:
+            self.candidates[candidate.uid] = candidate
+        current = self.best if finished else self.best_preview
+        value = candidate.score.value
+        if not math.isnan(value) and (current is None or value > current.score.value):
+            if finished:
+                self.best = candidate
+            else:
+                self.best_preview = candidate
+
+    def interrupted(self, reason: str) -> None:
+        """Records that the search stopped before its end, and keeps what it needs to go on."""
+        self._journal.frozen = True
+        self._journal.append(Checkpoint(op=self._op, reason=reason, spent=self.ledger.read()))
+
+
+def apply_mutation(mutation: Mutation, children: State) -> State:
+    """Applies `mutation` with noise keyed by each child's uid; a ghost stays one."""
+    if children.is_ghost:
+        return children
+    noise = row_noise(children.seed, "mutate", children.uids, children.step, children.latents)
+    return mutation.apply(children, noise)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error).lower()
+

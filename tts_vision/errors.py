@@ -1,0 +1,39 @@
+"""Errors a user can act on. Each message gives the rule, the value, the remedy."""
+
+from __future__ import annotations
+
+
+class TTSVisionError(Exception):
+    """Base of every error that names something the user can change."""
+
+
+class ConfigError(TTSVisionError, ValueError):
+    """A parameter, prompt, budget or folder that cannot be used as given."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that no registered algorithm, verifier or model has."""
+
+
+class CapabilityError(TTSVisionError):
+    """An algorithm asks a sampler for something that it cannot do."""
+
+
+class ForkError(CapabilityError):
+    """A particle would be duplicated although nothing later could make the copies differ."""
+
+
+class VerifierError(TTSVisionError):
+    """A verifier that breaks its contract (not one that fails on a sample)."""
+
+
+class PipelineError(TTSVisionError):
+    """A pipeline that cannot be loaded, or whose loop cannot be driven step by step."""
+
+
+class StorageError(TTSVisionError):
+    """The result folder cannot be written or read."""
+
+
+class BudgetSpent(Exception):
+    """The next operation would exceed the budget. Ends a search; never reaches the user."""

@@ -1,0 +1,156 @@
+"""The journal of a search: what makes it survive a kill.
+
+A search is a function of its context's answers, so it is resumed by running it again and answering
+from the journal whatever was answered before. Tensors of finished operations are stored as long as
+some live state is made of them; an answer whose tensors are gone is a *ghost* (`State.ghost`), which
+can be reindexed and joined but, by construction, is never computed with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tts_vision.errors import StorageError
+from tts_vision.trace import Event, read_trace
+from tts_vision.types import Rows, State
+
+
+@contextmanager
+def storage(path: Path, what: str) -> Iterator[None]:
+    """Turns a failure to write `what` under `path` into one clear message."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{what} must be written to {str(path)!r} but the system says: {error.strerror or error}. "
+            "Free some space or choose another --output; everything written so far is kept, and "
+            "'tts-vision resume' goes on from it."
+        ) from error
+
+
+class Blob:
+    """The stored tensors of one operation, deleted when no live state is made of them."""
+
+    def __init__(self, path: Path, journal: Journal) -> None:
+        self.name = path.name
+        weakref.finalize(self, _discard, path, weakref.ref(journal)).atexit = False
+
+
+def _discard(path: Path, journal: weakref.ref[Journal]) -> None:
+    owner = journal()
+    if owner is not None and not owner.frozen:
+        path.unlink(missing_ok=True)
+
+
+class Journal:
+    """Events and tensors of one search, in a folder or, without one, in memory only.
+
+    Attributes:
+        events: All events so far, former sessions included.
+        frozen: Once set, stored tensors are kept whatever happens to the states (after a failure).
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.frozen = False
+        self.events: list[Event] = []
+        self._past: dict[int, list[Event]] = defaultdict(list)
+        if folder is None:
+            return
+        self._path = folder / "trace.jsonl"
+        self._blobs = folder / "state"
+        with storage(folder, "The trace"):
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            self.events = read_trace(self._path)
+            for event in self.events:
+                self._past[event.op].append(event)
+            # drop what a kill left of an unfinished line, so that appended lines stay readable
+            size = sum(len(line) for line in self._lines())
+            if self._path.exists() and self._path.stat().st_size != size:
+                with self._path.open("r+b") as file:
+                    file.truncate(size)
+            self._file = self._path.open("ab")
+
+    def past(self, op: int) -> list[Event]:
+        """What a former session recorded for operation `op`."""
+        return self._past.get(op, [])
+
+    def append(self, event: Event) -> None:
+        """Records an event; on disk before this returns."""
+        self.events.append(event)
+        if self.folder is not None:
+            with storage(self._path, "The trace"):
+                self._file.write(event.model_dump_json().encode() + b"\n")
+                self._file.flush()
+
+    def save(self, state: State, op: int, first: int) -> tuple[State, str | None]:
+        """Stores the tensors of `state`; returns it holding on to them, and their name."""
+        if self.folder is None:
+            return state, None
+        path = self._blobs / f"{op:06d}-{first:05d}.safetensors"
+        tensors = {"latents": state.latents.contiguous()}
+        for key, value in state.carry.items():
+            if isinstance(value, Rows):
+                raise TypeError(
+                    f"Carried entry {key!r} must be a tensor to be stored but is {type(value[0]).__name__} rows; "
+                    "carry tensors with rows on axis 0."
+                )
+            tensors[f"carry.{key}"] = value.contiguous()
+        shared = dict(state.shared)
+        for key in [key for key, value in shared.items() if isinstance(value, torch.Tensor)]:
+            tensors[f"shared.{key}"] = shared.pop(key).contiguous()
+        meta = {"shared": json.dumps(shared)}
+        with storage(path, "A checkpoint"):
+            save_file(tensors, path.with_suffix(".part"), metadata=meta)
+            os.replace(path.with_suffix(".part"), path)
+        return replace(state, keepalive=frozenset({Blob(path, self)})), path.name
+
+    def load(self, name: str | None, like: State, uids: tuple[int, ...], step: int) -> State:
+        """The stored state `name`, or a ghost of it when its tensors are gone.
+
+        Args:
+            name: What `save` returned.
+            like: Rows that the operation started from.
+            uids: Identities of the stored rows.
+            step: Step of the stored rows.
+        """
+        state = replace(like, uids=uids, step=step, carry={}, keepalive=frozenset())
+        path = self._blobs / name if name else None
+        if path is None or not path.exists():
+            return state.ghost()
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            shared = json.loads(file.metadata()["shared"])
+        latents = tensors.pop("latents")
+        carry: dict[str, torch.Tensor | Rows] = {}
+        for key, tensor in tensors.items():
+            group, _, entry = key.partition(".")
+            (carry if group == "carry" else shared)[entry] = tensor
+        return replace(
+            state, latents=latents, carry=carry, shared=shared, keepalive=frozenset({Blob(path, self)})
+        )
+
+    def close(self) -> None:
+        """Ends a search that is done: its intermediate tensors are no longer needed."""
+        if self.folder is None:
+            return
+        self._file.close()
+        self.frozen = True
+        for path in self._blobs.glob("*"):
+            path.unlink(missing_ok=True)
+        self._blobs.rmdir()
+
+    def _lines(self) -> list[bytes]:
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        return lines[: len(self.events)]

@@ -1,0 +1,191 @@
+"""What a search may spend, and what it has spent."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from pydantic import BaseModel, Field
+
+from tts_vision.errors import BudgetSpent, ConfigError
+from tts_vision.types import Cost, Phase
+
+_FORMS = "'40x', 'nfe=2000', 'seconds=60', 'verifier_calls=100', or several joined by 'and'"
+_TERM = re.compile(r"(?:(?P<times>[0-9.]+)\s*x|(?P<key>\w+)\s*=\s*(?P<value>[0-9.eE+]+))")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper limits; a search stops before it would pass any of them. None means no limit.
+
+    Attributes:
+        nfe: Denoiser forwards, per row, guidance counted as two.
+        seconds: Wall-clock time.
+        verifier_calls: Samples scored.
+        times: Multiples of one plain sample's nfe; `resolve` turns it into `nfe`.
+    """
+
+    nfe: float | None = None
+    seconds: float | None = None
+    verifier_calls: int | None = None
+    times: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Reads ``"40x"``, ``"nfe=2000"``, ``"seconds=60"``, ``"verifier_calls=100"``, joined by "and".
+
+        Raises:
+            ConfigError: If the text is none of these, names a limit twice, or a limit is not positive.
+        """
+        limits: dict[str, float] = {}
+        for term in re.split(r"\s+and\s+|\s*,\s*", text.strip()):
+            match = _TERM.fullmatch(term.strip())
+            key = "times" if match and match["times"] else (match["key"] if match else None)
+            if match is None or key not in {"times", "nfe", "seconds", "verifier_calls"}:
+                raise ConfigError(f"A budget must be {_FORMS} but got {text!r}; change {term!r}.")
+            if key in limits:
+                raise ConfigError(f"A budget names each limit once but got {text!r}; keep one {key!r}.")
+            try:
+                value = float(match["times"] or match["value"])
+            except ValueError:
+                raise ConfigError(f"A budget must be {_FORMS} but got {text!r}; change {term!r}.") from None
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"A budget must be positive but got {term!r}; give a larger number.")
+            limits[key] = value
+        calls = limits.pop("verifier_calls", None)
+        return cls(**limits, verifier_calls=None if calls is None else int(calls))
+
+    def resolve(self, sample: Cost) -> Budget:
+        """The budget with `times` replaced by the nfe of that many samples of cost `sample`.
+
+        Raises:
+            ConfigError: If the budget does not pay for one sample.
+        """
+        nfe = self.nfe
+        if self.times is not None:
+            # rounding guards against 4 x 0.1-like products falling just below a whole sample
+            times_nfe = round(self.times * sample.nfe, 6)
+            nfe = times_nfe if nfe is None else min(nfe, times_nfe)
+        if nfe is not None and nfe < sample.nfe:
+            raise ConfigError(
+                f"A budget must pay for one sample, which costs {sample.nfe:g} nfe, but gives {nfe:g}; "
+                "raise it to at least '1x' or use fewer inference steps."
+            )
+        if self.verifier_calls is not None and self.verifier_calls < 1:
+            raise ConfigError(
+                f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise verifier_calls to 1."
+            )
+        return Budget(nfe=nfe, seconds=self.seconds, verifier_calls=self.verifier_calls)
+
+
+class Spent(BaseModel):
+    """A reading of the ledger.
+
+    Attributes:
+        nfe, decodes, verifier_calls: As in `Cost`.
+        seconds: Wall-clock seconds by phase.
+        elapsed: Wall-clock seconds in all, overhead included.
+        peak_memory: Peak bytes allocated on the accelerator; 0 without one.
+    """
+
+    nfe: float = 0
+    decodes: int = 0
+    verifier_calls: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict)
+    elapsed: float = 0.0
+    peak_memory: int = 0
+
+
+@dataclass
+class Ledger:
+    """Charges every network evaluation, decode and verifier call before it runs.
+
+    Attributes:
+        budget: The limits, already resolved.
+        spent: What has been charged since the search began, earlier sessions of it included.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    spent: Cost = field(default_factory=Cost)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _elapsed_before: float = 0.0
+    _since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def elapsed(self) -> float:
+        """Wall-clock seconds since the search began."""
+        return self._elapsed_before + time.perf_counter() - self._since
+
+    def affords(self, cost: Cost) -> bool:
+        """Whether `cost` can be spent without passing a limit."""
+        total = self.spent + cost
+        return (
+            (self.budget.nfe is None or total.nfe <= self.budget.nfe)
+            and (self.budget.verifier_calls is None or total.verifier_calls <= self.budget.verifier_calls)
+            and (self.budget.seconds is None or self.elapsed + self._forecast(cost) <= self.budget.seconds)
+        )
+
+    def affordable(self, each: Cost) -> int | None:
+        """How many times `each` can be spent; None without a limit that it counts against.
+
+        Under a limit of seconds alone, with nothing measured yet, the answer is 1.
+        """
+        counts: list[float] = []
+        if self.budget.nfe is not None and each.nfe:
+            counts.append((self.budget.nfe - self.spent.nfe) / each.nfe)
+        if self.budget.verifier_calls is not None and each.verifier_calls:
+            counts.append((self.budget.verifier_calls - self.spent.verifier_calls) / each.verifier_calls)
+        if self.budget.seconds is not None:
+            forecast = self._forecast(each)
+            counts.append((self.budget.seconds - self.elapsed) / forecast if forecast else 1)
+        return max(0, math.floor(min(counts) + 1e-9)) if counts else None
+
+    def charge(self, cost: Cost) -> None:
+        """Adds `cost` to what is spent.
+
+        Raises:
+            BudgetSpent: If that would pass a limit; nothing is charged then.
+        """
+        if not self.affords(cost):
+            raise BudgetSpent
+        self.spent = self.spent + cost
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Times the enclosed block as `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def read(self) -> Spent:
+        """A snapshot for the trace."""
+        return Spent(
+            nfe=self.spent.nfe,
+            decodes=self.spent.decodes,
+            verifier_calls=self.spent.verifier_calls,
+            seconds={k: round(v, 6) for k, v in self.seconds.items()},
+            elapsed=round(self.elapsed, 6),
+            peak_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
+        )
+
+    def restore(self, spent: Spent) -> None:
+        """Goes on from a recorded snapshot."""
+        self.spent = Cost(spent.nfe, spent.decodes, spent.verifier_calls)
+        self.seconds = dict(spent.seconds)
+        self._elapsed_before, self._since = spent.elapsed, time.perf_counter()
+
+    def _forecast(self, cost: Cost) -> float:
+        """Seconds that `cost` is likely to take, from what was measured so far."""
+        rates = (
+            (cost.nfe, self.spent.nfe, "denoise"),
+            (cost.decodes, self.spent.decodes, "decode"),
+            (cost.verifier_calls, self.spent.verifier_calls, "verify"),
+        )
+        return sum(n * self.seconds.get(name, 0.0) / done for n, done, name in rates if done)

@@ -1,0 +1,157 @@
+"""Mutations: how a child particle is made from its parent's noise.
+
+Each is a small frozen dataclass that says which capability of the sampler it needs and, given fresh
+standard normal noise, returns the child's latents. All act row by row on ``(B, ...)`` tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.types import State
+
+
+class Mutation(Protocol):
+    """A way to make children."""
+
+    name: ClassVar[str]
+    needs: ClassVar[str]
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        """Children of the rows of `state`; `noise` is standard normal, shaped as its latents."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """``sqrt(1 - beta^2) x + beta e``: a step towards fresh noise that stays Gaussian (EvoSearch, x_T)."""
+
+    beta: float
+    name: ClassVar[str] = "blend"
+    needs: ClassVar[str] = "noise"
+
+    def __post_init__(self) -> None:
+        _in_unit_interval("beta", self.beta)
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        return _with_latents(state, math.sqrt(1 - self.beta**2) * state.latents + self.beta * noise)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A neighbour at exact cosine `tau` and equal norm (zero-order search, Ma et al. 2025)."""
+
+    tau: float
+    name: ClassVar[str] = "neighbour"
+    needs: ClassVar[str] = "noise"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau < 1:
+            raise ConfigError(
+                f"tau must be in [0, 1) but got {self.tau}; 0.95 is a near neighbour, 0 an orthogonal one."
+            )
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        return _with_latents(state, neighbours(state.latents, noise, self.tau))
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """Replaces part of the noise that the last step added: ``mean + sqrt(1-b^2) s z + b s e`` (EvoSearch, x_t).
+
+    The variance of the step is kept.
+    """
+
+    beta: float
+    name: ClassVar[str] = "step_noise"
+    needs: ClassVar[str] = "step_noise"
+
+    def __post_init__(self) -> None:
+        _in_unit_interval("beta", self.beta)
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        injected, std = step_noise(state)
+        change = (math.sqrt(1 - self.beta**2) - 1) * injected + self.beta * std * noise
+        carry = {**state.carry, "step_noise": injected + change}
+        return replace(state, latents=state.latents + change, carry=carry)
+
+
+@dataclass(frozen=True)
+class AddStepNoise:
+    """Adds another full draw of the last step's noise, as EvoSearch's released code does.
+
+    The variance of the step doubles; kept for comparison only.
+    """
+
+    name: ClassVar[str] = "add_step_noise"
+    needs: ClassVar[str] = "step_noise"
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        _, std = step_noise(state)
+        return _with_latents(state, state.latents + std * noise)
+
+
+MUTATIONS: dict[str, type[Any]] = {m.name: m for m in (Blend, Neighbour, StepNoise, AddStepNoise)}
+
+
+def describe(mutation: Mutation) -> dict[str, Any]:
+    """The mutation as plain values for the trace."""
+    return {"name": mutation.name, **asdict(mutation)}  # type: ignore[call-overload]
+
+
+def from_description(description: dict[str, Any]) -> Mutation:
+    """The mutation that `describe` described."""
+    values = dict(description)
+    mutation: Mutation = MUTATIONS[values.pop("name")](**values)
+    return mutation
+
+
+def neighbours(x: Tensor, noise: Tensor, tau: float) -> Tensor:
+    """Rows at cosine `tau` to the rows of `x` and of equal norm.
+
+    ``y = |x| (tau u + sqrt(1 - tau^2) w)``, where ``u`` is the direction of ``x`` and ``w`` that of the
+    part of `noise` orthogonal to it; computed in float64.
+
+    Args:
+        x: ``(B, ...)`` pivots.
+        noise: ``(B, ...)`` standard normal draws.
+        tau: Cosine, in [0, 1).
+
+    Source: Ma et al. 2025, "Inference-time scaling for diffusion models beyond scaling denoising steps".
+    """
+    flat, v = x.flatten(1).double(), noise.flatten(1).double()
+    norm = flat.norm(dim=1, keepdim=True)
+    u = flat / norm
+    w = torch.nn.functional.normalize(v - (v * u).sum(1, keepdim=True) * u, dim=1)
+    return (norm * (tau * u + math.sqrt(1 - tau**2) * w)).to(x.dtype).view_as(x)
+
+
+def step_noise(state: State) -> tuple[Tensor, Tensor]:
+    """The noise that the last step added, ``(B, ...)``, and its standard deviation, broadcastable.
+
+    Raises:
+        CapabilityError: If the last step was deterministic.
+    """
+    injected, std = state.carry.get("step_noise"), state.carry.get("step_noise_std")
+    if not isinstance(injected, Tensor) or not isinstance(std, Tensor):
+        raise CapabilityError(
+            f"Mutating step noise needs a sampler that adds noise at each step, but step {state.step} carries "
+            "none; build the sampler with stochastic=True."
+        )
+    return injected, std.view(-1, *(1,) * (injected.ndim - 1))
+
+
+def _with_latents(state: State, latents: Tensor) -> State:
+    """The state with other latents; what was predicted for the old ones no longer holds."""
+    carry = {k: v for k, v in state.carry.items() if k != "preview"}
+    return replace(state, latents=latents, carry=carry)
+
+
+def _in_unit_interval(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} must be in [0, 1] but got {value}; the paper uses 0.2.")

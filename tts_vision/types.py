@@ -1,0 +1,275 @@
+"""The types that samplers, verifiers and search algorithms share.
+
+A search moves a `State` (a batch of partial generations, the *particles*) through a `Sampler`,
+scores what it decodes with a `Verifier`, and never changes a state in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+Modality: TypeAlias = Literal["image", "video"]
+Phase: TypeAlias = Literal["encode", "denoise", "decode", "verify"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to generate.
+
+    Attributes:
+        text: The prompt as the user wrote it.
+        metadata: What an evaluator knows about it, for example a GenEval record. Verifiers that
+            understand it may use it; all others read `text` alone.
+    """
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A decoded clip: `frames` is ``(T, H, W, 3)`` uint8 on the CPU, `fps` in frames per second."""
+
+    frames: Tensor
+    fps: float = 8.0
+
+
+Media: TypeAlias = Image.Image | Video
+
+
+class Score(BaseModel):
+    """A verifier's verdict on one sample.
+
+    Attributes:
+        value: Higher is better. NaN means that the sample could not be scored.
+        parts: Named components of the value, for reports.
+        reason: Why the value is what it is, or why there is none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    parts: dict[str, float] = Field(default_factory=dict)
+    reason: str | None = None
+
+    @classmethod
+    def unscored(cls, reason: str) -> Score:
+        """The score of a sample that could not be scored."""
+        return cls(value=float("nan"), reason=reason)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation costs.
+
+    Attributes:
+        nfe: Denoiser or transformer forwards, counted per row; classifier-free guidance counts two.
+        decodes: Latents decoded to pixels.
+        verifier_calls: Samples scored.
+    """
+
+    nfe: float = 0
+    decodes: int = 0
+    verifier_calls: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.nfe + other.nfe, self.decodes + other.decodes, self.verifier_calls + other.verifier_calls
+        )
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.nfe * times, self.decodes * times, self.verifier_calls * times)
+
+
+class Rows(tuple[Any, ...]):
+    """One Python object per particle, for carried state that is no tensor."""
+
+    def select(self, index: Sequence[int]) -> Rows:
+        return Rows(self[i] for i in index)
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of ``B`` partial generations (*particles*) of one prompt.
+
+    Attributes:
+        latents: ``(B, ...)`` latents, token grid or token prefix, as the generator takes them.
+        step: Decision steps done; the same for all rows.
+        uids: Identity of each row: its lineage and its noise stream.
+        prompt: What is generated.
+        seed: Root seed of the search.
+        carry: Everything else that belongs to a row (solver history, caches, the last prediction of
+            the finished sample); axis 0 is the row.
+        shared: What all rows share at this step (solver counters): tensors or plain JSON values.
+        keepalive: Handles of the stored tensors that this state is made of; see `tts_vision.journal`.
+
+    The tensors of a state at rest live on the CPU, whatever device the sampler computes on.
+    """
+
+    latents: Tensor
+    step: int
+    uids: tuple[int, ...]
+    prompt: Prompt
+    seed: int
+    carry: Mapping[str, Tensor | Rows] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    keepalive: frozenset[Any] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def select(self, index: Sequence[int], uids: Sequence[int] | None = None) -> State:
+        """Rows at `index`, in that order, repeats allowed. The only way to reindex a state.
+
+        Args:
+            index: Row numbers.
+            uids: New identities of the chosen rows; their own by default.
+        """
+        rows = torch.as_tensor(list(index), dtype=torch.long)
+        return replace(
+            self,
+            latents=_rows(self.latents, rows),
+            uids=tuple(self.uids[i] for i in index) if uids is None else tuple(uids),
+            carry={k: v.select(index) if isinstance(v, Rows) else _rows(v, rows) for k, v in self.carry.items()},
+        )
+
+    def to(self, device: torch.device | str) -> State:
+        """The same state with its tensors on `device`."""
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            carry={k: v if isinstance(v, Rows) else v.to(device) for k, v in self.carry.items()},
+        )
+
+    @property
+    def is_ghost(self) -> bool:
+        """Whether the tensors were dropped because a resumed search no longer needs them."""
+        return self.latents.is_meta
+
+    def ghost(self) -> State:
+        """This state without its tensors."""
+        return replace(self, latents=torch.empty(self.latents.shape, device="meta"), carry={})
+
+    @staticmethod
+    def cat(states: Sequence[State]) -> State:
+        """All rows of `states`, which must stand at the same step of the same search.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        first = states[0]
+        if any(s.step != first.step or s.seed != first.seed or s.prompt != first.prompt for s in states):
+            raise ValueError(
+                "States that are joined must be at one step of one search but are at steps "
+                f"{[s.step for s in states]}; advance them to the same step first."
+            )
+        uids = tuple(uid for s in states for uid in s.uids)
+        keepalive = frozenset[Any]().union(*(s.keepalive for s in states))
+        if any(s.is_ghost for s in states):
+            latents = torch.empty((len(uids), *first.latents.shape[1:]), device="meta")
+            return replace(first, latents=latents, uids=uids, carry={}, keepalive=keepalive)
+        keys = set(first.carry)
+        if any(set(s.carry) != keys for s in states):
+            raise ValueError(
+                f"States that are joined must carry the same entries but carry "
+                f"{[sorted(s.carry) for s in states]}; take them from the same operations."
+            )
+        carry: dict[str, Tensor | Rows] = {}
+        for key in first.carry:
+            values = [s.carry[key] for s in states]
+            if isinstance(values[0], Rows):
+                carry[key] = Rows(item for value in values for item in value)
+            else:
+                carry[key] = torch.cat(values)  # type: ignore[arg-type]
+        latents = torch.cat([s.latents for s in states])
+        return replace(first, latents=latents, uids=uids, carry=carry, keepalive=keepalive)
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    if tensor.is_meta:
+        return torch.empty((len(rows), *tensor.shape[1:]), device="meta")
+    return tensor.index_select(0, rows.to(tensor.device))
+
+
+class Meter(Protocol):
+    """Where a sampler reports what it is about to spend. Implemented by the ledger."""
+
+    def charge(self, cost: Cost) -> None:
+        """Charges `cost` before it is spent."""
+
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        """Times the enclosed block as `name`."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """The adapter of a generator: drives it one decision step at a time.
+
+    Implementations never draw from a shared generator: a row's initial noise comes from
+    `tts_vision.rng.row_seed(seed, uid)`, its later noise from ``(seed, uid, step)``.
+
+    Attributes:
+        name: Shown in reports.
+        modality: What is decoded.
+        num_steps: Decision steps of a whole trajectory.
+        capabilities: What algorithms may ask for:
+
+            ``noise``       the state at step 0 is Gaussian noise that may be replaced;
+            ``stochastic``  steps add fresh noise, so copies of a particle diverge;
+            ``step_noise``  the noise of the last step is carried and may be replaced;
+            ``renoise``     a state can be sent back to an earlier step;
+            ``preview``     an unfinished state can be decoded as an estimate of its end.
+        last_noisy_step: The last step that adds fresh noise; -1 when none does. Copies of a particle
+            made at a later step could never differ.
+    """
+
+    name: str
+    modality: Modality
+    num_steps: int
+    capabilities: frozenset[str]
+    last_noisy_step: int
+
+    def bind(self, meter: Meter) -> None:
+        """Reports all spending to `meter` from now on."""
+
+    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
+        """Fresh particles at step 0, one per uid."""
+
+    def advance(self, state: State, steps: int = 1) -> State:
+        """The state `steps` decision steps later."""
+
+    def renoise(self, state: State, to_step: int) -> State:
+        """The state sent back to the earlier `to_step` with fresh noise (capability ``renoise``)."""
+
+    def preview(self, state: State) -> list[Media]:
+        """Estimates of the finished samples, decoded; needs at least one step done."""
+
+    def decode(self, state: State) -> list[Media]:
+        """The finished samples."""
+
+    def cost(self, state: State, steps: int) -> Cost:
+        """What `advance(state, steps)` is expected to cost."""
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Scores samples against prompts.
+
+    Attributes:
+        name: Shown in reports.
+        accepts: Modalities it can score.
+    """
+
+    name: str
+    accepts: frozenset[Modality]
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        """One score per sample, in order. `media` and `prompts` have the same length."""
