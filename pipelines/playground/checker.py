@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
-
 from tts_vision.pipelines.playground import world
 
 UNKNOWN = "unknown"
@@ -128,7 +127,9 @@ def _templates() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     for shape in world.SHAPES:
         for radius in _TEMPLATE_RADII:
             for shift in (0.0, 0.5):
-                drawn = world.coverage(shape, np.array([32 + shift]), np.array([32 + shift]), np.array([radius]))[0]
+                drawn = world.coverage(
+                    shape, np.array([32 + shift]), np.array([32 + shift]), np.array([radius])
+                )[0]
                 grid, aspect = _normalise(drawn)
                 names.append(shape)
                 grids.append(grid)
@@ -202,7 +203,11 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> Verdi
         if "position" in entry:
             relation, target = entry["position"]
             demands += 1
-            pairs = [world.holds(relation, world.relation_offset(a.box, b.box)) for a in chosen for b in groups[target]]
+            pairs = [
+                world.holds(relation, world.relation_offset(a.box, b.box))
+                for a in chosen
+                for b in groups[target]
+            ]
             wanted = entry["count"] * include[target]["count"]
             met += sum(pairs) / max(wanted, len(pairs))
             if not groups[target]:

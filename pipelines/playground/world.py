@@ -185,7 +185,9 @@ def render_batch(scenes: Sequence[Scene]) -> np.ndarray:
     canvas = np.empty((len(scenes), SIZE, SIZE, 3), np.float32)
     canvas[:] = np.array([scene.background for scene in scenes], np.float32)[:, None, None, None]
     for shape in SHAPES:
-        found = [(i, thing) for i, scene in enumerate(scenes) for thing in scene.things if thing.shape == shape]
+        found = [
+            (i, thing) for i, scene in enumerate(scenes) for thing in scene.things if thing.shape == shape
+        ]
         if not found:
             continue
         # A window just wide enough: drawing whole canvases would cost four times as much.
@@ -305,7 +307,10 @@ def parse_spec(text: str) -> Spec:
         return Spec((_parse_group(clean, text),))
     join = joins[0]
     padded = f" {clean} "
-    groups = _parse_group(padded[: join.start()].strip(), text), _parse_group(padded[join.end() :].strip(), text)
+    groups = (
+        _parse_group(padded[: join.start()].strip(), text),
+        _parse_group(padded[join.end() :].strip(), text),
+    )
     if groups[0].shape == groups[1].shape and (
         None in (groups[0].colour, groups[1].colour) or groups[0].colour == groups[1].colour
     ):
@@ -485,7 +490,9 @@ def _sample_layout(rng: np.random.Generator, total: int, first: int, relation: s
             places = np.concatenate([centre[k], radius[k][:, None]], 1)
             if relation is None or _all_hold(places, first, relation):
                 return places
-    raise RuntimeError(f"No layout of {total} shapes was found in 320,000 tries; lower the radii in `_RADII`.")
+    raise RuntimeError(
+        f"No layout of {total} shapes was found in 320,000 tries; lower the radii in `_RADII`."
+    )
 
 
 def _all_hold(places: np.ndarray, first: int, relation: str) -> bool:
@@ -528,7 +535,9 @@ def make_prompts(per_task: int = 50, seed: int = PROMPTS_SEED) -> list[dict[str,
     rng = np.random.default_rng(seed)
     records: list[dict[str, Any]] = []
     for task in TASKS:
-        pool = [spec for spec in all_specs(task) if is_held_out(spec) or task in ("single_object", "counting")]
+        pool = [
+            spec for spec in all_specs(task) if is_held_out(spec) or task in ("single_object", "counting")
+        ]
         chosen: list[Spec] = []
         while len(chosen) < per_task:
             chosen += [pool[i] for i in rng.permutation(len(pool))]
@@ -558,7 +567,11 @@ def all_specs(task: str) -> list[Spec]:
         return [Spec((Group(a), Group(b)), relation) for a, b in pairs for relation in RELATIONS]
     if task == "color_attr":
         return [
-            Spec((Group(a, 1, c), Group(b, 1, d))) for a, b in pairs for c in COLOURS for d in COLOURS if c != d
+            Spec((Group(a, 1, c), Group(b, 1, d)))
+            for a, b in pairs
+            for c in COLOURS
+            for d in COLOURS
+            if c != d
         ]
     raise ValueError(f"A task form is one of {', '.join(TASKS)}; got {task!r}. Use one of these.")
 
