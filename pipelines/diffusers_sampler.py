@@ -1,0 +1,484 @@
+"""The sampler of every diffusers pipeline: the pipeline's own loop, driven a segment at a time."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.config import SamplerOptions
+from tts_vision.errors import CapabilityError, ConfigError, PipelineError
+from tts_vision.pipelines.schedule import draws_noise, is_flow, noise_levels, pack, unpack
+from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, Step, modules
+from tts_vision.pipelines.stochastic import Level, ddim_std, ddim_step, diffusion, euler_step, renoise
+from tts_vision.registry import register
+from tts_vision.rng import row_generator, row_noise, row_seed
+from tts_vision.types import Cost, Media, Meter, Modality, Phase, Prompt, Rows, State, Video
+
+
+class _NoMeter:
+    """Accepts every report; in place until a ledger is bound."""
+
+    def charge(self, cost: Cost) -> None:
+        return None
+
+    def phase(self, name: Phase) -> nullcontext[None]:
+        return nullcontext()
+
+
+@register(
+    "sampler",
+    "diffusers",
+    notes={"drives": "any diffusers pipeline with a scheduler whose loop calls scheduler.step"},
+)
+class DiffusersSampler:
+    """Drives any diffusers pipeline step by step, without a copy of its loop.
+
+    A step is one entry of the scheduler's timesteps. The state's latents are what the pipeline's loop
+    works on (packed where it packs); at step 0 they are unit Gaussian noise, as ``latents=`` takes it.
+
+    Args:
+        pipe: The pipeline, as the user set it up; left as it was after every call.
+        options: How to drive it, and the arguments of its call.
+
+    Raises:
+        PipelineError: If its loop cannot be driven this way.
+        ConfigError: If an argument is none of the pipeline's.
+    """
+
+    name: str
+    modality: Modality
+    num_steps: int
+    capabilities: frozenset[str]
+    last_noisy_step: int
+
+    def __init__(self, pipe: Any, *, options: SamplerOptions | None = None) -> None:
+        options = options or SamplerOptions()
+        _check_drivable(pipe)
+        self.name = type(pipe).__name__
+        self._driver = Driver(pipe, _NoMeter())
+        signature = self._driver.signature
+        self._call = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
+        _check_call(self.name, self._call, signature)
+        self._count_name = next((n for n in signature if n in _COUNTS), None)
+        self._prompt_lists = self._count_name is None
+        self.modality = "video" if "num_frames" in signature else "image"
+        self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
+        self._options = options
+        self._step_rule = _step_rule(options, self._driver.scheduler) if options.stochastic else None
+        scheduler = self._planned_schedule()
+        self.num_steps = self._planned_steps(scheduler)
+        eta = float(self._call.get("eta", 0.0) or 0.0)
+        self._native_noise = self._step_rule is None and draws_noise(scheduler, eta)
+        noisy = self._step_rule is not None or self._native_noise
+        self.last_noisy_step = self.num_steps - 2 if noisy else -1
+        levels = _levels_or_none(scheduler)
+        self._levels = levels
+        self.capabilities = frozenset(
+            name
+            for name, present in {
+                "noise": "latents" in signature and not self._driver.slices_itself,
+                "stochastic": noisy,
+                "step_noise": self._step_rule is not None,
+                "renoise": levels is not None,
+                "preview": levels is not None,
+            }.items()
+            if present
+        )
+        self._nfe_per_step = float(_guidance_passes(pipe, self._call, signature))
+        self._nfe_measured: dict[int, float] = {}
+
+    @staticmethod
+    def accepts(pipe: Any) -> bool:
+        """Whether `pipe` looks like a diffusers pipeline."""
+        return hasattr(pipe, "components") and hasattr(pipe, "scheduler") and callable(pipe)
+
+    def bind(self, meter: Meter) -> None:
+        self._driver.meter = meter
+
+    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
+        self._check_prompt(prompt)
+        generators = [torch.Generator("cpu").manual_seed(row_seed(seed, uid)) for uid in uids]
+        segment = self._run(prompt, len(uids), 0, 0, generators=generators, output_type="latent")
+        if self._rows_of(segment) != len(uids) and not self._prompt_lists:
+            # some pipelines ignore num_videos_per_prompt; a list of prompts they do not
+            self._prompt_lists = True
+            return self.init(prompt, uids, seed=seed)
+        if self._rows_of(segment) != len(uids):
+            raise PipelineError(
+                f"A pipeline must draw one latent per prompt but {self.name} drew {self._rows_of(segment)} for "
+                f"{len(uids)}; set max_batch to 1."
+            )
+        total = segment.proxy.total
+        if total is not None and total != self.num_steps:
+            self.num_steps, self.last_noisy_step = total, total - 2 if self.last_noisy_step >= 0 else -1
+        assert segment.entered is not None
+        latents = segment.entered
+        scale = float(segment.proxy.inner.init_noise_sigma)
+        if "noise" in self.capabilities and scale != 1.0:
+            latents = latents / scale
+        self._levels = _levels_or_none(segment.proxy.inner) or self._levels
+        carry: dict[str, Tensor | Rows] = {}
+        if self._native_noise:
+            carry = _generator_rows(generators, uids)
+        return State(latents, 0, tuple(uids), prompt, seed, carry=carry)
+
+    def advance(self, state: State, steps: int = 1) -> State:
+        batch, start, stop = len(state), state.step, state.step + steps
+        device = self._device()
+        generators = self._generators(state)
+        rule = self._row_rule(state)
+        before = self._driver.nfe_seen
+        segment = self._run(
+            state.prompt,
+            batch,
+            start,
+            stop,
+            latents=state.latents.to(device),
+            history=unpack(dict(state.carry), dict(state.shared), device) if state.shared else None,
+            generators=generators,
+            step=rule,
+            output_type="latent",
+        )
+        self._measure(start, steps, (self._driver.nfe_seen - before) / batch)
+        proxy = segment.proxy
+        if proxy.prev_sample is None:
+            raise PipelineError(
+                f"A pipeline's loop must call scheduler.step but {self.name} did not between steps {start} and {stop}; "
+                "it cannot be driven step by step."
+            )
+        latents = proxy.prev_sample
+        output = segment.output
+        if isinstance(output, Tensor) and output.shape == latents.shape:
+            # the loop may cast what the scheduler returned; go on from what it would go on from
+            if torch.equal(output, latents.to(output.dtype)):
+                latents = output
+        history = proxy.history() if rule is None else {}
+        rows, shared = pack(history, proxy.prev_sample.shape)
+        carry: dict[str, Tensor | Rows] = {**rows}
+        if proxy.preview is not None:
+            carry["preview"] = proxy.preview
+        if proxy.added is not None:
+            carry["step_noise"] = proxy.added.to(latents.dtype)
+            carry["step_noise_std"] = torch.full((batch,), proxy.added_std)
+        if self._native_noise and generators is not None:
+            carry |= _generator_rows(generators, state.uids)
+        return replace(state, latents=latents, step=stop, carry=carry, shared=shared)
+
+    def renoise(self, state: State, to_step: int) -> State:
+        levels = self._known_levels()
+        now, earlier = levels[state.step], levels[to_step]
+        x = state.latents.to(self._device())
+        noise = row_noise(state.seed, "renoise", state.uids, to_step, x)
+        latents = renoise(x.float(), now, earlier, noise.float()).to(x.dtype)
+        if to_step == 0:
+            latents = latents / float(self._planned_schedule().init_noise_sigma)
+        return replace(state, latents=latents, step=to_step, carry={}, shared={})
+
+    def preview(self, state: State) -> list[Media]:
+        estimate = state.carry.get("preview")
+        if not isinstance(estimate, Tensor):
+            raise CapabilityError(
+                f"A preview needs at least one step since the noise was last changed but the state is at step "
+                f"{state.step} without one; advance it first."
+            )
+        return self._decoded(replace(state, latents=estimate), self._preview_vae)
+
+    def decode(self, state: State) -> list[Media]:
+        return self._decoded(state, None)
+
+    def cost(self, state: State, steps: int) -> Cost:
+        per_row = sum(
+            self._nfe_measured.get(i, self._nfe_per_step) for i in range(state.step, state.step + steps)
+        )
+        return Cost(nfe=per_row)
+
+    # One segment
+
+    def _run(
+        self,
+        prompt: Prompt,
+        batch: int,
+        start: int,
+        stop: int | None,
+        *,
+        output_type: str,
+        latents: Tensor | None = None,
+        history: dict[str, Any] | None = None,
+        generators: list[torch.Generator] | None = None,
+        step: Step | None = None,
+        vae: Any = None,
+        phase: Phase = "denoise",
+    ) -> Segment:
+        call = {**self._call, "prompt": prompt.text, "output_type": output_type}
+        if self._prompt_lists:
+            # every text argument is one per prompt then
+            call = {k: [v] * batch if isinstance(v, str) and "prompt" in k else v for k, v in call.items()}
+        elif self._count_name is not None:
+            call[self._count_name] = batch
+        with self._driver.meter.phase(phase):
+            return self._driver.run(
+                call,
+                start=start,
+                stop=stop,
+                latents=latents,
+                history=history,
+                generators=generators,
+                step=step,
+                vae=vae,
+            )
+
+    def _decoded(self, state: State, vae: Any) -> list[Media]:
+        generators = [row_generator(state.seed, "step", uid, self.num_steps, "cpu") for uid in state.uids]
+        segment = self._run(
+            state.prompt,
+            len(state),
+            self.num_steps,
+            None,
+            latents=state.latents.to(self._device()),
+            generators=generators,
+            vae=vae,
+            output_type="pil" if self.modality == "image" else "pt",
+            phase="decode",
+        )
+        return _media(segment.output, float(self._call.get("frame_rate", 8.0)))
+
+    # Noise
+
+    def _generators(self, state: State) -> list[torch.Generator]:
+        """One generator per row: the one its initial noise came from, going on, or a fresh one after a fork.
+
+        Only schedulers that draw noise themselves use them; going on with the row's generator is what a
+        plain call of the pipeline does, so a plain call re-makes an unforked row from its seed.
+        """
+        states, owners = state.carry.get("rng"), state.carry.get("rng_uid")
+        generators = []
+        for i, uid in enumerate(state.uids):
+            if isinstance(states, Tensor) and isinstance(owners, Tensor) and int(owners[i]) == uid:
+                generator = torch.Generator("cpu")
+                generator.set_state(states[i].cpu())
+            else:
+                generator = row_generator(state.seed, "step", uid, state.step, "cpu")
+            generators.append(generator)
+        return generators
+
+    def _row_rule(self, state: State) -> Step | None:
+        """The stochastic step with noise keyed by the rows of `state`."""
+        rule = self._step_rule
+        if rule is None:
+            return None
+        uids, seed = state.uids, state.seed
+
+        def step(
+            x: Tensor, output: Tensor, x0: Tensor, eps: Tensor, levels: Sequence[Level], index: int
+        ) -> tuple[Tensor, Tensor, float]:
+            noise = row_noise(seed, "step", uids, index, x.float())
+            return rule(x.float(), output.float(), x0, eps, levels[index], levels[index + 1], noise)
+
+        return step
+
+    # Facts about the pipeline
+
+    def _device(self) -> torch.device:
+        return torch.device(self._driver.pipe._execution_device)
+
+    def _known_levels(self) -> list[Level]:
+        if self._levels is None:
+            raise CapabilityError(
+                f"Going back to an earlier step needs a scheduler with known noise levels but "
+                f"{type(self._driver.scheduler).__name__} has none; use another scheduler, such as DDIM."
+            )
+        return self._levels
+
+    def _planned_schedule(self) -> Any:
+        """A copy of the scheduler as a call will set it, as far as that can be known before one."""
+        scheduler = copy.deepcopy(self._driver.scheduler)
+        steps = self._call.get("num_inference_steps")
+        if steps is None:
+            default = self._driver.signature.get("num_inference_steps")
+            steps = 50 if default is None or default.default is inspect.Parameter.empty else default.default
+        if isinstance(steps, list):
+            steps = sum(steps)
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ConfigError(f"num_inference_steps must be at least 1 but got {steps!r}; raise it.")
+        known = inspect.signature(scheduler.set_timesteps).parameters
+        extra: dict[str, Any] = {}
+        for name in ("timesteps", "sigmas"):
+            if self._call.get(name) is not None and name in known:
+                extra[name] = self._call[name]
+        if "mu" in known and scheduler.config.get("use_dynamic_shifting"):
+            extra["mu"] = 1.0
+        if extra.keys() & {"timesteps", "sigmas"}:
+            scheduler.set_timesteps(**extra)
+        else:
+            scheduler.set_timesteps(steps, **extra)
+        return scheduler
+
+    def _planned_steps(self, scheduler: Any) -> int:
+        n = len(scheduler.timesteps)
+        if self._driver.slices_itself:
+            strength = self._call.get("strength", self._driver.signature["strength"].default)
+            inference = n // getattr(scheduler, "order", 1)
+            kept = min(int(inference * strength), inference)
+            n -= (inference - kept) * getattr(scheduler, "order", 1)
+        return n
+
+    def _measure(self, start: int, steps: int, nfe: float) -> None:
+        """Replaces the expected cost of the steps by what they really cost, where that is unambiguous."""
+        if steps == 1:
+            self._nfe_measured[start] = nfe
+        elif nfe != sum(self._nfe_measured.get(i, self._nfe_per_step) for i in range(start, start + steps)):
+            for i in range(start, start + steps):
+                self._nfe_measured[i] = nfe / steps
+
+    def _rows_of(self, segment: Segment) -> int:
+        if segment.entered is None:
+            raise PipelineError(
+                f"A pipeline must prepare its latents in prepare_latents but {self.name} does not; "
+                "it cannot be driven step by step."
+            )
+        return len(segment.entered)
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        """Refuses a prompt that every tokenizer of the pipeline would cut off."""
+        limits = []
+        for name, tokenizer in self._driver.pipe.components.items():
+            if not name.startswith("tokenizer") or tokenizer is None:
+                continue
+            default = self._driver.signature.get("max_sequence_length")
+            limit = self._call.get("max_sequence_length") or (default.default if default is not None else None)
+            own = getattr(tokenizer, "model_max_length", None) or 10**9
+            limit = own if "CLIP" in type(tokenizer).__name__ or not isinstance(limit, int) else min(limit, own)
+            limits.append((len(tokenizer(prompt.text)["input_ids"]), limit))
+        if limits and all(tokens > limit for tokens, limit in limits):
+            tokens, limit = max(limits, key=lambda pair: pair[1])
+            raise ConfigError(
+                f"A prompt must have at most {limit} tokens for {self.name} but has {tokens}: {prompt.text[:60]!r}...; "
+                "shorten it" + (" or raise max_sequence_length." if "max_sequence_length" in self._driver.signature else ".")
+            )
+
+
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+
+
+@dataclass(frozen=True)
+class _DDIM:
+    eta: float
+
+    def __call__(
+        self, x: Tensor, output: Tensor, x0: Tensor, eps: Tensor, now: Level, then: Level, noise: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        std = ddim_std(now, then, self.eta)
+        prev, added = ddim_step(x0, eps, then, std, noise)
+        return prev, added, std
+
+
+@dataclass(frozen=True)
+class _Euler:
+    g: Callable[[float], float]
+    interpolant: str
+
+    def __call__(
+        self, x: Tensor, output: Tensor, x0: Tensor, eps: Tensor, now: Level, then: Level, noise: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        return euler_step(output, x, now.sigma, then.sigma, noise, self.g, self.interpolant)
+
+
+def _step_rule(options: SamplerOptions, scheduler: Any) -> _DDIM | _Euler:
+    """The stochastic step that `options` ask for."""
+    if options.sde == "ddim":
+        return _DDIM(options.eta)
+    if not is_flow(scheduler):
+        raise ConfigError(
+            f"sde='euler' needs a flow model but the scheduler is {type(scheduler).__name__}; use sde='ddim'."
+        )
+    return _Euler(diffusion(options.diffusion, options.diffusion_norm), options.interpolant)
+
+
+def _check_drivable(pipe: Any) -> None:
+    """Refuses pipelines whose loop a scheduler proxy cannot drive, with the reason."""
+    name = type(pipe).__name__
+    scheduler = getattr(pipe, "scheduler", None)
+    rule = "A pipeline must denoise with its scheduler's step, from latents it prepares, with one denoiser"
+    if not DiffusersSampler.accepts(pipe):
+        raise PipelineError(f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler.")
+    if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
+        raise PipelineError(f"{rule} but {name} has no such scheduler; it cannot be driven step by step.")
+    if not hasattr(pipe, "prepare_latents"):
+        raise PipelineError(f"{rule} but {name} has no prepare_latents; it cannot be driven step by step.")
+    if not modules(pipe, DENOISERS):
+        raise PipelineError(
+            f"{rule} but {name} has components {sorted(pipe.components)}; it cannot be driven step by step."
+        )
+    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
+        raise PipelineError(
+            f"A pipeline must take a prompt but {name} takes none; use a text-to-image or text-to-video pipeline."
+        )
+
+
+def _check_call(name: str, call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> None:
+    import difflib
+
+    ours = {"prompt", "generator", "latents", "output_type", "return_dict", *_COUNTS}
+    for key in call:
+        if key in ours:
+            raise ConfigError(f"{key} is set by the search but pipeline_kwargs has it too; remove it there.")
+        if key not in signature:
+            near = difflib.get_close_matches(key, [k for k in signature if k != "self"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it."
+            raise ConfigError(f"pipeline_kwargs must be arguments of {name} but got {key!r}; {hint}")
+
+
+def _guidance_passes(pipe: Any, call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> int:
+    """Denoiser evaluations per row and step that the call's guidance is expected to take."""
+
+    def value(name: str) -> Any:
+        if name in call:
+            return call[name]
+        default = signature[name].default if name in signature else None
+        return None if default is inspect.Parameter.empty else default
+
+    negative = value("negative_prompt") is not None or value("negative_prompt_embeds") is not None
+    if "true_cfg_scale" in signature:
+        return 2 if float(value("true_cfg_scale") or 0) > 1 and negative else 1
+    configs = [module.config for _, module in modules(pipe, DENOISERS) if hasattr(module, "config")]
+    distilled = any(c.get("guidance_embeds") or c.get("time_cond_proj_dim") for c in configs)
+    scale = value("guidance_scale")
+    return 2 if isinstance(scale, (int, float)) and scale > 1 and not distilled else 1
+
+
+def _levels_or_none(scheduler: Any) -> list[Level] | None:
+    try:
+        return noise_levels(scheduler)
+    except PipelineError:
+        return None
+
+
+def _generator_rows(generators: list[torch.Generator], uids: Sequence[int]) -> dict[str, Tensor | Rows]:
+    """The generators as rows that are reindexed with the particles."""
+    return {
+        "rng": torch.stack([generator.get_state() for generator in generators]),
+        "rng_uid": torch.tensor(list(uids), dtype=torch.long),
+    }
+
+
+def _media(output: Any, fps: float) -> list[Media]:
+    """A pipeline's decoded output as media."""
+    if isinstance(output, Tensor):  # (B, T, C, H, W) in [0, 1]
+        frames = (output.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu()
+        return [Video(clip, fps) for clip in frames]
+    media: list[Media] = []
+    for picture in output:
+        if not isinstance(picture, Image.Image):
+            raise PipelineError(
+                f"A pipeline must decode to pictures but returned {type(picture).__name__}; it is no image pipeline."
+            )
+        media.append(picture)
+    return media

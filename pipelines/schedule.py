@@ -1,0 +1,166 @@
+"""What a diffusers scheduler's numbers mean: noise levels, predictions of the finished sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tts_vision.errors import PipelineError
+from tts_vision.pipelines.stochastic import Level
+
+
+def noise_levels(scheduler: Any) -> list[Level]:
+    """The level of the sample before each entry of `scheduler.timesteps`, and after the last one.
+
+    In the coordinates of the sample that `scheduler.step` sees: flow ``(1 - sigma, sigma)``,
+    variance-exploding ``(1, sigma)``, or variance-preserving.
+
+    Args:
+        scheduler: A diffusers scheduler after `set_timesteps`.
+    """
+    n = len(scheduler.timesteps)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) > n:
+        values = [float(s) for s in sigmas[: n + 1]]
+        if is_flow(scheduler):
+            return [Level(1 - s, s) for s in values]
+        if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:
+            return [Level(1.0, s) for s in values]
+        return [Level(1 / math.hypot(1, s), s / math.hypot(1, s)) for s in values]
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise PipelineError(
+            f"A scheduler must have sigmas or alphas_cumprod for previews and stochastic steps but "
+            f"{type(scheduler).__name__} has neither; use another scheduler, such as DDIM."
+        )
+    kept = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
+    kept.append(float(getattr(scheduler, "final_alpha_cumprod", 1.0)))
+    return [Level(math.sqrt(a), math.sqrt(1 - a)) for a in kept]
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the scheduler integrates a rectified flow."""
+    config = scheduler.config
+    return (
+        "FlowMatch" in type(scheduler).__name__
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """The model's estimates of the finished sample and of the noise, both ``(B, ...)`` float32.
+
+    Args:
+        scheduler: Tells what the model predicts: epsilon, v, sample or flow velocity.
+        output: ``(B, ...)`` model output; a learned variance in extra channels is dropped.
+        x: ``(B, ...)`` the sample it was computed at.
+        level: The sample's noise level.
+    """
+    if output.ndim > 1 and output.shape[1] == 2 * x.shape[1]:
+        output = output.chunk(2, dim=1)[0]
+    output, x = output.float(), x.float()
+    alpha, sigma = level.alpha, level.sigma
+    kind = "flow_prediction" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
+    if kind == "flow_prediction":
+        return x - sigma * output, x + alpha * output
+    if kind == "epsilon":
+        return (x - sigma * output) / alpha, output
+    if kind == "sample":
+        return output, (x - alpha * output) / sigma
+    if kind == "v_prediction":
+        # v lives in variance-preserving coordinates, whatever the scheduler's own
+        norm = math.hypot(alpha, sigma)
+        a, s = alpha / norm, sigma / norm
+        return a * (x / norm) - s * output, s * (x / norm) + a * output
+    raise PipelineError(
+        f"A model must predict epsilon, sample, v_prediction or flow_prediction but this scheduler says {kind!r}; "
+        "set prediction_type in its config."
+    )
+
+
+def draws_noise(scheduler: Any, eta: float) -> bool:
+    """Whether `scheduler.step` draws from its generator; found out by one step on a copy of it.
+
+    Args:
+        scheduler: A scheduler on which `set_timesteps` was called; it is not changed.
+        eta: Passed to the step where it takes one.
+    """
+    import copy
+    import inspect
+
+    scheduler = copy.deepcopy(scheduler)
+    known = inspect.signature(scheduler.step).parameters
+    if "generator" not in known or len(scheduler.timesteps) < 2:
+        return False
+    generator = torch.Generator("cpu").manual_seed(0)
+    before = generator.get_state()
+    x = torch.ones(1, 4, 4, 4)
+    extra = {"eta": eta} if "eta" in known else {}
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    t = scheduler.timesteps[0]
+    try:
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
+        scheduler.step(torch.zeros_like(x), t, x, generator=generator, **extra)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return False
+    return not torch.equal(before, generator.get_state())
+
+
+def pack(history: dict[str, Any], rows: torch.Size) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Splits solver attributes into tensors with one row per particle and what all rows share.
+
+    Args:
+        history: Attributes of a scheduler by name.
+        rows: Shape of the sample; tensors of this shape are rows.
+
+    Returns:
+        Row tensors by ``solver/<attribute>[/<position>]``, and shared values, with the layout under
+        ``solver``.
+
+    Raises:
+        PipelineError: If an attribute is neither tensors nor plain values, so cannot be forked.
+    """
+    row_tensors: dict[str, Tensor] = {}
+    shared: dict[str, Any] = {}
+
+    def layout(key: str, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.shape == rows:
+            row_tensors[key] = value
+            return {"rows": key}
+        if isinstance(value, Tensor):
+            shared[key] = value.clone()
+            return {"tensor": key}
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return {"list": [layout(f"{key}/{i}", item) for i, item in enumerate(value)]}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return {"value": value}
+        if hasattr(value, "item"):
+            return {"value": value.item()}
+        raise PipelineError(
+            f"A solver's history must be tensors and numbers to be forked but {key.removeprefix('solver/')!r} is a "
+            f"{type(value).__name__}; choose another scheduler, such as Euler, DDIM or DPM++ 2M."
+        )
+
+    shared["solver"] = {name: layout(f"solver/{name}", value) for name, value in history.items()}
+    return row_tensors, shared
+
+
+def unpack(carry: dict[str, Any], shared: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The attributes that `pack` split, on `device` where they are rows."""
+
+    def value(layout: dict[str, Any]) -> Any:
+        if "rows" in layout:
+            return carry[layout["rows"]].to(device)
+        if "tensor" in layout:
+            return shared[layout["tensor"]]
+        if "list" in layout:
+            return [value(item) for item in layout["list"]]
+        return layout["value"]
+
+    return {name: value(item) for name, item in shared.get("solver", {}).items()}

@@ -1,0 +1,369 @@
+"""Runs a segment of a diffusers pipeline's schedule, by the pipeline's own ``__call__``.
+
+The pipeline sees a `SchedulerProxy` in place of its scheduler: the real one, showing only part of its
+timesteps. So the loop, guidance, adapters, attention back ends and offloading all stay the pipeline's.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tts_vision.errors import PipelineError
+from tts_vision.pipelines.schedule import noise_levels, predictions
+from tts_vision.pipelines.stochastic import Level
+from tts_vision.types import Cost, Meter
+
+DENOISERS = ("unet", "transformer", "prior", "denoiser", "dit")
+ENCODERS = ("text_encoder", "image_encoder")
+
+
+class Step(Protocol):
+    """A stochastic step that replaces the scheduler's own."""
+
+    def __call__(
+        self, x: Tensor, output: Tensor, x0: Tensor, eps: Tensor, levels: Sequence[Level], index: int
+    ) -> tuple[Tensor, Tensor, float]:
+        """The next sample, the noise in it that was added, and its standard deviation."""
+
+
+class SchedulerProxy:
+    """A scheduler that shows the timesteps ``[start, stop)`` of another one and watches its steps.
+
+    Args:
+        scheduler: The real scheduler, a copy that this segment may change.
+        start: First timestep to show.
+        stop: Timestep to stop before; None for all.
+        history: Solver attributes to go on from, if any.
+        generators: One per row, for schedulers that draw noise.
+        step: Replaces the scheduler's step, if given.
+        slices_itself: The pipeline takes a part of the timesteps on its own (image to image), so they
+            are shown in full and the part is cut elsewhere.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        start: int,
+        stop: int | None,
+        history: dict[str, Any] | None,
+        generators: list[torch.Generator] | None,
+        step: Step | None,
+        slices_itself: bool,
+    ) -> None:
+        self.inner = scheduler
+        self.start, self.stop = start, stop
+        self.total: int | None = None
+        self.prev_sample: Tensor | None = None
+        self.preview: Tensor | None = None
+        self.added: Tensor | None = None
+        self.added_std = 0.0
+        self.levels: list[Level] | None = None
+        self._history, self._generators, self._step = history, generators, step
+        self._slices_itself = slices_itself
+        self._fresh: dict[str, Any] = {}
+        self._done = 0
+        self._offset = 0
+        self._quirk_history: dict[str, Any] = {}
+        self.set_timesteps = functools.wraps(scheduler.set_timesteps)(self._set_timesteps)
+        self.step = functools.wraps(scheduler.step)(self._do_step)
+        if hasattr(scheduler, "set_begin_index"):
+            self.set_begin_index = functools.wraps(scheduler.set_begin_index)(self._set_begin_index)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # while being copied, before __init__
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    @property
+    def timesteps(self) -> Tensor:
+        if self._slices_itself:
+            return self.inner.timesteps
+        self.total = len(self.inner.timesteps)
+        return self.inner.timesteps[self.start : self.stop]
+
+    @property
+    def init_noise_sigma(self) -> Any:
+        return self.inner.init_noise_sigma if self.start == 0 else 1.0
+
+    def cut(self, timesteps: Tensor) -> Tensor:
+        """The segment of the part that an image-to-image pipeline took."""
+        self.total = len(timesteps)
+        self._offset = len(self.inner.timesteps) - len(timesteps)
+        return timesteps[self.start : self.stop]
+
+    def history(self) -> dict[str, Any]:
+        """What the steps changed on the scheduler since its timesteps were set."""
+        changed = {
+            name: value
+            for name, value in vars(self.inner).items()
+            if name not in self._fresh or not _same(value, self._fresh[name])
+        }
+        return changed | self._quirk_history
+
+    def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        self.inner.set_timesteps(*args, **kwargs)
+        self._fresh = {k: list(v) if isinstance(v, list) else v for k, v in vars(self.inner).items()}
+        if self._history:
+            for name, value in self._history.items():
+                if name.startswith("quirk_"):
+                    self._quirk_history[name] = value
+                else:
+                    setattr(self.inner, name, value)
+        elif self.start and hasattr(self.inner, "set_begin_index") and not self._slices_itself:
+            self.inner.set_begin_index(self.start)
+
+    def _set_begin_index(self, begin_index: int = 0) -> None:
+        if self._history:
+            return
+        self.inner.set_begin_index(begin_index + (self.start if self._slices_itself or not begin_index else 0))
+
+    def _do_step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        index = self._offset + self.start + self._done
+        if self.levels is None:
+            try:
+                self.levels = noise_levels(self.inner)
+            except PipelineError:
+                self.levels = []
+        x0 = eps = None
+        if self.levels:
+            x0, eps = predictions(self.inner, model_output, sample, self.levels[index])
+            self.preview = x0.to(sample.dtype)
+        self._done += 1
+        if self._step is not None:
+            if x0 is None or eps is None:
+                noise_levels(self.inner)  # says what the scheduler lacks
+            assert x0 is not None and eps is not None and self.levels is not None
+            x, added, self.added_std = self._step(sample, model_output, x0, eps, self.levels, index)
+            self.added, self.prev_sample = added, x.to(sample.dtype)
+            return self.prev_sample, x0.to(sample.dtype)
+        known = inspect.signature(self.inner.step).parameters
+        if self._generators is not None and "generator" in known:
+            kwargs["generator"] = self._generators
+        kwargs["return_dict"] = False
+        result = self._inner_step(known, model_output, timestep, sample, args, kwargs)
+        self.prev_sample = result[0]
+        return result
+
+    def _inner_step(
+        self, known: Any, output: Tensor, timestep: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if "timestep_back" not in known:
+            return self.inner.step(output, timestep, sample, *args, **kwargs)
+        # CogVideoX's DPM scheduler leaves its history to the pipeline's loop variables, which a segment
+        # would lose; the proxy is no instance of it, so the loop calls it like DDIM and it is kept here
+        index = self._offset + self.start + self._done - 1
+        back = self.inner.timesteps[index - 1] if index else None
+        previous = self._quirk_history.get("quirk_old_x0")
+        result = self.inner.step(output, previous, timestep, back, sample, *args, **kwargs)
+        self._quirk_history["quirk_old_x0"] = result[1]
+        return result
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b))
+    if isinstance(a, (bool, int, float, str, type(None))):
+        return type(a) is type(b) and a == b
+    return a is b
+
+
+@dataclass
+class Segment:
+    """What a segment returned.
+
+    Attributes:
+        output: The pipeline's first output: latents, pictures or frames.
+        entered: ``(B, ...)`` latents that entered the loop, as the pipeline prepared them.
+        proxy: The scheduler proxy that watched it.
+    """
+
+    output: Any
+    entered: Tensor | None
+    proxy: SchedulerProxy
+
+
+@dataclass
+class Driver:
+    """Calls a pipeline one segment at a time and leaves it as it found it.
+
+    Attributes:
+        pipe: The user's pipeline.
+        meter: Where network evaluations are reported before they run.
+    """
+
+    pipe: Any
+    meter: Meter
+    signature: dict[str, inspect.Parameter] = field(init=False)
+    nfe_seen: float = field(default=0.0, init=False)
+    _encoded: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.signature = dict(inspect.signature(type(self.pipe).__call__).parameters)
+        self.scheduler = copy.deepcopy(self.pipe.scheduler)
+        self.slices_itself = hasattr(self.pipe, "get_timesteps")
+
+    def run(
+        self,
+        call: dict[str, Any],
+        *,
+        start: int,
+        stop: int | None,
+        latents: Tensor | None = None,
+        history: dict[str, Any] | None = None,
+        generators: list[torch.Generator] | None = None,
+        step: Step | None = None,
+        vae: Any = None,
+    ) -> Segment:
+        """Runs timesteps ``[start, stop)``; none of them when ``start == stop``.
+
+        Args:
+            call: Arguments of the pipeline.
+            start: First timestep.
+            stop: Timestep to stop before.
+            latents: ``(B, ...)`` latents that enter the loop; the pipeline draws its own without them.
+            history: Solver history to go on from.
+            generators: One per row.
+            step: A stochastic step in place of the scheduler's.
+            vae: Decodes in place of the pipeline's, if given.
+        """
+        proxy = SchedulerProxy(
+            copy.deepcopy(self.scheduler), start, stop, history, generators, step, self.slices_itself
+        )
+        entered: list[Tensor] = []
+        call = {**call, "return_dict": False, "generator": generators}
+        natural = latents is not None and start == 0 and "latents" in self.signature
+        if latents is not None and "latents" in self.signature:
+            call["latents"] = latents
+        override = None if natural else latents
+        with self._driven(proxy, override, entered, vae):
+            output = self.pipe(**call)[0]
+        return Segment(output, entered[0] if entered else None, proxy)
+
+    @contextmanager
+    def _driven(
+        self, proxy: SchedulerProxy, latents: Tensor | None, entered: list[Tensor], vae: Any
+    ) -> Iterator[None]:
+        """The pipeline with the proxy and the watchers in place, and as it was afterwards."""
+        pipe = self.pipe
+        replaced: list[tuple[Any, str, Any]] = []
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            # past __setattr__: a pipeline's would rewrite its config, a module's would register children
+            replaced.append((owner, name, owner.__dict__.get(name, _MISSING)))
+            owner.__dict__[name] = value
+
+        handles = []
+        try:
+            put(pipe, "scheduler", proxy)
+            put(pipe, "_progress_bar_config", {**getattr(pipe, "_progress_bar_config", {}), "disable": True})
+            if vae is not None:
+                put(pipe, "vae", vae)
+            if self.slices_itself:
+                put(pipe, "get_timesteps", self._cutting(pipe.get_timesteps, proxy))
+            if hasattr(pipe, "prepare_latents"):
+                put(pipe, "prepare_latents", self._entering(pipe.prepare_latents, latents, entered))
+            for name, module in modules(pipe, ENCODERS):
+                put(module, "forward", self._remembering(name, module.forward))
+            for _, module in modules(pipe, DENOISERS):
+                handles.append(module.register_forward_pre_hook(self._count, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for owner, name, value in reversed(replaced):
+                if value is _MISSING:
+                    del owner.__dict__[name]
+                else:
+                    owner.__dict__[name] = value
+
+    @torch.compiler.disable
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Charges a network evaluation before it runs, in rows."""
+        x = kwargs.get("hidden_states", kwargs.get("sample", kwargs.get("x", args[0] if args else None)))
+        rows = len(x) if x is not None else 1
+        self.nfe_seen += rows
+        self.meter.charge(Cost(nfe=rows))
+
+    @staticmethod
+    def _cutting(get_timesteps: Callable[..., Any], proxy: SchedulerProxy) -> Callable[..., Any]:
+        @functools.wraps(get_timesteps)
+        def cut(*args: Any, **kwargs: Any) -> Any:
+            timesteps, *rest = get_timesteps(*args, **kwargs)
+            return (proxy.cut(timesteps), *rest)
+
+        return cut
+
+    @staticmethod
+    def _entering(
+        prepare: Callable[..., Any], latents: Tensor | None, entered: list[Tensor]
+    ) -> Callable[..., Any]:
+        """`prepare_latents` that notes what it returns, and returns `latents` unchanged when given.
+
+        Pipelines cast or rescale given latents on entry, which a loop that goes on must not do.
+        """
+
+        @functools.wraps(prepare)
+        def enter(*args: Any, **kwargs: Any) -> Any:
+            result = prepare(*args, **kwargs)
+            first, rest = (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) else (result, None)
+            if latents is not None:
+                if first.shape != latents.shape:
+                    raise PipelineError(
+                        f"Latents that go on must be shaped as the pipeline's own, {tuple(first.shape)}, but are "
+                        f"{tuple(latents.shape)}; its loop cannot be driven in segments."
+                    )
+                first = latents.to(first.device)
+            entered.append(first)
+            return first if rest is None else (first, *rest)
+
+        return enter
+
+    def _remembering(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """An encoder that runs once per distinct input, and on one of several equal rows."""
+
+        @functools.wraps(forward)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            key = (name, _fingerprint(args), _fingerprint(kwargs))
+            if key not in self._encoded:
+                with self.meter.phase("encode"):
+                    self._encoded[key] = forward(*args, **kwargs)
+            return self._encoded[key]
+
+        return encode
+
+
+_MISSING = object()
+
+
+def modules(pipe: Any, prefixes: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
+    """Components of a pipeline whose names start with one of `prefixes`, each module once."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, component in pipe.components.items():
+        if isinstance(component, nn.Module) and name.startswith(prefixes):
+            found.setdefault(id(component), (name, component))
+    return list(found.values())
+
+
+def _fingerprint(value: Any) -> Any:
+    """A hashable stand-in for call arguments; tensors by content."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return (tuple(value.shape), str(value.dtype), str(value.device), hashlib.sha256(data).hexdigest())
+    if isinstance(value, dict):
+        return tuple(sorted((k, _fingerprint(v)) for k, v in value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(_fingerprint(v) for v in value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else id(value)
