@@ -1,0 +1,350 @@
+"""What a search is told: one object, to and from YAML and flags, whose hash names the run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tts_vision.errors import ConfigError
+
+PLAYGROUND, PLAYGROUND_VERIFIER = "playground", "playground_clip"
+_PARAMS = re.compile(r":(?=\w+=)")
+_NEXT_PARAM = re.compile(r",(?=\s*\w+=)")
+# what the first word of a dotted override stands for
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "algorithm": ("algorithm_params",),
+    "model": ("model_options",),
+    "sampler": ("sampler_options",),
+    "pipeline": ("sampler_options", "pipeline_kwargs"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A plugin and its parameters, written ``name``, ``name:key=value,key=value``, ``module:attr`` or
+    ``file.py@name``; the last two take parameters as well."""
+
+    name: str
+    params: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Reads what `str` writes.
+
+        Raises:
+            ConfigError: If there is no name.
+        """
+        name, *rest = _PARAMS.split(text.strip(), maxsplit=1)
+        if not name:
+            raise ConfigError(
+                f"A plugin is written 'name' or 'name:key=value,key=value' but got {text!r}; name it."
+            )
+        pairs = [pair.partition("=") for pair in (_NEXT_PARAM.split(rest[0]) if rest else [])]
+        return cls(name, {key.strip(): value.strip() for key, _, value in pairs})
+
+    def __str__(self) -> str:
+        params = ",".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.name}:{params}" if params else self.name
+
+
+class _Settings(BaseModel):
+    """A group of settings whose mistakes are told as one clear message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    owner: ClassVar[str]
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, type(self))) from None
+
+
+class ModelOptions(_Settings):
+    """How a model is loaded.
+
+    Attributes:
+        dtype: Precision of the weights; by default float32 on a CPU and half precision elsewhere.
+        device: Where it runs; by default the accelerator, if there is one.
+        offload: What waits on the CPU while it is not in use.
+        attention: The attention back end, such as "xformers"; the model's own by default.
+        scheduler: Name of a diffusers scheduler class to use in place of the model's own.
+        lora: Paths or ids of LoRA weights.
+        preview_vae: Path or id of a tiny autoencoder that decodes previews.
+        compile: Whether the denoiser is compiled.
+        variant: Variant of the weight files, such as "fp16".
+        revision: Revision of the repository that the weights come from.
+    """
+
+    owner: ClassVar[str] = "the model"
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    offload: Literal["none", "model", "sequential"] = "none"
+    attention: str | None = None
+    scheduler: str | None = None
+    lora: tuple[str, ...] = ()
+    preview_vae: str | None = None
+    compile: bool = False
+    variant: str | None = None
+    revision: str | None = None
+
+
+class SamplerOptions(_Settings):
+    """How a generator is stepped.
+
+    Attributes:
+        pipeline_kwargs: Passed to the pipeline's call: num_inference_steps, guidance_scale, height, ...
+        stochastic: Whether steps add fresh noise; by default as the algorithm wants it.
+        eta: How much noise stochastic steps add; 1 is as much as the reverse diffusion has, 0 none.
+        sde: The stochastic step of a flow model: "ddim" keeps its marginals exactly, "euler" is
+            Euler-Maruyama with diffusion coefficient `diffusion`.
+        diffusion: Diffusion coefficient of "euler", as a function of time.
+        diffusion_norm: Factor on that coefficient.
+        interpolant: Path between noise and data on which stochastic steps of a flow model move.
+    """
+
+    owner: ClassVar[str] = "the sampler"
+
+    pipeline_kwargs: dict[str, Any] = Field(default_factory=dict)
+    stochastic: bool | None = None
+    eta: float = Field(default=1.0, ge=0)
+    sde: Literal["ddim", "euler"] = "ddim"
+    diffusion: str = "square"
+    diffusion_norm: float = Field(default=1.0, gt=0)
+    interpolant: Literal["linear", "vp"] = "linear"
+
+
+class RunConfig(_Settings):
+    """Everything that decides the outcome of a search.
+
+    A live Python object in the place of a name is written ``<Type>`` and cannot be loaded back.
+
+    Attributes:
+        prompt: What to generate.
+        prompt_metadata: What a verifier may know about the prompt, such as a GenEval record.
+        model: A registered model, a folder, or an id on the Hugging Face hub.
+        model_options: How it is loaded.
+        sampler_options: How it is stepped.
+        algorithm: A registered search algorithm, ``module:attr`` or ``file.py@name``.
+        algorithm_params: Its parameters.
+        verifier: What scores, as a `Spec`; by default the playground's own on the playground.
+        budget: As `tts_vision.ledger.Budget.parse` reads it.
+        seed: Root seed.
+        max_batch: Particles computed at once; by default all, and fewer when memory runs out. Decides
+            nothing about the outcome, so it is no part of the hash.
+    """
+
+    owner: ClassVar[str] = "a run"
+
+    prompt: str
+    prompt_metadata: dict[str, Any] = Field(default_factory=dict)
+    model: str = PLAYGROUND
+    model_options: ModelOptions = ModelOptions()
+    sampler_options: SamplerOptions = SamplerOptions()
+    algorithm: str = "best_of_n"
+    algorithm_params: dict[str, Any] = Field(default_factory=dict)
+    verifier: str
+    budget: str = "16x"
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    max_batch: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: Any) -> Any:
+        """Splits parameters off the algorithm's name, and fills in the verifier of the playground."""
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        if isinstance(values.get("algorithm"), str):
+            spec = Spec.parse(values["algorithm"])
+            values["algorithm"] = spec.name
+            values["algorithm_params"] = {**spec.params, **(values.get("algorithm_params") or {})}
+        if values.get("verifier") is None:
+            model = values.get("model", PLAYGROUND)
+            if model != PLAYGROUND:
+                raise ConfigError(
+                    f"A search needs a verifier but none was given for model {model!r}; name one "
+                    "('tts-vision list verifiers' shows all)."
+                )
+            values["verifier"] = PLAYGROUND_VERIFIER
+        return values
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ConfigError(
+                f"A prompt must say what to generate but got {prompt!r}; write at least one word."
+            )
+        return prompt
+
+    @classmethod
+    def load(cls, path: Path | str) -> RunConfig:
+        """Reads a YAML file.
+
+        Raises:
+            ConfigError: If the file is missing, is not YAML, or holds what a run does not have.
+        """
+        return cls(**read_yaml(path))
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as YAML and JSON have them."""
+        values: dict[str, Any] = plain(self.model_dump())
+        return values
+
+    def dump(self) -> str:
+        """The settings as YAML."""
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the outcome."""
+        return {key: value for key, value in self.plain().items() if key != "max_batch"}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that stand for `content`."""
+        text = json.dumps(self.content, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def live(self) -> list[str]:
+        """Settings that were Python objects and cannot be loaded back."""
+        return [key for key, value in self.plain().items() if _is_live(value)]
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"A configuration must be a readable file but {str(path)!r}: {error.strerror}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(
+            f"A configuration must be YAML but {str(path)!r} is not: {where}; mend that line."
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"A configuration must hold 'key: value' lines but {str(path)!r} holds {type(values).__name__}; "
+            "the config.yaml of any result folder is an example."
+        )
+    return values
+
+
+def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The settings with ``key=value`` assignments applied.
+
+    Args:
+        values: Settings as in YAML.
+        assignments: Such as ``algorithm.n=32``, ``sampler.eta=0.5``, ``pipeline.guidance_scale=4``,
+            ``model.dtype=float16``, ``verifier.key=value`` or ``seed=3``; values are read as YAML.
+
+    Raises:
+        ConfigError: If one of them is no assignment or names no setting.
+    """
+    result = dict(values)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        path = key.strip().split(".")
+        if not equals or not all(path):
+            raise ConfigError(
+                f"An override is written 'key=value', such as 'algorithm.n=32', but got {assignment!r}; "
+                "add what is missing."
+            )
+        if len(path) == 2 and path[0] == "verifier":
+            spec = Spec.parse(str(result.get("verifier") or PLAYGROUND_VERIFIER))
+            result["verifier"] = str(Spec(spec.name, {**spec.params, path[1]: text}))
+            continue
+        if len(path) > 1 and path[0] in SECTIONS:
+            path = [*SECTIONS[path[0]], *path[1:]]
+        if path[0] not in RunConfig.model_fields:
+            known = [*RunConfig.model_fields, *(f"{section}.KEY" for section in (*SECTIONS, "verifier"))]
+            raise ConfigError(
+                f"An override must name one of {', '.join(known)} but got {key!r}; {did_you_mean(key, known)}"
+            )
+        result = _assign(result, path, _read_value(text), key)
+    return result
+
+
+def _read_value(text: str) -> Any:
+    """A value as YAML reads it; what YAML cannot read is a string."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _assign(values: Mapping[str, Any], path: Sequence[str], value: Any, key: str) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**values, path[0]: value}
+    inner = values.get(path[0]) or {}
+    if not isinstance(inner, Mapping):
+        raise ConfigError(
+            f"{key!r} must name a setting inside {path[0]!r}, but that is {inner!r}; shorten it."
+        )
+    return {**values, path[0]: _assign(inner, path[1:], value, key)}
+
+
+def plain(value: Any) -> Any:
+    """`value` as YAML and JSON have it; an object of any other kind by its type and its content."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value) if isinstance(value, Path) else live_name(value)
+
+
+def live_name(value: Any) -> str:
+    """What stands for a Python object where its name would be."""
+    name = getattr(value, "__qualname__", None) or type(value).__qualname__
+    content = getattr(value, "tobytes", None)
+    return f"<{name} {hashlib.sha256(content()).hexdigest()[:8]}>" if callable(content) else f"<{name}>"
+
+
+def _is_live(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_is_live(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_is_live(item) for item in value)
+    return isinstance(value, str) and value.startswith("<") and value.endswith(">")
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "use one of these.") -> str:
+    """The remedy for a wrong name."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def _explain(error: ValidationError, settings: type[_Settings]) -> str:
+    """The first mistake as rule, value, remedy."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        names = list(settings.model_fields)
+        remedy = did_you_mean(where, names)
+        return f"Settings of {settings.owner} are {', '.join(names)} but got {where!r}; {remedy}"
+    if first["type"] == "missing":
+        return f"{settings.owner.capitalize()} needs {where!r}, which was not given; set it."
+    rule = first["msg"].removeprefix("Input should be ")
+    return f"{where} of {settings.owner} must be {rule} but got {first['input']!r}; change it."
