@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from tts_vision.errors import BudgetSpent, CapabilityError, ConfigError, ForkError
+from tts_vision.errors import BudgetSpent, CapabilityError, ConfigError, ForkError, StorageError
 from tts_vision.journal import Journal
-from tts_vision.ledger import Ledger
+from tts_vision.ledger import Ledger, Remaining
+from tts_vision.media import read_media, write_media
 from tts_vision.mutations import Mutation, describe
 from tts_vision.rng import choice_generator, row_noise, row_seed
 from tts_vision.scoring import safe_scores
-from tts_vision.trace import Advance, Checkpoint, Decode, Event, Init, Mutate, Note, Renoise, Scored, Select
+from tts_vision.trace import Advance, Checkpoint, Decode, Done, Event, Init, Mutate, Note, Renoise, Scored, Select
 from tts_vision.types import Cost, Media, Prompt, Sampler, Score, State, Verifier
 
 
@@ -34,6 +34,7 @@ class Candidate:
         step: The step it was decoded at; less than the sampler's `num_steps` for a preview.
         media: The pixels, or None while they are only in `path`.
         path: Where the sample is stored, if anywhere.
+        text: What to say about the sample inside its file.
     """
 
     uid: int
@@ -41,6 +42,7 @@ class Candidate:
     step: int
     media: Media | None = None
     path: Path | None = None
+    text: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Media:
         """The pixels.
@@ -48,12 +50,17 @@ class Candidate:
         Raises:
             ConfigError: If they were not kept.
         """
-        if self.media is None:
-            if self.path is None or self.path.suffix != ".png":
-                raise ConfigError(f"Particle {self.uid} has no stored picture; run the search with an output folder.")
-            with Image.open(self.path) as image:
-                self.media = image.convert("RGB")
-        return self.media
+        if self.media is not None:
+            return self.media
+        if self.path is None:
+            raise ConfigError(
+                f"A sample must have been kept but that of particle {self.uid} was not; search with an output folder."
+            )
+        return read_media(self.path)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the sample to `path`, with `text` in it where the format has room for that."""
+        write_media(self.load(), Path(path), self.text)
 
 
 class MediaStore:
@@ -130,7 +137,21 @@ class SearchContext:
 
     def affordable(self, each: Cost) -> int | None:
         """How many times `each` can still be spent; None without a limit."""
-        return self.ledger.affordable(each)
+        return self.remaining().times(each)
+
+    def remaining(self) -> Remaining:
+        """What is left of the budget, to plan with.
+
+        Recorded when time is limited, because a resumed search must plan as it did.
+        """
+        left = self.ledger.remaining()
+        if left.seconds is None:
+            return left
+        op, past = self._begin("note")
+        if past:
+            return Remaining(**{k: v for e in past if e.kind == "note" for k, v in e.values.items()})
+        self._record(Note(op=op, values={k: float(v) for k, v in asdict(left).items() if v is not None}))
+        return left
 
     def rng(self) -> np.random.Generator:
         """A generator for the algorithm's own next choice, fixed by the seed and the operation number."""
@@ -142,7 +163,9 @@ class SearchContext:
         """`n` fresh particles at step 0."""
         if n < 1:
             raise ConfigError(f"A population must have at least 1 particle but got {n}; raise it.")
-        op, past = self._begin()
+        op, past = self._begin("init")
+        if past and len(past[0].uids) != n:
+            raise StorageError(_DIVERGED)
         uids = self._new_uids(n)
         parts = [self._sampler.init(self._prompt, uids[a:b], seed=self._seed).to("cpu") for a, b in self._batches(n)]
         if not past:
@@ -160,7 +183,7 @@ class SearchContext:
                 f"A state can be advanced by 0 to {self.num_steps - state.step} more steps but got {steps}; "
                 f"it stands at step {state.step} of {self.num_steps}."
             )
-        op, past = self._begin()
+        op, past = self._begin("advance")
         if not steps:
             return state
         step, done = state.step + steps, {}
@@ -170,10 +193,7 @@ class SearchContext:
                 done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
         missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
         if missing and state.is_ghost:
-            raise CapabilityError(
-                "The trace asks for a tensor that was dropped: the search did not repeat itself. Algorithms must "
-                "draw from ctx.rng() alone and decide by their context's answers alone; start afresh."
-            )
+            raise StorageError(_DIVERGED)
         if missing and not self.ledger.affords(
             self._sampler.cost(state, steps) * sum(b - a for a, b in missing)
         ):
@@ -201,7 +221,7 @@ class SearchContext:
         Raises:
             ForkError: If a row is duplicated and nothing later could make the copies differ.
         """
-        op, past = self._begin()
+        op, past = self._begin("select")
         if len(set(index)) < len(index) and not self.can_fork_at(state.step):
             raise ForkError(
                 "Copies of a particle must be able to differ, but "
@@ -234,7 +254,7 @@ class SearchContext:
                 f"Mutation {mutation.name!r} acts on initial noise, step 0, but the state is at step {state.step}; "
                 "use StepNoise there."
             )
-        op, past = self._begin()
+        op, past = self._begin("mutate")
         index = range(len(state)) if parents is None else parents
         uids = self._new_uids(len(index))
         if not past:
@@ -260,7 +280,7 @@ class SearchContext:
             raise ConfigError(
                 f"Renoising must go to an earlier step but got {to_step} from step {state.step}; lower it."
             )
-        op, past = self._begin()
+        op, past = self._begin("renoise")
         index = range(len(state)) if parents is None else parents
         uids = self._new_uids(len(index))
         if not past:
@@ -293,7 +313,7 @@ class SearchContext:
         preview = state.step < self.num_steps
         if preview:
             self._require("preview", f"scoring at step {state.step} of {self.num_steps}")
-        op, past = self._begin()
+        op, past = self._begin("score")
         scores: dict[int, Score] = {}
         todo = list(range(len(state)))
         if not preview:
@@ -302,38 +322,40 @@ class SearchContext:
             for i in todo:
                 first_of.setdefault(state.uids[i], i)
             todo = [i for i in first_of.values() if i not in scores]
-        paid = self.affordable(Cost(verifier_calls=1))
-        pay = len(todo) if paid is None else min(paid, len(todo))
         if past:
             verdicts = self._recorded_scores(past)
-            pay = sum(state.uids[i] in verdicts for i in todo)
-        elif pay:
-            verdicts = self._score_rows(op, state.select(todo[:pay]), preview)
         else:
-            verdicts = {}
-        for i in todo[:pay]:
-            scores[i] = verdicts[state.uids[i]]
-        if pay < len(todo):
+            paid = self.ledger.affordable(Cost(decodes=1, verifier_calls=1))
+            pay = todo if paid is None else todo[:paid]
+            verdicts = self._score_rows(op, state.select(pay), preview) if pay else {}
+        if any(state.uids[i] not in verdicts for i in todo):
             raise BudgetSpent
+        scores.update({i: verdicts[state.uids[i]] for i in todo})
         by_uid = {state.uids[i]: score for i, score in scores.items()}
         return torch.tensor([by_uid[uid].value for uid in state.uids], dtype=torch.float64)
 
     def note(self, **values: float) -> None:
         """Reports numbers about the search itself (effective sample size, generation) to the trace."""
-        op, past = self._begin()
+        op, past = self._begin("note")
         if not past:
             self._record(Note(op=op, values={k: float(v) for k, v in values.items()}))
 
     # Machinery
 
-    def _begin(self) -> tuple[int, list[Event]]:
-        """The number of the operation that starts, and what a former session recorded for it."""
+    def _begin(self, kind: str) -> tuple[int, list[Event]]:
+        """The number of the operation that starts, and what a former session recorded for it.
+
+        Raises:
+            StorageError: If that was another kind of operation.
+        """
         op = self._op
         self._op += 1
-        past = [event for event in self._journal.past(op) if event.kind != "checkpoint"]
+        past: list[Event] = [e for e in self._journal.past(op) if e.kind not in {"checkpoint", "done"}]
         if all(event.kind == "decode" for event in past):
             past = []  # killed between decoding and scoring: both are done again
         if past:
+            if past[-1].kind != kind:
+                raise StorageError(_DIVERGED)
             self.ledger.restore(past[-1].spent)
             if self._observer is not None:
                 self._observer(self, past[-1])
@@ -386,12 +408,14 @@ class SearchContext:
 
     def _halving(self, rows: State, work: Callable[[State], Any], join: Callable[[list[Any]], Any]) -> Any:
         """`work` on the rows; on out-of-memory on halves of them, and the micro-batch stays halved."""
+        spent = self.ledger.spent
         try:
             return work(rows)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or len(rows) == 1:
                 raise
             half = (len(rows) + 1) // 2
+        self.ledger.spent = spent  # what failed gave nothing and is charged again, piece by piece
         self.max_batch = min(half, self.max_batch or half)
         gc.collect()
         if torch.cuda.is_initialized():
@@ -404,6 +428,8 @@ class SearchContext:
         decode = self._sampler.preview if preview else self._sampler.decode
         for a, b in self._batches(len(rows)):
             part = rows.select(range(a, b))
+            if media and not self.ledger.affords(Cost(decodes=b - a, verifier_calls=b)):
+                break  # time runs out: score what is decoded
             self.ledger.charge(Cost(decodes=b - a))
             decoded = self._halving(part, decode, lambda lists: [m for group in lists for m in group])
             media += decoded
@@ -422,7 +448,7 @@ class SearchContext:
         self._record(
             Scored(
                 op=op,
-                uids=rows.uids,
+                uids=rows.uids[: len(scores)],
                 step=rows.step,
                 preview=preview,
                 values=tuple(score.value for score in scores),
@@ -457,6 +483,13 @@ class SearchContext:
             else:
                 self.best_preview = candidate
 
+    def done(self, *, budget_spent: bool = False) -> None:
+        """Records the end of the search, once."""
+        if not any(event.kind == "done" for event in self._journal.events):
+            best = self.best or self.best_preview
+            uid = None if best is None else best.uid
+            self._record(Done(op=self._op, best=uid, budget_spent=budget_spent))
+
     def interrupted(self, reason: str) -> None:
         """Records that the search stopped before its end, and keeps what it needs to go on."""
         self._journal.frozen = True
@@ -466,9 +499,15 @@ class SearchContext:
 def apply_mutation(mutation: Mutation, children: State) -> State:
     """Applies `mutation` with noise keyed by each child's uid; a ghost stays one."""
     if children.is_ghost:
-        return children
+        return replace(children, step=children.step - mutation.back)
     noise = row_noise(children.seed, "mutate", children.uids, children.step, children.latents)
     return mutation.apply(children, noise)
+
+
+_DIVERGED = (
+    "A resumed search must repeat itself but this one asks for something else than its trace records; use the "
+    "same configuration and version (algorithms draw from ctx.rng() alone and decide by ctx alone), or start afresh."
+)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -101,6 +101,50 @@ class Spent(BaseModel):
     peak_memory: int = 0
 
 
+@dataclass(frozen=True)
+class Remaining:
+    """What is left of a budget and how fast it goes: all that a plan may depend on.
+
+    Attributes:
+        nfe: Denoiser forwards left; None without a limit, as for the next two.
+        verifier_calls: Samples that can still be scored.
+        seconds: Wall-clock time left.
+        seconds_per_nfe: Measured so far; 0 before anything was, as for the next two.
+        seconds_per_decode: As above.
+        seconds_per_call: As above.
+    """
+
+    nfe: float | None = None
+    verifier_calls: float | None = None
+    seconds: float | None = None
+    seconds_per_nfe: float = 0.0
+    seconds_per_decode: float = 0.0
+    seconds_per_call: float = 0.0
+
+    def times(self, each: Cost) -> int | None:
+        """How many times `each` can be spent; None without a limit that it counts against.
+
+        Under a limit of seconds with nothing measured yet, the answer is at most 1.
+        """
+        counts: list[float] = []
+        if self.nfe is not None and each.nfe:
+            counts.append((self.nfe + 1e-6) / each.nfe)
+        if self.verifier_calls is not None and each.verifier_calls:
+            counts.append(self.verifier_calls / each.verifier_calls)
+        if self.seconds is not None:
+            forecast = self.forecast(each)
+            counts.append(self.seconds / forecast if forecast else float(self.seconds > 0))
+        return max(0, math.floor(min(counts))) if counts else None
+
+    def forecast(self, cost: Cost) -> float:
+        """Seconds that `cost` is likely to take."""
+        return (
+            cost.nfe * self.seconds_per_nfe
+            + cost.decodes * self.seconds_per_decode
+            + cost.verifier_calls * self.seconds_per_call
+        )
+
+
 @dataclass
 class Ledger:
     """Charges every network evaluation, decode and verifier call before it runs.
@@ -115,6 +159,8 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
     _elapsed_before: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
+    _phases: tuple[Phase, ...] = ()
+    _phase_since: float = 0.0
 
     @property
     def elapsed(self) -> float:
@@ -123,27 +169,29 @@ class Ledger:
 
     def affords(self, cost: Cost) -> bool:
         """Whether `cost` can be spent without passing a limit."""
-        total = self.spent + cost
+        left = self.remaining()
         return (
-            (self.budget.nfe is None or total.nfe <= self.budget.nfe)
-            and (self.budget.verifier_calls is None or total.verifier_calls <= self.budget.verifier_calls)
-            and (self.budget.seconds is None or self.elapsed + self._forecast(cost) <= self.budget.seconds)
+            # sums of fractional costs may be off by rounding
+            (left.nfe is None or cost.nfe <= left.nfe + 1e-6)
+            and (left.verifier_calls is None or cost.verifier_calls <= left.verifier_calls)
+            and (left.seconds is None or left.forecast(cost) <= left.seconds)
         )
 
     def affordable(self, each: Cost) -> int | None:
-        """How many times `each` can be spent; None without a limit that it counts against.
+        """How many times `each` can be spent; None without a limit that it counts against."""
+        return self.remaining().times(each)
 
-        Under a limit of seconds alone, with nothing measured yet, the answer is 1.
-        """
-        counts: list[float] = []
-        if self.budget.nfe is not None and each.nfe:
-            counts.append((self.budget.nfe - self.spent.nfe) / each.nfe)
-        if self.budget.verifier_calls is not None and each.verifier_calls:
-            counts.append((self.budget.verifier_calls - self.spent.verifier_calls) / each.verifier_calls)
-        if self.budget.seconds is not None:
-            forecast = self._forecast(each)
-            counts.append((self.budget.seconds - self.elapsed) / forecast if forecast else 1)
-        return max(0, math.floor(min(counts) + 1e-9)) if counts else None
+    def remaining(self) -> Remaining:
+        """What is left now."""
+        budget, spent = self.budget, self.spent
+        return Remaining(
+            nfe=None if budget.nfe is None else budget.nfe - spent.nfe,
+            verifier_calls=None if budget.verifier_calls is None else budget.verifier_calls - spent.verifier_calls,
+            seconds=None if budget.seconds is None else budget.seconds - self.elapsed,
+            seconds_per_nfe=self._rate("denoise", spent.nfe),
+            seconds_per_decode=self._rate("decode", spent.decodes),
+            seconds_per_call=self._rate("verify", spent.verifier_calls),
+        )
 
     def charge(self, cost: Cost) -> None:
         """Adds `cost` to what is spent.
@@ -157,12 +205,19 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Times the enclosed block as `name`."""
-        start = time.perf_counter()
+        """Times the enclosed block as `name`; a phase inside another interrupts its clock."""
+        self._switch_to((*self._phases, name))
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._switch_to(self._phases[:-1])
+
+    def _switch_to(self, phases: tuple[Phase, ...]) -> None:
+        now = time.perf_counter()
+        if self._phases:
+            running = self._phases[-1]
+            self.seconds[running] = self.seconds.get(running, 0.0) + now - self._phase_since
+        self._phases, self._phase_since = phases, now
 
     def read(self) -> Spent:
         """A snapshot for the trace."""
@@ -181,11 +236,5 @@ class Ledger:
         self.seconds = dict(spent.seconds)
         self._elapsed_before, self._since = spent.elapsed, time.perf_counter()
 
-    def _forecast(self, cost: Cost) -> float:
-        """Seconds that `cost` is likely to take, from what was measured so far."""
-        rates = (
-            (cost.nfe, self.spent.nfe, "denoise"),
-            (cost.decodes, self.spent.decodes, "decode"),
-            (cost.verifier_calls, self.spent.verifier_calls, "verify"),
-        )
-        return sum(n * self.seconds.get(name, 0.0) / done for n, done, name in rates if done)
+    def _rate(self, phase: Phase, done: float) -> float:
+        return self.seconds.get(phase, 0.0) / done if done else 0.0

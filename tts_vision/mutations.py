@@ -22,6 +22,7 @@ class Mutation(Protocol):
 
     name: ClassVar[str]
     needs: ClassVar[str]
+    back: ClassVar[int] = 0  # how many steps earlier than their parents the children stand
 
     def apply(self, state: State, noise: Tensor) -> State:
         """Children of the rows of `state`; `noise` is standard normal, shaped as its latents."""
@@ -34,6 +35,7 @@ class Blend:
     beta: float
     name: ClassVar[str] = "blend"
     needs: ClassVar[str] = "noise"
+    back: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         _in_unit_interval("beta", self.beta)
@@ -49,6 +51,7 @@ class Neighbour:
     tau: float
     name: ClassVar[str] = "neighbour"
     needs: ClassVar[str] = "noise"
+    back: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau < 1:
@@ -70,6 +73,7 @@ class StepNoise:
     beta: float
     name: ClassVar[str] = "step_noise"
     needs: ClassVar[str] = "step_noise"
+    back: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         _in_unit_interval("beta", self.beta)
@@ -83,17 +87,26 @@ class StepNoise:
 
 @dataclass(frozen=True)
 class AddStepNoise:
-    """Adds another full draw of the last step's noise, as EvoSearch's released code does.
+    """What EvoSearch's released code does to the state *after* a step, then fed back as the one before it.
 
-    The variance of the step doubles; kept for comparison only.
+    ``sqrt(1-b^2) x + b e`` with ``blend = b``, or another full draw of the step's noise on top of the
+    first, ``x + s e``, with ``scale = 1``; neither for an elite. Kept for comparison only.
     """
 
+    scale: float = 1.0
+    blend: float = 0.0
     name: ClassVar[str] = "add_step_noise"
     needs: ClassVar[str] = "step_noise"
+    back: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _in_unit_interval("blend", self.blend)
 
     def apply(self, state: State, noise: Tensor) -> State:
         _, std = step_noise(state)
-        return _with_latents(state, state.latents + std * noise)
+        keep = math.sqrt(1 - self.blend**2)
+        latents = keep * state.latents + (self.blend + self.scale * std) * noise
+        return replace(_with_latents(state, latents), step=state.step - self.back)
 
 
 MUTATIONS: dict[str, type[Any]] = {m.name: m for m in (Blend, Neighbour, StepNoise, AddStepNoise)}

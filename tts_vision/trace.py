@@ -62,22 +62,22 @@ class Renoise(_Event):
 
 
 class Decode(_Event):
-    """Rows ``first`` to ``first + len(uids)`` decoded to pixels and, when finished, stored as `files`."""
+    """Rows ``first`` to ``first + len(uids)`` decoded to pixels."""
 
     kind: Literal["decode"] = "decode"
     first: int = 0
     preview: bool = False
-    files: tuple[str, ...] = ()
 
 
 class Scored(_Event):
-    """Verdicts of the verifier; NaN where there is none, with the reason."""
+    """Verdicts of the verifier, NaN where there is none, with the reason; and where samples are stored."""
 
     kind: Literal["score"] = "score"
     preview: bool = False
     values: tuple[float, ...] = ()
     parts: tuple[dict[str, float], ...] = ()
     reasons: tuple[str | None, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class Note(_Event):
