@@ -61,7 +61,7 @@ def test_denoiser_depends_on_timestep(name: str) -> None:
     _call(pipe, name)
     hook.remove()
 
-    args, kwargs = calls[0]
+    args, kwargs = calls[len(calls) // 2]  # some models run time from 0: not the first call
     key = "timestep" if "timestep" in kwargs else None
     outputs = []
     for scale in (1.0, 0.5):

@@ -17,8 +17,10 @@ which a plain call of that class runs.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +37,12 @@ if TYPE_CHECKING:
 # Words that get a token of their own; other words fall back to characters or bytes, so any prompt is usable.
 _PHRASES = (
     "a an and the of to on in at is no with without left right above below two three four photo image video",
-    "red green blue yellow purple white black circle circles square squares star stars triangle triangles cat dog",
+    "red green blue yellow purple white black circle circles square squares star stars triangle triangles",
+    "cat dog",
+)
+_QWEN_TEMPLATE = (
+    "system user assistant You are a prompt engineer Describe the image by detailing the color shape size "
+    "texture quantity text spatial relationships of the objects and background"
 )
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 
@@ -177,6 +184,8 @@ def _fill(module: nn.Module, seed: int) -> None:
                 value = 1.0 + 0.1 * noise
             else:
                 value = 0.5 * noise
+            if "decoder.conv_out" in name:
+                value = 0.5 * value  # most pixels of a decoded picture stay within its range
             parameter.copy_(value)
 
 
@@ -202,15 +211,26 @@ def _words(text: str = "") -> list[str]:
 
 
 def _merge(units: Iterable[list[str]], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Add left-to-right merges for each unit (a list of symbols) to a BPE vocabulary; returns the merges."""
-    merges: dict[tuple[str, str], None] = {}
-    for symbols in units:
-        head = symbols[0]
-        for symbol in symbols[1:]:
-            merges.setdefault((head, symbol))
-            head += symbol
-            vocab.setdefault(head, len(vocab))
-    return list(merges)
+    """Learn byte-pair merges until each unit (a list of symbols) is one token.
+
+    Args:
+        units: Words as lists of symbols of ``vocab``.
+        vocab: Token ids; the merged tokens are added.
+
+    Returns:
+        The merges, most frequent pair first.
+    """
+    words = [list(unit) for unit in units]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in words for pair in itertools.pairwise(word)):
+        pair = max(pairs, key=pairs.__getitem__)
+        merges.append(pair)
+        vocab.setdefault("".join(pair), len(vocab))
+        for word in words:
+            for index in range(len(word) - 2, -1, -1):
+                if (*word[index : index + 2],) == pair:
+                    word[index : index + 2] = ["".join(pair)]
+    return merges
 
 
 def _number(tokens: Iterable[str]) -> dict[str, int]:
@@ -382,6 +402,21 @@ def _decoder_text(
         pad_token_id=tokenizer.pad_token_id,
     )
     return getattr(transformers, f"{name}Model")(config)
+
+
+def _bert_text(tokenizer: PreTrainedTokenizerBase, *, width: int = 16) -> PreTrainedModel:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return BertModel(config)
 
 
 def _qwen_vl_text(tokenizer: PreTrainedTokenizerBase, *, width: int = 16) -> PreTrainedModel:
@@ -667,6 +702,491 @@ def cogview4() -> DiffusionPipeline:
         )
 
 
+def pixart_sigma() -> DiffusionPipeline:
+    """PixArt-Sigma: noise prediction by a transformer that also learns sigma, DPM++."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    with _seeded():
+        tokenizer = _t5_tokenizer()
+        return _finish(
+            PixArtSigmaPipeline(
+                tokenizer=tokenizer,
+                text_encoder=_t5_text(tokenizer),
+                vae=_vae(scaling_factor=0.13025),
+                transformer=PixArtTransformer2DModel(
+                    sample_size=8,
+                    patch_size=2,
+                    in_channels=4,
+                    out_channels=8,
+                    num_layers=2,
+                    num_attention_heads=2,
+                    attention_head_dim=8,
+                    cross_attention_dim=16,
+                    caption_channels=32,
+                    use_additional_conditions=False,
+                ),
+                scheduler=DPMSolverMultistepScheduler(
+                    beta_schedule="linear", beta_start=0.0001, beta_end=0.02
+                ),
+            )
+        )
+
+
+def sana() -> DiffusionPipeline:
+    """Sana: linear attention, Gemma 2, deep-compression autoencoder, DPM++ over flow sigmas."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+
+    with _seeded():
+        tokenizer = _gemma_tokenizer()
+        blocks = ("ResBlock", "EfficientViTBlock")
+        return _finish(
+            SanaPipeline(
+                tokenizer=tokenizer,
+                text_encoder=_decoder_text("Gemma2", tokenizer, width=16),
+                vae=AutoencoderDC(
+                    latent_channels=4,
+                    attention_head_dim=4,
+                    encoder_block_types=blocks,
+                    decoder_block_types=blocks,
+                    encoder_block_out_channels=(8, 8),
+                    decoder_block_out_channels=(8, 8),
+                    encoder_layers_per_block=(1, 1),
+                    decoder_layers_per_block=(1, 1),
+                    encoder_qkv_multiscales=((), (5,)),
+                    decoder_qkv_multiscales=((), (5,)),
+                    upsample_block_type="interpolate",
+                    downsample_block_type="conv",
+                    scaling_factor=0.41407,
+                ),
+                transformer=SanaTransformer2DModel(
+                    in_channels=4,
+                    out_channels=4,
+                    num_attention_heads=2,
+                    attention_head_dim=8,
+                    num_layers=2,
+                    num_cross_attention_heads=2,
+                    cross_attention_head_dim=8,
+                    cross_attention_dim=16,
+                    caption_channels=16,
+                    sample_size=8,
+                ),
+                scheduler=DPMSolverMultistepScheduler(flow_shift=3.0, **_FLOW_SIGMAS),
+            )
+        )
+
+
+def lumina2() -> DiffusionPipeline:
+    """Lumina Image 2: Gemma 2, the transformer's time runs from noise 0 to data 1, two guidance forwards."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+
+    with _seeded():
+        tokenizer = _gemma_tokenizer(
+            "You are an assistant designed to generate superior images with the superior degree of image text"
+            " alignment based on textual prompts or user prompts Prompt Start"
+        )
+        return _finish(
+            Lumina2Pipeline(
+                transformer=Lumina2Transformer2DModel(
+                    sample_size=4,
+                    patch_size=2,
+                    in_channels=4,
+                    hidden_size=16,
+                    num_layers=2,
+                    num_refiner_layers=1,
+                    num_attention_heads=2,
+                    num_kv_heads=1,
+                    multiple_of=16,
+                    axes_dim_rope=(4, 2, 2),
+                    axes_lens=(300, 32, 32),
+                    cap_feat_dim=16,
+                ),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+                vae=_vae(
+                    scale=8, scaling_factor=0.3611, shift_factor=0.1159
+                ),  # the pipeline takes 8 for granted
+                text_encoder=_decoder_text("Gemma2", tokenizer, width=16),
+                tokenizer=tokenizer,
+            )
+        )
+
+
+def aura_flow() -> DiffusionPipeline:
+    """AuraFlow: UMT5 text encoder, batched guidance."""
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    with _seeded():
+        tokenizer = _t5_tokenizer()
+        return _finish(
+            AuraFlowPipeline(
+                tokenizer=tokenizer,
+                text_encoder=_t5_text(tokenizer, multilingual=True),
+                vae=_vae(scaling_factor=0.13025),
+                transformer=AuraFlowTransformer2DModel(
+                    sample_size=8,
+                    patch_size=2,
+                    in_channels=4,
+                    out_channels=4,
+                    num_mmdit_layers=1,
+                    num_single_dit_layers=1,
+                    attention_head_dim=8,
+                    num_attention_heads=2,
+                    joint_attention_dim=32,
+                    caption_projection_dim=16,
+                    pos_embed_max_size=64,
+                ),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+            )
+        )
+
+
+def chroma() -> DiffusionPipeline:
+    """Chroma: Flux's layout without CLIP, with true guidance and an attention mask."""
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    with _seeded():
+        tokenizer = _t5_tokenizer()
+        return _finish(
+            ChromaPipeline(
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+                vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+                text_encoder=_t5_text(tokenizer),
+                tokenizer=tokenizer,
+                transformer=ChromaTransformer2DModel(
+                    in_channels=16,
+                    num_layers=1,
+                    num_single_layers=1,
+                    attention_head_dim=16,
+                    num_attention_heads=2,
+                    joint_attention_dim=32,
+                    axes_dims_rope=(4, 4, 8),
+                    approximator_num_channels=16,
+                    approximator_hidden_dim=32,
+                    approximator_layers=1,
+                ),
+            )
+        )
+
+
+def qwen_image() -> DiffusionPipeline:
+    """Qwen-Image: Qwen2.5-VL text encoder, packed latents, video-style VAE."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    with _seeded():
+        tokenizer = _qwen2_tokenizer(_QWEN_TEMPLATE)
+        return _finish(
+            QwenImagePipeline(
+                scheduler=FlowMatchEulerDiscreteScheduler(
+                    base_shift=0.5,
+                    max_shift=0.9,
+                    max_image_seq_len=8192,
+                    shift_terminal=0.02,
+                    use_dynamic_shifting=True,
+                ),
+                vae=AutoencoderKLQwenImage(
+                    base_dim=8,
+                    z_dim=4,
+                    dim_mult=[1, 1],
+                    num_res_blocks=1,
+                    temperal_downsample=[False],
+                    latents_mean=[0.1, -0.1, 0.0, 0.2],
+                    latents_std=[1.0, 2.0, 1.5, 1.0],
+                ),
+                text_encoder=_qwen_vl_text(tokenizer),
+                tokenizer=tokenizer,
+                transformer=QwenImageTransformer2DModel(
+                    patch_size=2,
+                    in_channels=16,
+                    out_channels=4,
+                    num_layers=2,
+                    attention_head_dim=16,
+                    num_attention_heads=2,
+                    joint_attention_dim=16,
+                    axes_dims_rope=(8, 4, 4),
+                ),
+            )
+        )
+
+
+def z_image() -> DiffusionPipeline:
+    """Z-Image: Qwen3 text encoder with a chat template, lists of latents and embeddings."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    with _seeded():
+        tokenizer = _qwen2_tokenizer()
+        return _finish(
+            ZImagePipeline(
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+                vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+                text_encoder=_decoder_text("Qwen3", tokenizer, width=16),
+                tokenizer=tokenizer,
+                transformer=ZImageTransformer2DModel(
+                    in_channels=4,
+                    dim=32,
+                    n_layers=2,
+                    n_refiner_layers=1,
+                    n_heads=2,
+                    n_kv_heads=2,
+                    cap_feat_dim=16,
+                    axes_dims=[8, 4, 4],
+                    axes_lens=[256, 32, 32],
+                ),
+            )
+        )
+
+
+def hunyuan_dit() -> DiffusionPipeline:
+    """HunyuanDiT: BERT and T5 text encoders, v prediction with a learned sigma, DDPM."""
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
+
+    with _seeded():
+        tokenizer, tokenizer_2 = _bert_tokenizer(), _t5_tokenizer()
+        return _finish(
+            HunyuanDiTPipeline(
+                vae=_vae(scaling_factor=0.13025),
+                text_encoder=_bert_text(tokenizer),
+                tokenizer=tokenizer,
+                transformer=HunyuanDiT2DModel(
+                    num_attention_heads=2,
+                    attention_head_dim=8,
+                    in_channels=4,
+                    patch_size=2,
+                    sample_size=8,
+                    hidden_size=16,
+                    num_layers=2,
+                    mlp_ratio=2.0,
+                    cross_attention_dim=16,
+                    cross_attention_dim_t5=32,
+                    pooled_projection_dim=16,
+                ),
+                scheduler=DDPMScheduler(
+                    beta_start=0.00085,
+                    beta_end=0.018,
+                    beta_schedule="scaled_linear",
+                    clip_sample=False,
+                    prediction_type="v_prediction",
+                    steps_offset=1,
+                ),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                text_encoder_2=_t5_text(tokenizer_2),
+                tokenizer_2=tokenizer_2,
+            )
+        )
+
+
+def kandinsky5() -> DiffusionPipeline:
+    """Kandinsky 5 image: Qwen2.5-VL and CLIP, channels last, two guidance forwards."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5T2IPipeline, Kandinsky5Transformer3DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    with _seeded():
+        tokenizer, tokenizer_2 = _qwen2_tokenizer(_QWEN_TEMPLATE), _clip_tokenizer()
+        pipe = Kandinsky5T2IPipeline(
+            transformer=Kandinsky5Transformer3DModel(
+                in_visual_dim=4,
+                in_text_dim=16,
+                in_text_dim2=16,
+                time_dim=16,
+                out_visual_dim=4,
+                model_dim=32,
+                ff_dim=32,
+                num_text_blocks=1,
+                num_visual_blocks=2,
+                axes_dims=(4, 6, 6),
+            ),
+            vae=_vae(scale=8, scaling_factor=0.3611),  # the pipeline takes 8 for granted
+            text_encoder=_qwen_vl_text(tokenizer),
+            tokenizer=Qwen2VLProcessor(
+                image_processor=Qwen2VLImageProcessor(),
+                tokenizer=tokenizer,
+                video_processor=Qwen2VLVideoProcessor(),
+            ),
+            text_encoder_2=_clip_text(tokenizer_2),
+            tokenizer_2=tokenizer_2,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+        pipe.resolutions = [(32, 32)]  # other sizes are resized to the nearest of these
+        return _finish(pipe)
+
+
+# ----------------------------------------------------------------------------
+# Text to video
+
+
+def _wan_vae() -> nn.Module:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+
+
+def wan() -> DiffusionPipeline:
+    """Wan 2.1: UMT5, two guidance forwards, UniPC over flow sigmas."""
+    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    with _seeded():
+        tokenizer = _t5_tokenizer()
+        return _finish(
+            WanPipeline(
+                tokenizer=tokenizer,
+                text_encoder=_t5_text(tokenizer, multilingual=True),
+                vae=_wan_vae(),
+                scheduler=UniPCMultistepScheduler(flow_shift=3.0, **_FLOW_SIGMAS),
+                transformer=WanTransformer3DModel(
+                    num_attention_heads=2,
+                    attention_head_dim=12,
+                    in_channels=16,
+                    out_channels=16,
+                    text_dim=32,
+                    freq_dim=16,
+                    ffn_dim=32,
+                    num_layers=2,
+                    rope_max_seq_len=32,
+                ),
+            )
+        )
+
+
+def ltx() -> DiffusionPipeline:
+    """LTX-Video: T5, packed latents, batched guidance."""
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    with _seeded():
+        tokenizer = _t5_tokenizer()
+        scaling = (True, True, False, False)
+        return _finish(
+            LTXPipeline(
+                scheduler=FlowMatchEulerDiscreteScheduler(
+                    base_shift=0.95,
+                    max_shift=2.05,
+                    base_image_seq_len=1024,
+                    shift_terminal=0.1,
+                    use_dynamic_shifting=True,
+                ),
+                vae=AutoencoderKLLTXVideo(
+                    latent_channels=8,
+                    block_out_channels=(8, 8, 8, 8),
+                    decoder_block_out_channels=(8, 8, 8, 8),
+                    layers_per_block=(1, 1, 1, 1, 1),
+                    decoder_layers_per_block=(1, 1, 1, 1, 1),
+                    spatio_temporal_scaling=scaling,
+                    decoder_spatio_temporal_scaling=scaling,
+                    patch_size=1,
+                ),
+                text_encoder=_t5_text(tokenizer),
+                tokenizer=tokenizer,
+                transformer=LTXVideoTransformer3DModel(
+                    in_channels=8,
+                    out_channels=8,
+                    num_attention_heads=2,
+                    attention_head_dim=16,
+                    cross_attention_dim=32,
+                    num_layers=2,
+                    caption_channels=32,
+                ),
+            )
+        )
+
+
+def cogvideox() -> DiffusionPipeline:
+    """CogVideoX: T5, v prediction, latents with frames before channels, its own DDIM."""
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+
+    with _seeded():
+        tokenizer = _t5_tokenizer()
+        return _finish(
+            CogVideoXPipeline(
+                tokenizer=tokenizer,
+                text_encoder=_t5_text(tokenizer),
+                vae=AutoencoderKLCogVideoX(
+                    block_out_channels=(8, 8, 8, 8),
+                    latent_channels=4,
+                    layers_per_block=1,
+                    norm_num_groups=2,
+                    sample_height=16,
+                    sample_width=16,
+                ),
+                transformer=CogVideoXTransformer3DModel(
+                    num_attention_heads=2,
+                    attention_head_dim=16,
+                    in_channels=4,
+                    out_channels=4,
+                    time_embed_dim=8,
+                    text_embed_dim=32,
+                    num_layers=2,
+                    sample_width=2,
+                    sample_height=2,
+                    sample_frames=9,
+                    max_text_seq_length=16,
+                ),
+                scheduler=CogVideoXDDIMScheduler(
+                    prediction_type="v_prediction",
+                    rescale_betas_zero_snr=True,
+                    snr_shift_scale=3.0,
+                    set_alpha_to_one=True,
+                    timestep_spacing="trailing",
+                    clip_sample=False,
+                ),
+            )
+        )
+
+
+def hunyuan_video() -> DiffusionPipeline:
+    """HunyuanVideo: Llama with a prompt template and CLIP, distilled guidance."""
+    from diffusers import (
+        AutoencoderKLHunyuanVideo,
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideoPipeline,
+        HunyuanVideoTransformer3DModel,
+    )
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+    with _seeded():
+        tokenizer, tokenizer_2 = _llama_tokenizer(DEFAULT_PROMPT_TEMPLATE["template"]), _clip_tokenizer()
+        return _finish(
+            HunyuanVideoPipeline(
+                text_encoder=_decoder_text("Llama", tokenizer, width=16, layers=3),
+                tokenizer=tokenizer,
+                transformer=HunyuanVideoTransformer3DModel(
+                    in_channels=4,
+                    out_channels=4,
+                    num_attention_heads=2,
+                    attention_head_dim=12,
+                    num_layers=1,
+                    num_single_layers=1,
+                    num_refiner_layers=1,
+                    patch_size=1,
+                    text_embed_dim=16,
+                    pooled_projection_dim=16,
+                    rope_axes_dim=(4, 4, 4),
+                ),
+                vae=AutoencoderKLHunyuanVideo(
+                    latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+                ),
+                scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+                text_encoder_2=_clip_text(tokenizer_2),
+                tokenizer_2=tokenizer_2,
+            )
+        )
+
+
 def _picture() -> torch.Tensor:
     """A smooth 16 x 16 picture, shape ``(1, 3, 16, 16)``, values in [0, 1]."""
     import torch
@@ -678,6 +1198,7 @@ def _picture() -> torch.Tensor:
 
 _SIZE = {"height": 16, "width": 16}
 _GUIDED = {**_SIZE, "guidance_scale": 4.0}
+_LARGE = {"height": 32, "width": 32, "guidance_scale": 4.0}
 _AFTER_DDIM = ("euler", "euler_a", "heun", "ddpm", "dpm++", "dpm++sde", "unipc", "lcm")
 _AFTER_EULER = ("euler_a", "heun", "ddim", "ddpm", "dpm++", "dpm++sde", "unipc", "lcm")
 
@@ -723,6 +1244,98 @@ _ENTRIES = (
     ),
     TinyPipeline(
         "cogview4", cogview4, {**_GUIDED, "max_sequence_length": 32}, unseeded_schedulers=("euler_a",)
+    ),
+    TinyPipeline(
+        "pixart_sigma",
+        pixart_sigma,
+        {**_GUIDED, "max_sequence_length": 16, "use_resolution_binning": False, "clean_caption": False},
+        extra_schedulers=("euler", "euler_a", "heun", "ddim", "ddpm", "dpm++sde", "unipc", "lcm"),
+    ),
+    TinyPipeline(
+        "sana",
+        sana,
+        {
+            **_LARGE,
+            "max_sequence_length": 16,
+            "use_resolution_binning": False,
+            "complex_human_instruction": None,
+        },
+        extra_schedulers=("euler", "euler_a", "heun", "dpm++sde", "unipc"),
+    ),
+    TinyPipeline(
+        "lumina2",
+        lumina2,
+        {**_LARGE, "max_sequence_length": 128},
+        extra_schedulers=("unipc",),
+        unseeded_schedulers=("euler_a",),
+    ),
+    TinyPipeline(
+        "aura_flow",
+        aura_flow,
+        {**_GUIDED, "max_sequence_length": 16},
+        extra_schedulers=("heun", "dpm++", "unipc"),
+        unseeded_schedulers=("euler_a", "dpm++sde"),
+    ),
+    TinyPipeline(
+        "chroma",
+        chroma,
+        {**_GUIDED, "max_sequence_length": 16},
+        extra_schedulers=("unipc",),
+        unseeded_schedulers=("euler_a",),
+    ),
+    TinyPipeline(
+        "qwen_image",
+        qwen_image,
+        {**_SIZE, "true_cfg_scale": 4.0, "negative_prompt": " "},
+        extra_schedulers=("unipc",),
+        unseeded_schedulers=("euler_a",),
+    ),
+    TinyPipeline(
+        "z_image", z_image, {**_GUIDED, "max_sequence_length": 32}, unseeded_schedulers=("euler_a",)
+    ),
+    TinyPipeline(
+        "hunyuan_dit",
+        hunyuan_dit,
+        {**_GUIDED, "use_resolution_binning": False},
+        extra_schedulers=("euler", "euler_a", "heun", "ddim", "dpm++", "dpm++sde", "unipc", "lcm"),
+    ),
+    TinyPipeline(
+        "kandinsky5",
+        kandinsky5,
+        {**_LARGE, "max_sequence_length": 32},
+        extra_schedulers=("heun", "dpm++", "unipc"),
+        unseeded_schedulers=("euler_a", "dpm++sde"),
+    ),
+    TinyPipeline(
+        "wan",
+        wan,
+        {**_GUIDED, "num_frames": 5, "max_sequence_length": 16},
+        modality="video",
+        extra_schedulers=("euler", "heun", "dpm++"),
+        unseeded_schedulers=("euler_a", "dpm++sde"),
+    ),
+    TinyPipeline(
+        "ltx",
+        ltx,
+        {**_LARGE, "num_frames": 9, "max_sequence_length": 16},
+        modality="video",
+        extra_schedulers=("unipc",),
+        unseeded_schedulers=("euler_a",),
+    ),
+    TinyPipeline(
+        "cogvideox",
+        cogvideox,
+        {**_GUIDED, "num_frames": 9, "max_sequence_length": 16},
+        modality="video",
+        extra_schedulers=("cogvideox_dpm", "euler", "euler_a", "dpm++", "dpm++sde", "unipc"),
+    ),
+    TinyPipeline(
+        "hunyuan_video",
+        hunyuan_video,
+        {**_GUIDED, "num_frames": 5, "max_sequence_length": 64},
+        modality="video",
+        extra_schedulers=("unipc",),
+        unseeded_schedulers=("euler_a",),
     ),
 )
 
