@@ -1,0 +1,97 @@
+"""Test-time search for image and video generators: any method, any model, any verifier.
+
+``tts_vision.search(pipe, prompt, algorithm=..., verifier=..., budget=...)`` is the front door. Names
+are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tts_vision.comparisons import Comparison, compare
+    from tts_vision.config import ModelOptions, RunConfig, SamplerOptions
+    from tts_vision.context import Candidate, SearchContext
+    from tts_vision.errors import (
+        CapabilityError,
+        ConfigError,
+        PipelineError,
+        StorageError,
+        TTSVisionError,
+        VerifierError,
+    )
+    from tts_vision.ledger import Budget
+    from tts_vision.registry import register
+    from tts_vision.replays import Replay, replay
+    from tts_vision.results import Result, load_result
+    from tts_vision.runner import resume, search
+    from tts_vision.types import Cost, Media, Prompt, Sampler, Score, State, Verifier, Video
+
+__all__ = [
+    "Budget",
+    "Candidate",
+    "CapabilityError",
+    "Comparison",
+    "ConfigError",
+    "Cost",
+    "Media",
+    "ModelOptions",
+    "PipelineError",
+    "Prompt",
+    "Replay",
+    "Result",
+    "RunConfig",
+    "Sampler",
+    "SamplerOptions",
+    "Score",
+    "SearchContext",
+    "State",
+    "StorageError",
+    "TTSVisionError",
+    "Verifier",
+    "VerifierError",
+    "Video",
+    "__version__",
+    "compare",
+    "load_result",
+    "register",
+    "replay",
+    "resume",
+    "search",
+]
+
+_HOMES = {
+    "comparisons": ("Comparison", "compare"),
+    "config": ("ModelOptions", "RunConfig", "SamplerOptions"),
+    "context": ("Candidate", "SearchContext"),
+    "errors": (
+        "CapabilityError",
+        "ConfigError",
+        "PipelineError",
+        "StorageError",
+        "TTSVisionError",
+        "VerifierError",
+    ),
+    "ledger": ("Budget",),
+    "registry": ("register",),
+    "replays": ("Replay", "replay"),
+    "results": ("Result", "load_result"),
+    "runner": ("resume", "search"),
+    "types": ("Cost", "Media", "Prompt", "Sampler", "Score", "State", "Verifier", "Video"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tts-vision")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

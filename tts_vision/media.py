@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +43,11 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
         _write_mp4(media, path, text)
         return
     pictures = _pictures(media)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
     if path.suffix == ".png":
-        info = PngInfo()
-        for key, value in text.items():
-            info.add_text(key, value)
         options["pnginfo"] = info
     if isinstance(media, Video):
         if not _has_av():
@@ -55,8 +56,7 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
                 "pip install 'tts-vision[video]' for MP4.",
                 stacklevel=2,
             )
-        if path.suffix == ".png":
-            info.add_text("fps", repr(media.fps))
+        info.add_text("fps", repr(media.fps))
         options |= {"save_all": True, "append_images": pictures[1:], "duration": 1000 / media.fps, "loop": 0}
     pictures[0].save(path, **options)
 

@@ -1,0 +1,245 @@
+"""Pictures of a search: its samples, its progress, its family tree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tts_vision.context import Candidate
+from tts_vision.media import still
+from tts_vision.trace import Ancestor, Event, ancestry
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SHEET_WIDTH, _MOST_PICTURES = 1280, 400
+_BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
+
+
+class Point(NamedTuple):
+    """The best score after a sample was scored, and what had been spent by then."""
+
+    nfe: float
+    seconds: float
+    best: float
+
+
+def best_so_far(events: Sequence[Event]) -> list[Point]:
+    """How the best score grew; one point per finished and scored sample.
+
+    Samples that were scored together share evenly what was spent since the scoring before.
+    """
+    points: list[Point] = []
+    best, nfe, seconds = -math.inf, 0.0, 0.0
+    for event in events:
+        if event.kind != "score" or event.preview:
+            continue
+        n = len(event.values)
+        for i, value in enumerate(event.values, start=1):
+            best = best if math.isnan(value) else max(best, value)
+            if best > -math.inf:
+                share = i / n
+                points.append(
+                    Point(
+                        nfe + share * (event.spent.nfe - nfe),
+                        seconds + share * (event.spent.elapsed - seconds),
+                        best,
+                    )
+                )
+        nfe, seconds = event.spent.nfe, event.spent.elapsed
+    return points
+
+
+def scaling(events: Sequence[Event], *, title: str = "") -> Figure:
+    """The best score so far, against network evaluations and against seconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    points = best_so_far(events)
+    draw_scaling(axes[0], [p.nfe for p in points], [p.best for p in points])
+    draw_scaling(axes[1], [p.seconds for p in points], [p.best for p in points])
+    axes[0].set(xlabel="network evaluations (nfe)", ylabel="best score so far")
+    axes[1].set(xlabel="seconds")
+    figure.suptitle(_shorten(title, 90), fontsize=11)
+    return figure
+
+
+def draw_scaling(axes: Axes, spent: Sequence[float], best: Sequence[float], label: str | None = None) -> None:
+    """Draws one curve of best scores."""
+    axes.step(spent, best, where="post", label=label, linewidth=1.8)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.Image:
+    """The samples in the given order with their scores under them, at most 400."""
+    shown = candidates[:_MOST_PICTURES]
+    side = 192 if len(shown) <= 36 else 112
+    columns = max(1, min(len(shown), _SHEET_WIDTH // (side + 8)))
+    rows = math.ceil(len(shown) / columns)
+    font, head = ImageFont.load_default(12), ImageFont.load_default(15)
+    omitted = f"  (best {len(shown)} of {len(candidates)})" if len(shown) < len(candidates) else ""
+    text = _shorten(title, 100) + omitted
+    width = max(columns * (side + 8) + 8, math.ceil(head.getlength(text)) + 16)
+    sheet = Image.new("RGB", (width, rows * (side + 28) + 36), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((8, 8), text, fill="black", font=head)
+    for number, candidate in enumerate(shown):
+        row, column = divmod(number, columns)
+        x, y = 8 + column * (side + 8), 34 + row * (side + 28)
+        picture = _fit(still(candidate.load()), side)
+        sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
+        value = candidate.score.value
+        score = "unscored" if math.isnan(value) else f"{value:.4f}"
+        draw.text(
+            (x, y + side + 3), f"#{candidate.uid}  {score}", fill=_BEST if number == 0 else "black", font=font
+        )
+    return sheet
+
+
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    """The picture as large as fits a square; small ones by whole factors, so that pixels stay visible."""
+    picture = picture.convert("RGB")
+    factor = side / max(picture.size)
+    method = Image.Resampling.LANCZOS
+    if factor >= 1:
+        factor, method = max(1, math.floor(factor)), Image.Resampling.NEAREST
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.resize(size, method)
+
+
+def lineage_svg(events: Sequence[Event], best: int | None) -> str:
+    """The family tree of a search: one line per particle from the step it was born at to where it ended.
+
+    Args:
+        events: The trace.
+        best: The winner, whose ancestors are emphasized.
+    """
+    born = ancestry(events)
+    if not born:
+        return '<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>\n'
+    ends = _last_steps(events, born)
+    scores = _last_scores(events)
+    order = _family_order(born)
+    height = min(22.0, max(4.0, 1400 / len(order)))
+    labels = height >= 9
+    num_steps = max([1, *ends.values()])
+    left, top, dx = 60.0, 48.0, 640 / num_steps
+    y = {uid: top + height * (row + 0.5) for row, uid in enumerate(order)}
+    x: dict[int, float] = {}
+    for uid in order:
+        ancestor = born[uid]
+        x[uid] = left + ancestor.step * dx
+        if ancestor.parent is not None and ancestor.origin != "renoise":
+            # children made at one step would hide their parents without an indent
+            x[uid] = max(x[uid], x[ancestor.parent] + 8)
+    line = _line_of(born, best)
+    width, bottom = max(left + num_steps * dx, *x.values()) + 150, top + height * len(order)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{bottom + 16:.0f}" '
+        f'viewBox="0 0 {width:.0f} {bottom + 16:.0f}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{width:.0f}" height="{bottom + 16:.0f}" fill="white"/>',
+        '<text x="8" y="16">particles by step; red: the winner and its ancestors; '
+        "dashed: mutated or renoised; grey: not scored</text>",
+    ]
+    for step in sorted({round(i * num_steps / 8) for i in range(9)}):
+        at = left + step * dx
+        parts.append(f'<line x1="{at:.1f}" y1="38" x2="{at:.1f}" y2="{bottom:.1f}" stroke="#eee"/>')
+        parts.append(f'<text x="{at:.1f}" y="34" text-anchor="middle" fill="#777">{step}</text>')
+    # the winner's line last, on top
+    for uid in sorted(order, key=lambda u: u in line):
+        parts += _particle(born[uid], ends[uid], scores.get(uid), uid in line, x, y, left, dx, labels)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _particle(
+    ancestor: Ancestor,
+    end: int,
+    score: float | None,
+    is_line: bool,
+    x: dict[int, float],
+    y: dict[int, float],
+    left: float,
+    dx: float,
+    labels: bool,
+) -> list[str]:
+    uid, parent = ancestor.uid, ancestor.parent
+    color = _BEST if is_line else (_FAINT if score is None or math.isnan(score) else _LINE)
+    stroke = f'stroke="{color}" stroke-width="{2.5 if is_line else 1.2}" fill="none"'
+    verdict = "" if score is None else ("unscored" if math.isnan(score) else f"{score:.4g}")
+    facts = [f"#{uid}", ancestor.origin, f"step {ancestor.step}"]
+    facts += [f"from #{parent}"] if parent is not None else []
+    facts += [f"seed {ancestor.seed}"] if ancestor.seed is not None else []
+    facts += [str(ancestor.mutation)] if ancestor.mutation else []
+    facts += [f"score {verdict}"] if verdict else []
+    stop = max(left + end * dx, x[uid] + 4)
+    parts = [f"<g><title>{escape(', '.join(facts))}</title>"]
+    if parent is not None:
+        start = max(left + (ancestor.parent_step or 0) * dx, x[parent])
+        bend = (start + x[uid]) / 2
+        dash = "" if ancestor.origin == "select" else ' stroke-dasharray="3 2"'
+        parts.append(
+            f'<path d="M{start:.1f} {y[parent]:.1f} C{bend:.1f} {y[parent]:.1f} {bend:.1f} {y[uid]:.1f} '
+            f'{x[uid]:.1f} {y[uid]:.1f}" {stroke}{dash}/>'
+        )
+    parts.append(f'<path d="M{x[uid]:.1f} {y[uid]:.1f} H{stop:.1f}" {stroke}/>')
+    if labels or is_line:
+        text = f"#{uid} {verdict}".strip()
+        parts.append(f'<text x="{stop + 5:.1f}" y="{y[uid] + 4:.1f}" fill="{color}">{text}</text>')
+    parts.append("</g>")
+    return parts
+
+
+def _last_steps(events: Sequence[Event], born: dict[int, Ancestor]) -> dict[int, int]:
+    """The furthest step that each particle reached."""
+    ends = {uid: ancestor.step for uid, ancestor in born.items()}
+    for event in events:
+        if event.kind == "advance":
+            for uid in event.uids:
+                ends[uid] = max(ends[uid], event.step)
+    return ends
+
+
+def _last_scores(events: Sequence[Event]) -> dict[int, float]:
+    """The verdict on each particle: on its finished sample, or else on its last preview."""
+    previews: dict[int, float] = {}
+    finals: dict[int, float] = {}
+    for event in events:
+        if event.kind == "score":
+            (previews if event.preview else finals).update(zip(event.uids, event.values))
+    return {**previews, **finals}
+
+
+def _family_order(born: dict[int, Ancestor]) -> list[int]:
+    """All particles, each followed by its descendants."""
+    children: dict[int | None, list[int]] = {}
+    for uid, ancestor in born.items():
+        children.setdefault(ancestor.parent, []).append(uid)
+    order: list[int] = []
+    stack = sorted(children.get(None, []), reverse=True)
+    while stack:
+        uid = stack.pop()
+        order.append(uid)
+        stack += sorted(children.get(uid, []), reverse=True)
+    return order
+
+
+def _line_of(born: dict[int, Ancestor], uid: int | None) -> set[int]:
+    """A particle and its ancestors."""
+    line: set[int] = set()
+    while uid is not None:
+        line.add(uid)
+        uid = born[uid].parent
+    return line
+
+
+def _shorten(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

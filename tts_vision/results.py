@@ -1,0 +1,414 @@
+"""What a search gives back, and the folder that it keeps it in."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tts_vision.config import RunConfig, read_yaml
+from tts_vision.context import Candidate, MediaStore
+from tts_vision.errors import ConfigError, StorageError, VerifierError
+from tts_vision.journal import Journal, storage
+from tts_vision.ledger import Budget, Spent
+from tts_vision.media import still, suffix_of, write_media
+from tts_vision.rng import row_seed
+from tts_vision.trace import Ancestor, Event, ancestry, lineage, read_trace
+from tts_vision.types import Media, Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a search.
+
+    Attributes:
+        winner: The sample with the highest score; None when no sample could be scored.
+        population: All finished samples, best first, unscored ones last.
+        trace: What happened, in order.
+        spent: What it cost.
+        budget: What it was allowed to cost.
+        config: What the search was told.
+        folder: Where it is kept, if anywhere.
+        budget_spent: Whether the budget ended the search before its algorithm did.
+        is_preview: Whether nothing was finished, so that the winner is a preview.
+    """
+
+    winner: Candidate | None
+    population: list[Candidate]
+    trace: list[Event]
+    spent: Spent
+    budget: Budget
+    config: RunConfig
+    folder: Path | None = None
+    budget_spent: bool = False
+    is_preview: bool = False
+
+    @property
+    def best(self) -> Candidate:
+        """The sample with the highest score.
+
+        Raises:
+            VerifierError: If no sample could be scored.
+        """
+        if self.winner is not None:
+            return self.winner
+        kept = f" in {str(self.folder / POPULATION)!r}" if self.folder else ""
+        reason = next((c.score.reason for c in self.population if c.score.reason), "nothing was scored")
+        raise VerifierError(
+            f"A search needs at least one scored sample but {self.config.verifier!r} scored none of "
+            f"{len(self.population)}: {reason}; mend the verifier or name another one. "
+            f"The samples are kept{kept}."
+        )
+
+    @property
+    def plain(self) -> Candidate | None:
+        """What the model draws from the root seed without any search, if it was among the samples."""
+        first = next((c for c in self.population if c.uid == 0), None)
+        return first if first is not None and 0 in _from_seed(self.trace) else None
+
+    def lineage(self, uid: int | None = None) -> list[Ancestor]:
+        """How a particle, by default the best, came to be: from its seed on.
+
+        Raises:
+            ConfigError: If there is no such particle.
+        """
+        uid = self.best.uid if uid is None else uid
+        try:
+            return lineage(self.trace, uid)
+        except KeyError:
+            known = max((u for event in self.trace for u in event.uids), default=-1)
+            raise ConfigError(
+                f"A particle must be one of 0 to {known} but got {uid}; see 'population'."
+            ) from None
+
+    def plot(self) -> Figure:
+        """The best score so far, against network evaluations and against seconds."""
+        from tts_vision.figures import scaling
+
+        return scaling(self.trace, title=self.config.prompt)
+
+    def __repr__(self) -> str:
+        if self.winner is None:
+            return f"Result({self.config.prompt!r}: none of {len(self.population)} samples could be scored)"
+        words = [f"best score {self.winner.score.value:.4g}"]
+        if self.plain is not None and not math.isnan(self.plain.score.value):
+            words.append(f"plain {self.plain.score.value:.4g}")
+        words += [f"{len(self.population)} samples", f"{self.spent.nfe:g} nfe", f"{self.spent.elapsed:.1f} s"]
+        words += ["preview: budget spent before a sample was finished"] if self.is_preview else []
+        words += [f"in {str(self.folder)!r}"] if self.folder else []
+        return f"Result({self.config.prompt!r}: {', '.join(words)})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The best sample, for notebooks."""
+        if self.winner is None:
+            return None
+        buffer = io.BytesIO()
+        still(self.winner.load()).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Best first, unscored last, equals by uid."""
+    return sorted(
+        candidates,
+        key=lambda c: (
+            math.isnan(c.score.value),
+            -c.score.value if c.score.value == c.score.value else 0,
+            c.uid,
+        ),
+    )
+
+
+def sample_text(config: RunConfig, uid: int, score: Score, *, from_seed: bool) -> dict[str, str]:
+    """What a stored sample says about itself.
+
+    Args:
+        config: What the search was told.
+        uid: The particle.
+        score: Its verdict.
+        from_seed: Whether it is what its row seed alone gives, without fork or mutation.
+    """
+    text = {
+        "prompt": config.prompt,
+        "seed": str(config.seed),
+        "uid": str(uid),
+        "score": repr(score.value),
+        "verifier": config.verifier,
+        "model": config.model,
+        "algorithm": config.algorithm,
+        "config": config.hash,
+    }
+    return text | {"row_seed": str(row_seed(config.seed, uid))} if from_seed else text
+
+
+class Labels(MediaStore):
+    """Knows what a sample says about itself; keeps nothing."""
+
+    def __init__(self, config: RunConfig, journal: Journal) -> None:
+        self.config, self.journal = config, journal
+        self._seen = 0
+        self._seeded: set[int] = set()
+
+    def text(self, uid: int, score: Score) -> dict[str, str]:
+        """The text of a sample."""
+        self._seeded |= _from_seed(self.journal.events[self._seen :])
+        self._seen = len(self.journal.events)
+        return sample_text(self.config, uid, score, from_seed=uid in self._seeded)
+
+
+class SampleFolder(Labels):
+    """Keeps finished samples as files of ``population/``."""
+
+    def __init__(self, config: RunConfig, journal: Journal, root: Path) -> None:
+        super().__init__(config, journal)
+        self.root = root
+
+    def save(self, uid: int, media: Media, score: Score | None = None) -> str | None:
+        score = score or Score.unscored("not scored")
+        value = "unscored" if math.isnan(score.value) else f"{score.value:.4f}"
+        name = f"{POPULATION}/{uid:05d}_{value}{suffix_of(media)}"
+        text = self.text(uid, score)
+        replace_file(self.root / name, lambda part: write_media(media, part, text), "A sample")
+        return name
+
+    def path(self, name: str) -> Path | None:
+        return self.root / name
+
+
+def check_folder(root: Path, config: RunConfig, *, resume: bool) -> None:
+    """Checks that a search may be kept in a folder.
+
+    Args:
+        root: A new or empty folder; with `resume`, also one that the same search was kept in.
+        config: What the search is told.
+        resume: Whether an unfinished search may be continued.
+
+    Raises:
+        ConfigError: If the folder holds something else.
+    """
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"An output must be a folder but {str(root)!r} is a file; choose another --output.")
+    is_search = (root / CONFIG).is_file()
+    if resume and is_search:
+        _check_same(read_config(root), config, root)
+        return
+    held = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    if held:
+        remedy = f"'tts-vision resume {root}' goes on with the search in it, or " if is_search else ""
+        raise ConfigError(
+            f"An output folder must be new or empty but {str(root)!r} holds {len(held)} entries "
+            f"({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}); {remedy}choose another --output."
+        )
+
+
+def make_folder(root: Path, config: RunConfig) -> None:
+    """Makes the folder of a search, or completes one that is to be continued.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    with storage(root, "The result folder"):
+        (root / POPULATION).mkdir(parents=True, exist_ok=True)
+    if not (root / CONFIG).exists():
+        replace_file(root / CONFIG, lambda part: part.write_text(config.dump()), "The configuration")
+
+
+def _check_same(recorded: RunConfig, given: RunConfig, root: Path) -> None:
+    old, new = recorded.content, given.content
+    for key in old:
+        if old[key] != new[key]:
+            raise ConfigError(
+                f"A search must be continued with the configuration it began with, but {key} is {new[key]!r} "
+                f"and {str(root / CONFIG)!r} has {old[key]!r}; restore it or choose another output folder."
+            )
+
+
+def read_config(root: Path) -> RunConfig:
+    """The configuration in a result folder.
+
+    Raises:
+        ConfigError: If the folder is not one.
+    """
+    if not (root / CONFIG).is_file():
+        raise ConfigError(
+            f"A result folder must hold {CONFIG} but {str(root)!r} does not; "
+            "give the --output folder of an earlier search."
+        )
+    return RunConfig(**read_yaml(root / CONFIG))
+
+
+def write_result(result: Result, *, figures: bool = True) -> None:
+    """Writes all that a finished search is reported by into its folder.
+
+    Args:
+        result: Of a search with a folder.
+        figures: Whether the contact sheet, the scaling plot and the lineage are drawn.
+    """
+    root = result.folder
+    assert root is not None
+    kept = {candidate.path for candidate in result.population}
+    with storage(root, "The samples"):
+        for path in (root / POPULATION).iterdir():
+            if path not in kept:
+                path.unlink()
+    if result.winner is not None:
+        winner = result.winner
+        best = root / f"best{winner.path.suffix if winner.path else suffix_of(winner.load())}"
+        if winner.path is not None:
+            content = winner.path.read_bytes()
+            replace_file(best, lambda part: part.write_bytes(content), "The best sample")
+        else:
+            replace_file(best, winner.save, "The best sample")
+    if figures:
+        _draw(result, root)
+    text = json.dumps(report(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    replace_file(root / RESULT, lambda part: part.write_text(text), "The result")
+
+
+def _draw(result: Result, root: Path) -> None:
+    from tts_vision import figures
+
+    if result.population:
+        sheet = figures.contact_sheet(result.population, title=result.config.prompt)
+        replace_file(root / "contact_sheet.png", lambda part: sheet.save(part, "PNG"), "The contact sheet")
+    plot = result.plot()
+    replace_file(
+        root / "scaling.png",
+        lambda part: plot.savefig(part, format="png", dpi=120, metadata={"Software": None}),
+        "The plot",
+    )
+    tree = figures.lineage_svg(result.trace, None if result.winner is None else result.winner.uid)
+    replace_file(root / "lineage.svg", lambda part: part.write_text(tree), "The lineage")
+
+
+def report(result: Result) -> dict[str, Any]:
+    """The result as JSON has it. All that differs between identical runs is under ``timing``."""
+    best, plain_sample = result.winner, result.plain
+    return {
+        "prompt": result.config.prompt,
+        "seed": result.config.seed,
+        "best": None if best is None else _entry(best, result.folder),
+        "is_preview": result.is_preview,
+        "plain_score": None if plain_sample is None else _number(plain_sample.score.value),
+        "budget_spent": result.budget_spent,
+        "budget": {key: value for key, value in asdict(result.budget).items() if value is not None},
+        "spent": result.spent.model_dump(include={"nfe", "decodes", "verifier_calls"}),
+        "lineage": []
+        if best is None
+        else [a.model_dump(exclude_none=True) for a in result.lineage(best.uid)],
+        "population": [_entry(candidate, result.folder) for candidate in result.population],
+        "config": result.config.content,
+        "config_hash": result.config.hash,
+        "versions": {name: _version(name) for name in ("tts-vision", "torch", "diffusers", "transformers")},
+        "timing": result.spent.model_dump(include={"seconds", "elapsed", "peak_memory"}),
+    }
+
+
+def load_result(root: Path | str) -> Result:
+    """The result of a finished search, read from its folder.
+
+    Raises:
+        ConfigError: If the folder is none, or its search did not finish.
+        StorageError: If what it holds cannot be read.
+    """
+    root = Path(root)
+    config = read_config(root)
+    if not is_finished(root):
+        raise ConfigError(
+            f"A result needs a finished search but that in {str(root)!r} has no {RESULT}; "
+            f"'tts-vision resume {root}' finishes it."
+        )
+    try:
+        found = json.loads((root / RESULT).read_text())
+        population = [_candidate(entry, root) for entry in found["population"]]
+        best = None if found["best"] is None else _candidate(found["best"], root)
+        events = read_trace(root / TRACE)
+        return Result(
+            winner=best,
+            population=population,
+            trace=events,
+            spent=Spent(**found["spent"], **found["timing"]),
+            budget=Budget(**found["budget"]),
+            config=config,
+            folder=root,
+            budget_spent=found["budget_spent"],
+            is_preview=found["is_preview"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{str(root / RESULT)!r} must be what a search wrote but cannot be read ({error!r}); delete it, "
+            "and "
+            f"'tts-vision resume {root}' writes it again."
+        ) from error
+
+
+def is_finished(root: Path) -> bool:
+    """Whether the search in a folder came to its end."""
+    return (root / RESULT).is_file()
+
+
+def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
+    """Lets `write` make a file that is seen only when it is whole."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    with storage(path, what):
+        try:
+            write(part)
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _from_seed(events: Sequence[Event]) -> set[int]:
+    return {ancestor.uid for ancestor in ancestry(events).values() if ancestor.origin == "init"}
+
+
+def _entry(candidate: Candidate, root: Path | None) -> dict[str, Any]:
+    path = candidate.path
+    return {
+        "uid": candidate.uid,
+        "score": _number(candidate.score.value),
+        "parts": {key: _number(value) for key, value in candidate.score.parts.items()},
+        "reason": candidate.score.reason,
+        "step": candidate.step,
+        "file": str(path.relative_to(root)) if path is not None and root is not None else None,
+        "row_seed": int(candidate.text["row_seed"]) if "row_seed" in candidate.text else None,
+    }
+
+
+def _candidate(entry: Mapping[str, Any], root: Path) -> Candidate:
+    parts = {key: _score(value) for key, value in entry["parts"].items()}
+    score = Score(value=_score(entry["score"]), parts=parts, reason=entry["reason"])
+    best = next(iter(sorted(root.glob("best.*"))), None)
+    path = root / entry["file"] if entry["file"] else best
+    text = {} if entry["row_seed"] is None else {"row_seed": str(entry["row_seed"])}
+    return Candidate(entry["uid"], score, entry["step"], path=path, text=text)
+
+
+def _number(value: float) -> float | str | None:
+    """A score as JSON has it."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else str(value)
+
+
+def _score(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

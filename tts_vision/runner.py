@@ -1,0 +1,204 @@
+"""The front door: run a search, or go on with one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
+from tts_vision.context import SearchContext
+from tts_vision.errors import BudgetSpent, StorageError
+from tts_vision.journal import Journal
+from tts_vision.ledger import Budget, Ledger
+from tts_vision.replays import recreate
+from tts_vision.results import (
+    Labels,
+    Result,
+    SampleFolder,
+    check_folder,
+    is_finished,
+    load_result,
+    make_folder,
+    ranked,
+    read_config,
+    write_result,
+)
+from tts_vision.resolve import Live, Setup, prepare, spell_out
+from tts_vision.trace import Event, lineage
+from tts_vision.types import Prompt
+
+Observer: TypeAlias = Callable[[SearchContext, Event], None]
+
+
+def search(
+    pipe_or_id: Any,
+    prompt: str | Prompt,
+    *,
+    algorithm: str | Callable[..., Any] = "best_of_n",
+    verifier: Any = None,
+    budget: str | Budget = "16x",
+    seed: int = 0,
+    algorithm_params: Mapping[str, Any] | None = None,
+    pipeline_kwargs: Mapping[str, Any] | None = None,
+    sampler_options: SamplerOptions | None = None,
+    model_options: ModelOptions | None = None,
+    output: Path | str | None = None,
+    resume: bool = False,
+    max_batch: int | None = None,
+    progress: Observer | None = None,
+) -> Result:
+    """Searches for the sample of a prompt that a verifier likes best.
+
+    Args:
+        pipe_or_id: Any diffusers pipeline, a `Sampler`, or the name, folder or hub id of a model.
+        prompt: What to generate.
+        algorithm: Name of a search algorithm, or a function with the signature of one.
+        verifier: Name of a verifier (with parameters as ``name:key=value``), a `Verifier`, or a function
+            ``f(images, prompts) -> floats``. By default the playground's own, on the playground.
+        budget: What may be spent: ``"16x"`` (times one plain sample), ``"nfe=2000"``, ``"seconds=60"``,
+            ``"verifier_calls=100"``, or several joined by "and".
+        seed: Root seed; the first particle starts from it.
+        algorithm_params: Parameters of the algorithm.
+        pipeline_kwargs: Arguments of the pipeline's call, such as ``num_inference_steps``.
+        sampler_options: How the generator is stepped.
+        model_options: How a model given by name is loaded.
+        output: A new folder to keep everything in; without one, nothing is written.
+        resume: Whether to go on if `output` holds this same search, unfinished.
+        max_batch: Particles computed at once; by default all, and fewer when memory runs out.
+        progress: Called with the context and each event as it happens.
+
+    Raises:
+        TTSVisionError: If something cannot be used as given; the message says what, and what to do.
+    """
+    options = sampler_options or SamplerOptions()
+    if pipeline_kwargs:
+        merged = {**options.pipeline_kwargs, **pipeline_kwargs}
+        options = options.model_copy(update={"pipeline_kwargs": merged})
+    prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+    live = Live(
+        pipe=None if isinstance(pipe_or_id, (str, Path)) else pipe_or_id,
+        algorithm=None if isinstance(algorithm, str) else algorithm,
+        verifier=None if verifier is None or isinstance(verifier, str) else verifier,
+    )
+    config = RunConfig(
+        prompt=prompt.text,
+        prompt_metadata=dict(prompt.metadata),
+        model=str(pipe_or_id) if live.pipe is None else live_name(live.pipe),
+        model_options=model_options or ModelOptions(),
+        sampler_options=options,
+        algorithm=algorithm if isinstance(algorithm, str) else live_name(algorithm),
+        algorithm_params=dict(algorithm_params or {}),
+        verifier=verifier if live.verifier is None else live_name(live.verifier),
+        budget=budget if isinstance(budget, str) else _written(budget),
+        seed=seed,
+        max_batch=max_batch,
+    )
+    return run(config, live, output=output, resume=resume, progress=progress)
+
+
+def resume(folder: Path | str, *, progress: Observer | None = None) -> Result:
+    """Goes on with a search that was killed or interrupted; the result is as if it had not been.
+
+    Args:
+        folder: Its output folder. A search that was started from Python with live objects is resumed
+            by ``search(pipe, ..., output=folder, resume=True)``, because a folder cannot hold them.
+        progress: Called with the context and each event as it happens.
+
+    Raises:
+        ConfigError: If the folder holds no search, or one with live objects.
+    """
+    return run(read_config(Path(folder)), output=folder, resume=True, progress=progress)
+
+
+def run(
+    config: RunConfig,
+    live: Live | None = None,
+    *,
+    output: Path | str | None = None,
+    resume: bool = False,
+    progress: Observer | None = None,
+    figures: bool = True,
+) -> Result:
+    """Runs the search that a configuration describes.
+
+    Args:
+        config: What to do.
+        live: Objects in the place of names.
+        output: As in `search`.
+        resume: As in `search`.
+        progress: As in `search`.
+        figures: Whether the result folder gets its contact sheet, plot and lineage.
+    """
+    config = spell_out(config, live)
+    root = None if output is None else Path(output)
+    if root is not None:
+        check_folder(root, config, resume=resume)
+        if resume and is_finished(root):
+            return load_result(root)
+    setup = prepare(config, live)
+    if root is not None:
+        make_folder(root, config)
+    journal = Journal(root)
+    labels = Labels(config, journal) if root is None else SampleFolder(config, journal, root)
+    result = _search(setup, journal, labels, root, progress)
+    if root is not None:
+        write_result(result, figures=figures)
+        journal.close()
+    _ = result.best  # raises if nothing could be scored; all that was made is kept by now
+    return result
+
+
+def _search(
+    setup: Setup, journal: Journal, labels: Labels, root: Path | None, progress: Observer | None
+) -> Result:
+    context = SearchContext(
+        setup.sampler,
+        setup.verifier,
+        setup.prompt,
+        seed=setup.config.seed,
+        ledger=Ledger(setup.budget),
+        journal=journal,
+        store=labels,
+        max_batch=setup.config.max_batch,
+        observer=progress,
+    )
+    budget_spent = False
+    try:
+        try:
+            setup.algorithm(context)
+        except BudgetSpent:
+            budget_spent = True
+        context.done(budget_spent=budget_spent)
+    except BaseException as error:
+        with suppress(StorageError):  # a full disk must not hide what went wrong
+            context.interrupted(f"{type(error).__name__}: {error}")
+        raise
+    population = ranked(list(context.candidates.values()))
+    winner = context.best or context.best_preview
+    if winner is not None and winner.media is None and winner.path is None:
+        # the preview that won was scored before a kill, and previews are not stored
+        chain = lineage(journal.events, winner.uid)
+        winner.media = recreate(setup.sampler, setup.prompt, setup.config.seed, chain, winner.step)
+    for candidate in [*population, *([winner] if winner else [])]:
+        candidate.text = labels.text(candidate.uid, candidate.score)
+    return Result(
+        winner=winner,
+        population=population,
+        trace=journal.events,
+        spent=context.ledger.read(),
+        budget=setup.budget,
+        config=setup.config,
+        folder=root,
+        budget_spent=budget_spent,
+        is_preview=winner is not None and context.best is None,
+    )
+
+
+def _written(budget: Budget) -> str:
+    """A budget as `Budget.parse` reads it."""
+    limits = {field.name: getattr(budget, field.name) for field in fields(budget)}
+    terms = [f"{v!r}x" if k == "times" else f"{k}={v!r}" for k, v in limits.items() if v is not None]
+    return " and ".join(terms)
