@@ -20,7 +20,19 @@ from tts_vision.media import read_media, write_media
 from tts_vision.mutations import Mutation, describe
 from tts_vision.rng import choice_generator, row_noise, row_seed
 from tts_vision.scoring import safe_scores
-from tts_vision.trace import Advance, Checkpoint, Decode, Done, Event, Init, Mutate, Note, Renoise, Scored, Select
+from tts_vision.trace import (
+    Advance,
+    Checkpoint,
+    Decode,
+    Done,
+    Event,
+    Init,
+    Mutate,
+    Note,
+    Renoise,
+    Scored,
+    Select,
+)
 from tts_vision.types import Cost, Media, Prompt, Sampler, Score, State, Verifier
 
 
@@ -88,6 +100,9 @@ class SearchContext:
         candidates: Finished and scored samples by uid, in the order they were scored.
         best: The finished sample with the highest score so far.
         best_preview: The unfinished one; matters only when a budget ends before anything is finished.
+        max_batch: Rows computed at once; shrinks when memory runs out.
+        chunk: How many samples to plan at a time. Unlike `max_batch` it never changes, so that a resumed
+            search plans as before.
     """
 
     def __init__(
@@ -110,6 +125,7 @@ class SearchContext:
         self.best: Candidate | None = None
         self.best_preview: Candidate | None = None
         self.max_batch = max_batch
+        self.chunk = max_batch or 16
         self._sampler, self._verifier, self._prompt, self._seed = sampler, verifier, prompt, seed
         self._journal = journal or Journal()
         self._store = store or MediaStore()
@@ -444,7 +460,7 @@ class SearchContext:
         for uid, sample, score in zip(rows.uids, media, scores):
             name = None if preview else self._store.save(uid, sample, score)
             files.append(name or "")
-            self._keep(Candidate(uid, score, rows.step, sample, self._store.path(name) if name else None))
+            self._keep(Candidate(uid, score, rows.step, None if name else sample, self._store.path(name) if name else None))
         self._record(
             Scored(
                 op=op,

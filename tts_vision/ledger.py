@@ -121,6 +121,15 @@ class Remaining:
     seconds_per_decode: float = 0.0
     seconds_per_call: float = 0.0
 
+    def affords(self, cost: Cost) -> bool:
+        """Whether `cost` can be spent without passing a limit."""
+        return (
+            # sums of fractional costs may be off by rounding
+            (self.nfe is None or cost.nfe <= self.nfe + 1e-6)
+            and (self.verifier_calls is None or cost.verifier_calls <= self.verifier_calls)
+            and (self.seconds is None or self.forecast(cost) <= self.seconds)
+        )
+
     def times(self, each: Cost) -> int | None:
         """How many times `each` can be spent; None without a limit that it counts against.
 
@@ -169,13 +178,7 @@ class Ledger:
 
     def affords(self, cost: Cost) -> bool:
         """Whether `cost` can be spent without passing a limit."""
-        left = self.remaining()
-        return (
-            # sums of fractional costs may be off by rounding
-            (left.nfe is None or cost.nfe <= left.nfe + 1e-6)
-            and (left.verifier_calls is None or cost.verifier_calls <= left.verifier_calls)
-            and (left.seconds is None or left.forecast(cost) <= left.seconds)
-        )
+        return self.remaining().affords(cost)
 
     def affordable(self, each: Cost) -> int | None:
         """How many times `each` can be spent; None without a limit that it counts against."""

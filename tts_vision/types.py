@@ -256,7 +256,7 @@ class Sampler(Protocol):
         """The finished samples."""
 
     def cost(self, state: State, steps: int) -> Cost:
-        """What `advance(state, steps)` is expected to cost."""
+        """What `advance(state, steps)` is expected to cost for each row."""
 
 
 @runtime_checkable

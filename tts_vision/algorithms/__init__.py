@@ -1,0 +1,1 @@
+"""Search algorithms: one plain function per file, found by its registered name."""

@@ -1,0 +1,152 @@
+"""Feynman-Kac steering: particles that are resampled by potentials of their intermediate rewards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
+from tts_vision.context import SearchContext
+from tts_vision.errors import ConfigError
+from tts_vision.ledger import Remaining
+from tts_vision.registry import register
+from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
+from tts_vision.types import Cost, State
+
+Potential: TypeAlias = Literal["max", "diff", "add", "rt"]
+
+
+@register(
+    "algorithm",
+    "fk_steering",
+    needs={"stochastic", "preview"},
+    wants_stochastic=True,
+    paper="Singhal et al. 2025, arXiv:2501.06848",
+)
+def fk_steering(
+    ctx: SearchContext,
+    *,
+    n: int | None = None,
+    potential: Potential = "max",
+    lam: float = 10.0,
+    start: float = 0.2,
+    every: float = 0.2,
+    end: float = 0.8,
+    resample_steps: list[int] | None = None,
+    ess_threshold: float | None = 0.5,
+    scheme: Literal["systematic", "stratified", "residual", "ssp", "multinomial"] = "systematic",
+) -> State:
+    """FK steering: particles resampled by their rewards on the way (Singhal et al. 2025).
+
+    With the returned state's carried ``log_weight`` the final particles follow the model's distribution
+    tilted by ``exp(lam * reward)``.
+
+    Args:
+        n: Particles; by default as many as the budget pays for, or 4 without a budget.
+        potential: What resampling favours: ``max`` a high reward at any step so far, ``diff`` a rise,
+            ``add`` a high sum, ``rt`` a high reward now.
+        lam: How sharply rewards turn into weights: a reward higher by ``1 / lam`` weighs e times more.
+        start: Share of the trajectory done at the first resampling.
+        every: Share of the trajectory between resamplings.
+        end: Share of the trajectory done at the last resampling.
+        resample_steps: Steps done at each resampling, instead of `start`, `every`, `end`.
+        ess_threshold: Resample only where the effective sample size is below this share of n and keep
+            the weights otherwise; none resamples each time.
+        scheme: Resampling scheme.
+    """
+    at_least(1, n=n)
+    at_least(0, lam=lam)
+    fraction(ess_threshold=ess_threshold)
+    planned = resampling_steps(ctx.num_steps, start, every, end) if resample_steps is None else resample_steps
+    steps = [step for step in check_steps(planned, ctx.num_steps) if ctx.can_fork_at(step)]
+    n = plan_particles(ctx, measured(ctx), n, previews=len(steps))
+
+    state = ctx.init(n)
+    history = np.full(n, -np.inf if potential == "max" else 0.0)
+    log_product, log_weight = np.zeros(n), np.zeros(n)
+    for step in steps:
+        state = ctx.advance(state, step - state.step)
+        rewards = ctx.score(state).numpy()
+        log_g, history = log_potential(potential, lam, rewards, history, log_product)
+        log_product, log_weight = log_product + log_g, log_weight + log_g
+        weights = normalise(log_weight)
+        ctx.note(step=step, ess=ess(weights))
+        if ess_threshold is None or ess(weights) < ess_threshold * n:
+            ancestors = SCHEMES[scheme](weights, n, ctx.rng())
+            state = ctx.select(state, ancestors.tolist())
+            history, log_product, log_weight = history[ancestors], log_product[ancestors], np.zeros(n)
+    state = ctx.finish(state)
+    log_weight = log_weight + log_terminal(lam, ctx.score(state).numpy(), log_product)
+    return replace(state, carry={**state.carry, "log_weight": torch.from_numpy(log_weight)})
+
+
+def log_potential(
+    potential: Potential, lam: float, rewards: Floats, history: Floats, log_product: Floats
+) -> tuple[Floats, Floats]:
+    """The log of each particle's potential before the end, and its new reward history.
+
+    ``diff`` is ``exp(lam r) / product``: the rise since the last reward, because the product of the
+    potentials before is ``exp(lam * last reward)``. An unscored particle gets the mean potential.
+
+    Args:
+        potential: Which.
+        lam: Strength.
+        rewards: ``(n,)`` rewards now; NaN where unscored.
+        history: ``(n,)`` highest (``max``), summed (``add``) or last (``diff``, ``rt``) reward so far.
+        log_product: ``(n,)`` sum of the log-potentials of each particle's lineage.
+    """
+    unscored = np.isnan(rewards)
+    now = {"max": np.maximum(rewards, history), "add": rewards + history, "diff": rewards, "rt": rewards}[
+        potential
+    ]
+    log_g = lam * now - (log_product if potential == "diff" else 0.0)
+    return fill_unscored(log_g), np.where(unscored, history, now)
+
+
+def log_terminal(lam: float, rewards: Floats, log_product: Floats) -> Floats:
+    """The log-potential at the end, ``lam r - log product``: with it all multiply to ``exp(lam r)``."""
+    return fill_unscored(lam * rewards - log_product)
+
+
+def resampling_steps(num_steps: int, start: float, every: float, end: float) -> list[int]:
+    """The steps at shares `start`, `start + every`, ... up to `end` of a trajectory.
+
+    Raises:
+        ConfigError: If the shares are no increasing sequence.
+    """
+    fraction(start=start, every=every, end=end)
+    if not every > 0 or end < start:
+        raise ConfigError(
+            f"Resampling must go from start to a later end in positive strides but got start={start:g}, "
+            f"every={every:g}, end={end:g}; the paper uses 0.2, 0.2, 0.8."
+        )
+    count = int((end - start) / every + 1e-9) + 1
+    steps = {round((start + i * every) * num_steps) for i in range(count)}
+    return sorted(steps & set(range(1, num_steps)))
+
+
+def check_steps(steps: list[int], num_steps: int) -> list[int]:
+    """The steps, if they increase and lie inside the trajectory.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    if sorted(set(steps)) != steps or any(not 1 <= step < num_steps for step in steps):
+        raise ConfigError(
+            f"resample_steps must increase and lie between 1 and {num_steps - 1} but got {steps}; "
+            "reorder or drop some."
+        )
+    return steps
+
+
+def plan_particles(ctx: SearchContext, left: Remaining, n: int | None, *, previews: int) -> int:
+    """The number of particles: `n`, or as many as can be paid for."""
+    each = ctx.cost() + Cost(decodes=previews, verifier_calls=previews)
+    if n is not None:
+        check_affordable(left, each * n, f"n={n}")
+        return n
+    paid = left.times(each)
+    return 4 if paid is None else max(paid, 1)

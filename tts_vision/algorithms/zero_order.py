@@ -1,0 +1,38 @@
+"""Zero-order search in the space of initial noise."""
+
+from __future__ import annotations
+
+from tts_vision.algorithms._common import at_least
+from tts_vision.algorithms.best_of_n import next_chunk
+from tts_vision.context import SearchContext
+from tts_vision.mutations import Neighbour
+from tts_vision.ranking import argmax
+from tts_vision.registry import register
+from tts_vision.types import State
+
+
+@register("algorithm", "zero_order", needs={"noise"}, paper="Ma et al. 2025, arXiv:2501.09732")
+def zero_order(ctx: SearchContext, *, n: int | None = None, neighbours: int = 4, tau: float = 0.95) -> State:
+    """Zero-order search: round by round to the best neighbour of the best noise (Ma et al. 2025).
+
+    The pivot stays until a neighbour is better; the last round may be smaller to fit.
+
+    Args:
+        n: Samples in all, the first pivot included; by default as many as the budget pays for, or 16.
+        neighbours: Neighbours of the pivot in each round.
+        tau: Cosine between the noise of the pivot and of a neighbour, which have equal norm.
+    """
+    at_least(1, n=n, neighbours=neighbours)
+    step = Neighbour(tau)
+    pivot = ctx.init(next_chunk(ctx, n, made=0, chunk=1))
+    done = [ctx.finish(pivot)]
+    best = float(ctx.score(done[0])[0])
+    while count := next_chunk(ctx, n, made=sum(map(len, done)), chunk=neighbours):
+        around = ctx.mutate(pivot, step, [0] * count)
+        done.append(ctx.finish(around))
+        scores = ctx.score(done[-1])
+        nearest = argmax(scores)
+        # a pivot that could not be scored (NaN) is left as soon as anything was
+        if scores[nearest] > best or best != best:
+            pivot, best = ctx.select(around, [nearest]), float(scores[nearest])
+    return State.cat(done)
