@@ -16,7 +16,7 @@ from torch import Tensor
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.pipelines.schedule import draws_noise, is_flow, noise_levels, pack, unpack
-from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, Step, modules
+from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, Step, initial_scale, modules
 from tts_vision.pipelines.stochastic import Level, ddim_std, ddim_step, diffusion, euler_step, renoise
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
@@ -68,7 +68,8 @@ class DiffusersSampler:
         self._call = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
         _check_call(self.name, self._call, signature)
         self._count_name = next((n for n in signature if n in _COUNTS), None)
-        self._prompt_lists = self._count_name is None
+        # video pipelines have a count but many of them ignore it
+        self._prompt_lists = self._count_name != "num_images_per_prompt"
         self.modality = "video" if "num_frames" in signature else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
         self._options = options
@@ -107,10 +108,6 @@ class DiffusersSampler:
         self._check_prompt(prompt)
         generators = [torch.Generator("cpu").manual_seed(row_seed(seed, uid)) for uid in uids]
         segment = self._run(prompt, len(uids), 0, 0, generators=generators, output_type="latent")
-        if self._rows_of(segment) != len(uids) and not self._prompt_lists:
-            # some pipelines ignore num_videos_per_prompt; a list of prompts they do not
-            self._prompt_lists = True
-            return self.init(prompt, uids, seed=seed)
         if self._rows_of(segment) != len(uids):
             raise PipelineError(
                 f"A pipeline must draw one latent per prompt but {self.name} drew {self._rows_of(segment)} for "
@@ -121,7 +118,7 @@ class DiffusersSampler:
             self.num_steps, self.last_noisy_step = total, total - 2 if self.last_noisy_step >= 0 else -1
         assert segment.entered is not None
         latents = segment.entered
-        scale = float(segment.proxy.inner.init_noise_sigma)
+        scale = float(initial_scale(segment.proxy.inner))
         if "noise" in self.capabilities and scale != 1.0:
             latents = latents / scale
         self._levels = _levels_or_none(segment.proxy.inner) or self._levels
@@ -179,7 +176,7 @@ class DiffusersSampler:
         noise = row_noise(state.seed, "renoise", state.uids, to_step, x)
         latents = renoise(x.float(), now, earlier, noise.float()).to(x.dtype)
         if to_step == 0:
-            latents = latents / float(self._planned_schedule().init_noise_sigma)
+            latents = latents / float(initial_scale(self._planned_schedule()))
         return replace(state, latents=latents, step=to_step, carry={}, shared={})
 
     def preview(self, state: State) -> list[Media]:
@@ -263,7 +260,7 @@ class DiffusersSampler:
         for i, uid in enumerate(state.uids):
             if isinstance(states, Tensor) and isinstance(owners, Tensor) and int(owners[i]) == uid:
                 generator = torch.Generator("cpu")
-                generator.set_state(states[i].cpu())
+                generator.set_state(states[i].cpu().clone())  # a view crashes torch
             else:
                 generator = row_generator(state.seed, "step", uid, state.step, "cpu")
             generators.append(generator)
@@ -356,7 +353,8 @@ class DiffusersSampler:
             limit = self._call.get("max_sequence_length") or (default.default if default is not None else None)
             own = getattr(tokenizer, "model_max_length", None) or 10**9
             limit = own if "CLIP" in type(tokenizer).__name__ or not isinstance(limit, int) else min(limit, own)
-            limits.append((len(tokenizer(prompt.text)["input_ids"]), limit))
+            ids = tokenizer(text=prompt.text)["input_ids"]  # by name: a processor takes pictures first
+            limits.append((len(ids[0] if ids and isinstance(ids[0], list) else ids), limit))
         if limits and all(tokens > limit for tokens, limit in limits):
             tokens, limit = max(limits, key=lambda pair: pair[1])
             raise ConfigError(
@@ -365,6 +363,10 @@ class DiffusersSampler:
             )
 
 
+UNDRIVABLE = {
+    "LatentConsistencyModelPipeline": "decodes a variable of its loop instead of its latents; "
+    "load the checkpoint as StableDiffusionPipeline with LCMScheduler",
+}
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
@@ -409,6 +411,8 @@ def _check_drivable(pipe: Any) -> None:
     rule = "A pipeline must denoise with its scheduler's step, from latents it prepares, with one denoiser"
     if not DiffusersSampler.accepts(pipe):
         raise PipelineError(f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler.")
+    if name in UNDRIVABLE:
+        raise PipelineError(f"{rule} but {name} {UNDRIVABLE[name]}.")
     if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
         raise PipelineError(f"{rule} but {name} has no such scheduler; it cannot be driven step by step.")
     if not hasattr(pipe, "prepare_latents"):

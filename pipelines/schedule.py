@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -89,9 +91,6 @@ def draws_noise(scheduler: Any, eta: float) -> bool:
         scheduler: A scheduler on which `set_timesteps` was called; it is not changed.
         eta: Passed to the step where it takes one.
     """
-    import copy
-    import inspect
-
     scheduler = copy.deepcopy(scheduler)
     known = inspect.signature(scheduler.step).parameters
     if "generator" not in known or len(scheduler.timesteps) < 2:
@@ -103,13 +102,40 @@ def draws_noise(scheduler: Any, eta: float) -> bool:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     t = scheduler.timesteps[0]
+    before_it = (None, None) if takes_history(scheduler) else ()
     try:
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, t)
-        scheduler.step(torch.zeros_like(x), t, x, generator=generator, **extra)
+        step(scheduler, torch.zeros_like(x), t, x, before_it, generator=generator, **extra)
     except (TypeError, ValueError, AttributeError, RuntimeError):
         return False
     return not torch.equal(before, generator.get_state())
+
+
+def takes_history(scheduler: Any) -> bool:
+    """Whether the scheduler leaves its history to its caller, as CogVideoX's DPM solver does."""
+    return "timestep_back" in inspect.signature(scheduler.step).parameters
+
+
+def step(
+    scheduler: Any, output: Tensor, t: Any, x: Tensor, before_it: tuple[Any, ...], **options: Any
+) -> tuple[Any, ...]:
+    """One step of any scheduler.
+
+    Args:
+        scheduler: The scheduler.
+        output: ``(B, ...)`` model output.
+        t: Timestep.
+        x: ``(B, ...)`` sample.
+        before_it: For a scheduler that `takes_history`, its previous prediction of the finished sample
+            and the timestep before this one; else empty.
+        options: Passed on to the scheduler, which names them.
+    """
+    options["return_dict"] = False
+    if before_it:
+        previous, t_back = before_it
+        return tuple(scheduler.step(output, previous, t, t_back, x, **options))
+    return tuple(scheduler.step(output, t, x, **options))
 
 
 def pack(history: dict[str, Any], rows: torch.Size) -> tuple[dict[str, Tensor], dict[str, Any]]:

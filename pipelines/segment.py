@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.errors import PipelineError
-from tts_vision.pipelines.schedule import noise_levels, predictions
+from tts_vision.pipelines.schedule import noise_levels, predictions, step, takes_history
 from tts_vision.pipelines.stochastic import Level
 from tts_vision.types import Cost, Meter
 
@@ -45,7 +45,7 @@ class SchedulerProxy:
         stop: Timestep to stop before; None for all.
         history: Solver attributes to go on from, if any.
         generators: One per row, for schedulers that draw noise.
-        step: Replaces the scheduler's step, if given.
+        rule: Replaces the scheduler's step, if given.
         slices_itself: The pipeline takes a part of the timesteps on its own (image to image), so they
             are shown in full and the part is cut elsewhere.
     """
@@ -57,7 +57,7 @@ class SchedulerProxy:
         stop: int | None,
         history: dict[str, Any] | None,
         generators: list[torch.Generator] | None,
-        step: Step | None,
+        rule: Step | None,
         slices_itself: bool,
     ) -> None:
         self.inner = scheduler
@@ -68,16 +68,17 @@ class SchedulerProxy:
         self.added: Tensor | None = None
         self.added_std = 0.0
         self.levels: list[Level] | None = None
-        self._history, self._generators, self._step = history, generators, step
+        self.first_timestep = torch.empty(0)
+        self._history, self.generators, self._rule = history, generators, rule
         self._slices_itself = slices_itself
         self._fresh: dict[str, Any] = {}
         self._done = 0
         self._offset = 0
-        self._quirk_history: dict[str, Any] = {}
-        self.set_timesteps = functools.wraps(scheduler.set_timesteps)(self._set_timesteps)
-        self.step = functools.wraps(scheduler.step)(self._do_step)
+        self._loose_history: dict[str, Any] = {}
+        self.set_timesteps = _signed_as(scheduler.set_timesteps, self._set_timesteps)
+        self.step = _signed_as(scheduler.step, self._do_step)
         if hasattr(scheduler, "set_begin_index"):
-            self.set_begin_index = functools.wraps(scheduler.set_begin_index)(self._set_begin_index)
+            self.set_begin_index = _signed_as(scheduler.set_begin_index, self._set_begin_index)
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":  # while being copied, before __init__
@@ -96,12 +97,13 @@ class SchedulerProxy:
 
     @property
     def init_noise_sigma(self) -> Any:
-        return self.inner.init_noise_sigma if self.start == 0 else 1.0
+        return initial_scale(self.inner) if self.start == 0 else 1.0
 
     def cut(self, timesteps: Tensor) -> Tensor:
         """The segment of the part that an image-to-image pipeline took."""
         self.total = len(timesteps)
         self._offset = len(self.inner.timesteps) - len(timesteps)
+        self.first_timestep = timesteps[:1]
         return timesteps[self.start : self.stop]
 
     def history(self) -> dict[str, Any]:
@@ -111,15 +113,15 @@ class SchedulerProxy:
             for name, value in vars(self.inner).items()
             if name not in self._fresh or not _same(value, self._fresh[name])
         }
-        return changed | self._quirk_history
+        return changed | self._loose_history
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.inner.set_timesteps(*args, **kwargs)
         self._fresh = {k: list(v) if isinstance(v, list) else v for k, v in vars(self.inner).items()}
         if self._history:
             for name, value in self._history.items():
-                if name.startswith("quirk_"):
-                    self._quirk_history[name] = value
+                if name == _LOOSE:
+                    self._loose_history[name] = value
                 else:
                     setattr(self.inner, name, value)
         elif self.start and hasattr(self.inner, "set_begin_index") and not self._slices_itself:
@@ -130,7 +132,7 @@ class SchedulerProxy:
             return
         self.inner.set_begin_index(begin_index + (self.start if self._slices_itself or not begin_index else 0))
 
-    def _do_step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _do_step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         index = self._offset + self.start + self._done
         if self.levels is None:
             try:
@@ -142,34 +144,46 @@ class SchedulerProxy:
             x0, eps = predictions(self.inner, model_output, sample, self.levels[index])
             self.preview = x0.to(sample.dtype)
         self._done += 1
-        if self._step is not None:
+        if self._rule is not None:
             if x0 is None or eps is None:
                 noise_levels(self.inner)  # says what the scheduler lacks
             assert x0 is not None and eps is not None and self.levels is not None
-            x, added, self.added_std = self._step(sample, model_output, x0, eps, self.levels, index)
+            x, added, self.added_std = self._rule(sample, model_output, x0, eps, self.levels, index)
             self.added, self.prev_sample = added, x.to(sample.dtype)
+            if getattr(self.inner, "_step_index", None) is not None:
+                self.inner._step_index += 1  # scale_model_input reads it
             return self.prev_sample, x0.to(sample.dtype)
-        known = inspect.signature(self.inner.step).parameters
-        if self._generators is not None and "generator" in known:
-            kwargs["generator"] = self._generators
-        kwargs["return_dict"] = False
-        result = self._inner_step(known, model_output, timestep, sample, args, kwargs)
+        if self.generators is not None and "generator" in inspect.signature(self.inner.step).parameters:
+            kwargs["generator"] = self.generators
+        kwargs.pop("return_dict", None)
+        before_it: tuple[Any, ...] = ()
+        if takes_history(self.inner):
+            # its history is a variable of the pipeline's loop, which a segment would lose; the proxy is no
+            # instance of its class, so the loop calls it like any other scheduler and it is kept here
+            before_it = (self._loose_history.get(_LOOSE), self.inner.timesteps[index - 1] if index else None)
+        result = step(self.inner, model_output, timestep, sample, before_it, **kwargs)
+        if before_it:
+            self._loose_history[_LOOSE] = result[1]
         self.prev_sample = result[0]
         return result
 
-    def _inner_step(
-        self, known: Any, output: Tensor, timestep: Any, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if "timestep_back" not in known:
-            return self.inner.step(output, timestep, sample, *args, **kwargs)
-        # CogVideoX's DPM scheduler leaves its history to the pipeline's loop variables, which a segment
-        # would lose; the proxy is no instance of it, so the loop calls it like DDIM and it is kept here
-        index = self._offset + self.start + self._done - 1
-        back = self.inner.timesteps[index - 1] if index else None
-        previous = self._quirk_history.get("quirk_old_x0")
-        result = self.inner.step(output, previous, timestep, back, sample, *args, **kwargs)
-        self._quirk_history["quirk_old_x0"] = result[1]
-        return result
+
+_LOOSE = "old_pred_original_sample"
+
+
+def initial_scale(scheduler: Any) -> Any:
+    """What unit noise is multiplied with when it enters the loop."""
+    return getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def _signed_as(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` with the signature of `original`, which pipelines inspect."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return call
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -274,7 +288,7 @@ class Driver:
             if self.slices_itself:
                 put(pipe, "get_timesteps", self._cutting(pipe.get_timesteps, proxy))
             if hasattr(pipe, "prepare_latents"):
-                put(pipe, "prepare_latents", self._entering(pipe.prepare_latents, latents, entered))
+                put(pipe, "prepare_latents", self._entering(pipe.prepare_latents, latents, entered, proxy))
             for name, module in modules(pipe, ENCODERS):
                 put(module, "forward", self._remembering(name, module.forward))
             for _, module in modules(pipe, DENOISERS):
@@ -308,16 +322,28 @@ class Driver:
 
     @staticmethod
     def _entering(
-        prepare: Callable[..., Any], latents: Tensor | None, entered: list[Tensor]
+        prepare: Callable[..., Any], latents: Tensor | None, entered: list[Tensor], proxy: SchedulerProxy
     ) -> Callable[..., Any]:
         """`prepare_latents` that notes what it returns, and returns `latents` unchanged when given.
 
         Pipelines cast or rescale given latents on entry, which a loop that goes on must not do.
         """
+        signature = inspect.signature(prepare)
 
         @functools.wraps(prepare)
         def enter(*args: Any, **kwargs: Any) -> Any:
-            result = prepare(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            timestep = bound.arguments.get("timestep")
+            if isinstance(timestep, Tensor) and not timestep.numel():
+                # image to image noises its picture to the first timestep, which an empty segment hides
+                rows = bound.arguments["batch_size"] * bound.arguments.get("num_images_per_prompt", 1)
+                bound.arguments["timestep"] = proxy.first_timestep.repeat(rows)
+            states = [generator.get_state() for generator in proxy.generators or ()]
+            result = prepare(*bound.args, **bound.kwargs)
+            if latents is not None:
+                # what it drew is thrown away, so the rows' noise streams must not move on
+                for generator, state in zip(proxy.generators or (), states):
+                    generator.set_state(state)
             first, rest = (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) else (result, None)
             if latents is not None:
                 if first.shape != latents.shape:
@@ -336,11 +362,15 @@ class Driver:
 
         @functools.wraps(forward)
         def encode(*args: Any, **kwargs: Any) -> Any:
+            rows = _equal_rows([*args, *kwargs.values()])
+            if rows > 1:
+                args = tuple(_first_row(value) for value in args)
+                kwargs = {key: _first_row(value) for key, value in kwargs.items()}
             key = (name, _fingerprint(args), _fingerprint(kwargs))
             if key not in self._encoded:
                 with self.meter.phase("encode"):
                     self._encoded[key] = forward(*args, **kwargs)
-            return self._encoded[key]
+            return _repeated(self._encoded[key], rows) if rows > 1 else self._encoded[key]
 
         return encode
 
@@ -355,6 +385,30 @@ def modules(pipe: Any, prefixes: tuple[str, ...]) -> list[tuple[str, nn.Module]]
         if isinstance(component, nn.Module) and name.startswith(prefixes):
             found.setdefault(id(component), (name, component))
     return list(found.values())
+
+
+def _equal_rows(values: list[Any]) -> int:
+    """How many rows the tensors among `values` have, if each repeats one row; else 1."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
+    if len(sizes) != 1 or not all(torch.equal(t, t[:1].expand_as(t)) for t in tensors if t.ndim):
+        return 1
+    return max(sizes.pop(), 1)
+
+
+def _first_row(value: Any) -> Any:
+    return value[:1] if isinstance(value, Tensor) else value
+
+
+def _repeated(value: Any, rows: int) -> Any:
+    """An encoder's output for one row, as its output for `rows` equal rows."""
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(rows, dim=0) if value.ndim and len(value) == 1 else value
+    if isinstance(value, dict):
+        return type(value)(**{key: _repeated(item, rows) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_repeated(item, rows) for item in value)
+    return value
 
 
 def _fingerprint(value: Any) -> Any:

@@ -1,0 +1,34 @@
+# `make demo` and `make test` work on a fresh machine; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(READY)
+
+demo: setup
+	$(BIN)/tts-vision generate "two red circles" --algorithm evosearch --verifier playground_clip --budget 16x --seed 0
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/mypy && $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/mypy .
+	MYPYPATH=build/mypy $(BIN)/mypy -p tts_vision
+
+bench: setup
+	$(BIN)/python -m tts_vision.eval.overhead
+	$(BIN)/python -m tts_vision.eval.playground
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
