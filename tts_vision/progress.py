@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.text import Text
 
 from tts_vision.context import SearchContext
 from tts_vision.trace import Event
@@ -26,25 +29,18 @@ class ProgressReport:
     """
 
     def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._console = Console(file=stream)
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._stream = stream
+        self._context: SearchContext | None = None
         self._last_line = time.monotonic()
 
     def __enter__(self) -> ProgressReport:
         if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                TextColumn("{task.fields[spent]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-                console=self._console,
-                transient=True,
-            )
+            columns = (_Bar(self._read), _Words(self._read))
+            self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+            self._bar.add_task("search", total=None)
             self._bar.start()
-            self._task = self._bar.add_task("best   -", total=1.0, spent="", left="")
         return self
 
     def __exit__(
@@ -55,20 +51,48 @@ class ProgressReport:
 
     def __call__(self, context: SearchContext, event: Event) -> None:
         """Takes note of an event."""
-        part = fraction_spent(context)
-        left = _time_left(context, part)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task,
-                completed=part,
-                description=f"best {_best(context)}",
-                spent=_spent(context),
-                left=f"{left} left" if left else "",
-            )
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+        self._context = context
+        if self._bar is None and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            tail = f", {left} left" if left else ""
-            print(f"best {_best(context)}, {_spent(context)}{tail}", file=self._stream, flush=True)
+            print(status(context), file=self._stream, flush=True)
+
+    def _read(self) -> SearchContext | None:
+        return self._context
+
+
+class _Bar(ProgressColumn):
+    """The part of the budget that is used up, as of now."""
+
+    def __init__(self, read: Callable[[], SearchContext | None]) -> None:
+        super().__init__()
+        self._read = read
+
+    def render(self, task: Task) -> ProgressBar:
+        context = self._read()
+        return ProgressBar(total=1.0, completed=fraction_spent(context) if context else 0.0, width=30)
+
+
+class _Words(ProgressColumn):
+    """The state of the search in words, as of now."""
+
+    def __init__(self, read: Callable[[], SearchContext | None]) -> None:
+        super().__init__()
+        self._read = read
+
+    def render(self, task: Task) -> Text:
+        context = self._read()
+        return Text(status(context) if context else "starting")
+
+
+def status(context: SearchContext) -> str:
+    """The state of a search in one line."""
+    part = fraction_spent(context)
+    limit, spent = context.ledger.budget.nfe, context.ledger.spent.nfe
+    words = [f"best {_best(context)}", f"{spent:g}/{limit:g} nfe" if limit else f"{spent:g} nfe"]
+    words.append(f"{_clock(context.ledger.elapsed)} gone")
+    if part > 0:
+        words.append(f"{_clock(context.ledger.elapsed * (1 - part) / part)} left")
+    return ", ".join(words)
 
 
 def fraction_spent(context: SearchContext) -> float:
@@ -84,20 +108,12 @@ def fraction_spent(context: SearchContext) -> float:
     return min(1.0, max(parts))
 
 
-def _time_left(context: SearchContext, part: float) -> str:
-    if part <= 0:
-        return ""
-    seconds = context.ledger.elapsed * (1 - part) / part
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-
-
 def _best(context: SearchContext) -> str:
     best = context.best or context.best_preview
     if best is None or math.isnan(best.score.value):
-        return "  -"
+        return "-"
     return f"{best.score.value:.4f}" + ("" if context.best else " (preview)")
 
 
-def _spent(context: SearchContext) -> str:
-    limit = context.ledger.budget.nfe
-    return f"{context.ledger.spent.nfe:g}" + (f"/{limit:g}" if limit else "") + " nfe"
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

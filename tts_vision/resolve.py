@@ -126,7 +126,7 @@ def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
     pipe = load_model(config) if live.pipe is None else live.pipe
     options = config.sampler_options
     if isinstance(pipe, Sampler):
-        if live.pipe is not None and options != type(options)():
+        if options != type(options)():
             raise ConfigError(
                 f"Sampler options must be given to a sampler when it is made but got {options!r} beside the "
                 "sampler "

@@ -14,6 +14,7 @@ from tts_vision.errors import BudgetSpent, StorageError
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.replays import recreate
+from tts_vision.resolve import Live, Setup, prepare, spell_out
 from tts_vision.results import (
     Labels,
     Result,
@@ -26,7 +27,6 @@ from tts_vision.results import (
     read_config,
     write_result,
 )
-from tts_vision.resolve import Live, Setup, prepare, spell_out
 from tts_vision.trace import Event, lineage
 from tts_vision.types import Prompt
 
@@ -137,7 +137,9 @@ def run(
     if root is not None:
         check_folder(root, config, resume=resume)
         if resume and is_finished(root):
-            return load_result(root)
+            result = load_result(root)
+            _ = result.best  # raises if nothing could be scored
+            return result
     setup = prepare(config, live)
     if root is not None:
         make_folder(root, config)
@@ -147,7 +149,7 @@ def run(
     if root is not None:
         write_result(result, figures=figures)
         journal.close()
-    _ = result.best  # raises if nothing could be scored; all that was made is kept by now
+    _ = result.best  # as above; all that was made is kept by now
     return result
 
 

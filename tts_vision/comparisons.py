@@ -1,0 +1,456 @@
+"""Compares search algorithms at one budget, on many prompts and seeds."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name, plain
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.figures import Point, best_so_far, draw_scaling
+from tts_vision.journal import storage
+from tts_vision.resolve import Live, find_verifier, load_model, load_verifier, spell_out
+from tts_vision.results import Result, is_finished, load_result, replace_file
+from tts_vision.runner import run
+from tts_vision.scoring import safe_scores
+from tts_vision.types import Prompt, Verifier
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+PLAIN = "plain"
+_PLAIN_ALGORITHM = "best_of_n:n=1"
+_MARK = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search of a comparison.
+
+    Attributes:
+        algorithm: As it was named; "plain" for one sample without search.
+        verifier: What guided the search.
+        prompt: What was generated.
+        seed: Root seed.
+        score: The verifier's score of the best sample; NaN when there is none.
+        evaluation: The evaluator's score of it; NaN without an evaluator.
+        nfe: Network evaluations spent.
+        verifier_calls: Samples scored.
+        seconds: Wall-clock time.
+        folder: Where the search is kept, inside the comparison's folder.
+    """
+
+    algorithm: str
+    verifier: str
+    prompt: str
+    seed: int
+    score: float
+    evaluation: float
+    nfe: float
+    verifier_calls: int
+    seconds: float
+    folder: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One algorithm under one verifier, averaged over prompts and seeds.
+
+    Intervals are 95 % bootstrap intervals that resample prompts.
+    """
+
+    algorithm: str
+    verifier: str
+    searches: int
+    unscored: int
+    score: float
+    score_low: float
+    score_high: float
+    gain: float
+    evaluation: float
+    evaluation_low: float
+    evaluation_high: float
+    nfe: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of a comparison.
+
+    Attributes:
+        budget: What each search was allowed to spend.
+        evaluator: What judged the best samples without guiding any search.
+        cells: All searches.
+        curves: The best score so far of each search.
+        folder: Where all is kept.
+    """
+
+    budget: str
+    evaluator: str | None
+    cells: list[Cell]
+    curves: list[list[Point]]
+    folder: Path
+
+    def rows(self) -> list[Row]:
+        """One summary per verifier and algorithm, in the order they were given."""
+        groups: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault((cell.verifier, cell.algorithm), []).append(cell)
+        baseline = {
+            verifier: _mean(_values(cells)) for (verifier, name), cells in groups.items() if name == PLAIN
+        }
+        return [_row(cells, baseline[verifier]) for (verifier, _), cells in groups.items()]
+
+    def table(self) -> Table:
+        """The summary for a terminal."""
+        from rich.table import Table
+
+        rows = self.rows()
+        table = Table(
+            title=f"best of {rows[0].searches} searches each, budget {self.budget}" if rows else None
+        )
+        several = len({row.verifier for row in rows}) > 1
+        head = ["algorithm", *(["verifier"] if several else []), "score", "gain"]
+        head += [self.evaluator] if self.evaluator else []
+        for name in [*head, "nfe", "seconds"]:
+            table.add_column(name, justify="left" if name in {"algorithm", "verifier"} else "right")
+        for row in rows:
+            line = [row.algorithm, *([row.verifier] if several else [])]
+            line += [_interval(row.score, row.score_low, row.score_high), f"{row.gain:+.4f}"]
+            if self.evaluator:
+                line.append(_interval(row.evaluation, row.evaluation_low, row.evaluation_high))
+            table.add_row(*line, f"{row.nfe:.0f}", f"{row.seconds:.1f}")
+        return table
+
+    def plot(self) -> Figure:
+        """The mean best score so far against network evaluations; and the evaluator's verdict."""
+        from matplotlib.figure import Figure
+
+        verifiers = list(dict.fromkeys(cell.verifier for cell in self.cells))
+        panels = len(verifiers) + bool(self.evaluator)
+        figure = Figure(figsize=(4.8 * panels, 3.8), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, panels))
+        for axis, verifier in zip(axes, verifiers):
+            for name in dict.fromkeys(cell.algorithm for cell in self.cells):
+                chosen = [
+                    curve
+                    for cell, curve in zip(self.cells, self.curves)
+                    if (cell.verifier, cell.algorithm) == (verifier, name) and curve
+                ]
+                if chosen:
+                    spent, best = _mean_curve(chosen)
+                    if name == PLAIN:
+                        axis.axhline(best[-1], color="gray", linestyle=":", label=name)
+                    else:
+                        draw_scaling(axis, spent, best, label=name)
+            axis.set(xlabel="network evaluations (nfe)", ylabel=f"mean best score ({verifier})")
+            axis.legend(fontsize=8)
+        if self.evaluator:
+            rows = self.rows()
+            names = [f"{r.algorithm}\n{r.verifier}" if len(verifiers) > 1 else r.algorithm for r in rows]
+            middle = np.array([row.evaluation for row in rows])
+            low = middle - np.array([row.evaluation_low for row in rows])
+            high = np.array([row.evaluation_high for row in rows]) - middle
+            axes[-1].barh(
+                names, middle, xerr=np.stack([low, high]), color="#30638e", ecolor="#222", capsize=3
+            )
+            axes[-1].invert_yaxis()
+            axes[-1].set(xlabel=f"{self.evaluator} (never seen by the search)")
+        return figure
+
+    def save(self) -> None:
+        """Writes ``comparison.json``, ``.csv`` and ``.png`` into the folder."""
+        data = {
+            "budget": self.budget,
+            "evaluator": self.evaluator,
+            "rows": [_json(asdict(row)) for row in self.rows()],
+            "cells": [_json(asdict(cell)) for cell in self.cells],
+        }
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(Cell.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(cell) for cell in self.cells)
+        plot = self.plot()
+        replace_file(
+            self.folder / "comparison.csv", lambda part: part.write_text(table.getvalue()), "The table"
+        )
+        replace_file(
+            self.folder / "comparison.png",
+            lambda part: plot.savefig(part, format="png", dpi=120, metadata={"Software": None}),
+            "The plot",
+        )
+        replace_file(self.folder / _MARK, lambda part: part.write_text(text), "The comparison")
+
+
+def compare(
+    pipe_or_id: Any,
+    prompts: Sequence[str | Prompt],
+    *,
+    algorithms: Sequence[str],
+    output: Path | str,
+    verifiers: Sequence[str] | None = None,
+    evaluator: str | None = None,
+    budget: str = "16x",
+    seeds: Sequence[int] = (0,),
+    pipeline_kwargs: Mapping[str, Any] | None = None,
+    sampler_options: SamplerOptions | None = None,
+    model_options: ModelOptions | None = None,
+    max_batch: int | None = None,
+    progress: Callable[[int, int, Cell], None] | None = None,
+) -> Comparison:
+    """Runs every algorithm under every verifier on every prompt and seed, and plain sampling beside them.
+
+    Each search is kept in a folder of its own; called again with the same `output`, finished searches
+    are read and unfinished ones continued.
+
+    Args:
+        pipe_or_id: As in `search`.
+        prompts: What to generate.
+        algorithms: Names, with parameters as ``name:key=value``.
+        output: Where to keep everything.
+        verifiers: What guides; by default that of the playground, on the playground.
+        evaluator: A verifier that judges the best samples and never guides a search.
+        budget: What each search may spend.
+        seeds: Root seeds.
+        pipeline_kwargs: As in `search`.
+        sampler_options: As in `search`.
+        model_options: As in `search`.
+        max_batch: As in `search`.
+        progress: Called after each search with the number done, their total, and the search.
+
+    Raises:
+        ConfigError: If something cannot be used as given; found before the first search starts.
+    """
+    root = Path(output)
+    _check_output(root)
+    if not prompts or not algorithms or not seeds:
+        raise ConfigError(
+            f"A comparison needs prompts, algorithms and seeds but got {len(prompts)}, {len(algorithms)} and "
+            f"{len(seeds)}; give at least one of each."
+        )
+    options = sampler_options or SamplerOptions()
+    kwargs = {**options.pipeline_kwargs, **(pipeline_kwargs or {})}
+    options = options.model_copy(update={"pipeline_kwargs": kwargs})
+    named = isinstance(pipe_or_id, (str, Path))
+    configs = [
+        (
+            arm,
+            RunConfig(
+                prompt=prompt.text,
+                prompt_metadata=dict(prompt.metadata),
+                model=str(pipe_or_id) if named else live_name(pipe_or_id),
+                model_options=model_options or ModelOptions(),
+                sampler_options=options,
+                algorithm=_PLAIN_ALGORITHM if arm == PLAIN else arm,
+                verifier=verifier,  # type: ignore[arg-type]  # None becomes the default
+                budget=budget,
+                seed=seed,
+                max_batch=max_batch,
+            ),
+        )
+        for verifier in (list(dict.fromkeys(verifiers)) if verifiers else [None])
+        for arm in dict.fromkeys((PLAIN, *algorithms))
+        for prompt in (p if isinstance(p, Prompt) else Prompt(p) for p in prompts)
+        for seed in dict.fromkeys(seeds)
+    ]
+    for config in {(arm, config.verifier): config for arm, config in configs}.values():
+        spell_out(config)
+        find_verifier(config.verifier)
+    judge = None if evaluator is None else load_verifier(evaluator, find_verifier(evaluator))
+    guides = {c.verifier: load_verifier(c.verifier, find_verifier(c.verifier)) for _, c in configs}
+    pipe = load_model(configs[0][1]) if named else pipe_or_id
+    with storage(root, "The comparison"):
+        root.mkdir(parents=True, exist_ok=True)
+    cells, curves = [], []
+    for arm, config in configs:
+        task = json.dumps([config.prompt, plain(config.prompt_metadata)], sort_keys=True)
+        name = f"{slug(config.prompt)}-{_digest(task)}-s{config.seed}"
+        folder = root / slug(config.verifier) / slug(arm) / name
+        result = _search(config, Live(pipe=pipe, verifier=guides[config.verifier]), folder)
+        evaluation = (
+            math.nan if judge is None or result.winner is None else _evaluate(judge, evaluator, result)
+        )
+        cells.append(_cell(arm, result, evaluation, root))
+        curves.append(best_so_far(result.trace))
+        if progress is not None:
+            progress(len(cells), len(configs), cells[-1])
+    comparison = Comparison(budget, evaluator, cells, curves, root)
+    comparison.save()
+    return comparison
+
+
+def read_prompts(path: Path | str) -> list[Prompt]:
+    """Prompts from a file: one per line, or JSON lines with a ``prompt`` and whatever a verifier may know.
+
+    Raises:
+        ConfigError: If the file is no such file.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Prompts must be a readable text file but {str(path)!r}: {error}; check it."
+        ) from error
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.startswith("{"):
+            prompts.append(Prompt(line))
+            continue
+        try:
+            record = json.loads(line)
+            prompts.append(Prompt(record["prompt"], {k: v for k, v in record.items() if k != "prompt"}))
+        except (ValueError, KeyError) as error:
+            raise ConfigError(
+                f"A line of JSON prompts must be an object with 'prompt' but line {number} of {str(path)!r} "
+                "is not "
+                f"({error!r}); mend it."
+            ) from error
+    if not prompts:
+        raise ConfigError(f"A file of prompts must hold at least one but {str(path)!r} is empty; add a line.")
+    return prompts
+
+
+def slug(text: str) -> str:
+    """The text as part of a file name."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+    return words if len(words) <= 48 else f"{words[:40].rstrip('-')}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _check_output(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"An output must be a folder but {str(root)!r} is a file; choose another.")
+    held = [path.name for path in root.iterdir()] if root.exists() else []
+    if held and _MARK not in held and not any(root.glob("*/*/*/config.yaml")):
+        raise ConfigError(
+            f"The folder of a comparison must be new, empty or that of one before but {str(root)!r} holds "
+            f"{', '.join(sorted(held)[:3])}; choose another --output."
+        )
+
+
+def _search(config: RunConfig, live: Live, folder: Path) -> Result:
+    try:
+        return run(config, live, output=folder, resume=True, figures=False)
+    except VerifierError:
+        if not is_finished(folder):
+            raise
+        return load_result(folder)  # nothing could be scored, and is counted as such
+
+
+def _evaluate(judge: Verifier, evaluator: str | None, result: Result) -> float:
+    """The evaluator's score of the best sample, kept beside it."""
+    assert result.folder is not None
+    path = result.folder / "evaluation.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("evaluator") != evaluator:
+        prompt = Prompt(result.config.prompt, result.config.prompt_metadata)
+        score = safe_scores(judge, [result.best.load()], prompt, lambda calls: None)[0]
+        known = {"evaluator": evaluator, "value": repr(score.value), "reason": score.reason}
+        replace_file(path, lambda part: part.write_text(json.dumps(known)), "The evaluation")
+    return float(known["value"])
+
+
+def _cell(arm: str, result: Result, evaluation: float, root: Path) -> Cell:
+    assert result.folder is not None
+    return Cell(
+        algorithm=arm,
+        verifier=result.config.verifier,
+        prompt=result.config.prompt,
+        seed=result.config.seed,
+        score=math.nan if result.winner is None else result.winner.score.value,
+        evaluation=evaluation,
+        nfe=result.spent.nfe,
+        verifier_calls=result.spent.verifier_calls,
+        seconds=result.spent.elapsed,
+        folder=str(result.folder.relative_to(root)),
+    )
+
+
+def _row(cells: Sequence[Cell], plain_score: float) -> Row:
+    score = _mean(_values(cells))
+    evaluations = {prompt: [c.evaluation for c in group] for prompt, group in _by_prompt(cells).items()}
+    low, high = _bootstrap(_values(cells))
+    evaluation_low, evaluation_high = _bootstrap(evaluations)
+    return Row(
+        algorithm=cells[0].algorithm,
+        verifier=cells[0].verifier,
+        searches=len(cells),
+        unscored=sum(math.isnan(cell.score) for cell in cells),
+        score=score,
+        score_low=low,
+        score_high=high,
+        gain=score - plain_score,
+        evaluation=_mean(evaluations),
+        evaluation_low=evaluation_low,
+        evaluation_high=evaluation_high,
+        nfe=float(np.mean([cell.nfe for cell in cells])),
+        seconds=float(np.mean([cell.seconds for cell in cells])),
+    )
+
+
+def _by_prompt(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.prompt, []).append(cell)
+    return groups
+
+
+def _values(cells: Iterable[Cell]) -> dict[str, list[float]]:
+    return {prompt: [cell.score for cell in group] for prompt, group in _by_prompt(cells).items()}
+
+
+def _mean(values: Mapping[str, Sequence[float]]) -> float:
+    """The mean over all values that are numbers."""
+    numbers = [v for group in values.values() for v in group if not math.isnan(v)]
+    return float(np.mean(numbers)) if numbers else math.nan
+
+
+def _bootstrap(values: Mapping[str, Sequence[float]], draws: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean under resampling of prompts; of seeds for one prompt."""
+    groups = [[v for v in group if not math.isnan(v)] for group in values.values()]
+    groups = [group for group in groups if group]
+    if len(groups) == 1:
+        groups = [[v] for v in groups[0]]
+    if not groups:
+        return math.nan, math.nan
+    sums, counts = np.array([sum(g) for g in groups]), np.array([len(g) for g in groups])
+    index = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+    means = sums[index].sum(1) / counts[index].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[list[float], list[float]]:
+    """The mean of step functions, from where all of them have begun."""
+    grid = sorted({point.nfe for curve in curves for point in curve})
+    start = max(curve[0].nfe for curve in curves)
+    spent = [nfe for nfe in grid if nfe >= start]
+    columns = []
+    for curve in curves:
+        at = np.searchsorted([point.nfe for point in curve], spent, side="right") - 1
+        columns.append(np.array([point.best for point in curve])[at])
+    return spent, np.mean(columns, axis=0).tolist()
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _json(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
