@@ -1,8 +1,8 @@
 """An exact checker of playground pictures: detections by plain image analysis, and GenEval's verdict on them.
 
-No learned part: the ground is the median of the border, objects are connected components that stand off from it,
-a colour is the nearest of the palette, a shape the template that overlaps best. Scoring follows GenEval (Ghosh et
-al. 2023).
+No learned part: the ground is the median of the border, objects are connected components that stand off
+from it, a colour is the nearest of the palette, a shape the template that overlaps best. Scoring follows
+GenEval (Ghosh et al. 2023).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def detect(image: np.ndarray) -> tuple[Detection, ...]:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(border, axis=0)
     off = np.abs(pixels - ground).max(-1)
-    labels, count = ndimage.label(off > STAND_OFF, structure=np.ones((3, 3)))
+    labels, _ = ndimage.label(off > STAND_OFF, structure=np.ones((3, 3)))
     found = []
     for k, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[window] == k
@@ -153,9 +153,10 @@ def _classify(strength: np.ndarray) -> tuple[str, float]:
 def evaluate(image: np.ndarray, metadata: Mapping[str, Any]) -> Verdict:
     """Judges a picture against a prompt by GenEval's rules.
 
-    Each include takes its `count` most certain detections of the class; fewer fail. Their colours must be the asked
-    one, and each must lie to every object of the reference group as asked. Any exclude that is met fails. Objects
-    nobody asked for do no harm. Where two includes name one class, each looks at its own colour only.
+    Each include takes its `count` most certain detections of the class; fewer fail. Their colours must be
+    the asked one, and each must lie to every object of the reference group as asked. Any exclude that is
+    met fails. Objects nobody asked for do no harm. Where two includes name one class, each looks at its own
+    colour only.
 
     Args:
         image: RGB, uint8 of shape `(h, w, 3)`.

@@ -1,9 +1,9 @@
 """A procedural world of plain shapes: scenes, drawings, captions and the prompts that describe them.
 
-Seven shapes in the ten colours of GenEval (Ghosh et al. 2023), one to four to a picture, on a plain grey ground,
-64x64 pixels. Captions follow GenEval's six task forms, and metadata follow its schema, so that whatever reads
-GenEval's prompt files reads these. Two freer forms ("two red circles", "two red circles left of a blue star") are
-understood as well.
+Seven shapes in the ten colours of GenEval (Ghosh et al. 2023), one to four to a picture, on a plain grey
+ground, 64x64 pixels. Captions follow GenEval's six task forms, and metadata follow its schema, so that
+whatever reads GenEval's prompt files reads these. Two freer forms ("two red circles", "two red circles left
+of a blue star") are understood as well.
 
 Everything random takes a :class:`numpy.random.Generator`.
 """
@@ -113,7 +113,7 @@ class Spec:
         return "color_attr" if all(group.colour for group in self.groups) else "two_object"
 
 
-# ---------------------------------------------------------------------------------------------------------- drawing
+# -------------------------------------------------------------------------------------------------- drawing
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -219,7 +219,7 @@ def render(scene: Scene) -> np.ndarray:
     return render_batch([scene])[0]
 
 
-# --------------------------------------------------------------------------------------------------------- language
+# ------------------------------------------------------------------------------------------------- language
 
 
 def caption(spec: Spec, prefix: bool = True) -> str:
@@ -248,8 +248,8 @@ def _noun_phrase(group: Group) -> str:
 def metadata(spec: Spec) -> dict[str, Any]:
     """A spec in GenEval's schema.
 
-    For a relation, `include[0]` is the reference and `include[1]` the group that is placed. Groups of more than one
-    exclude one more of their kind, unless both groups are of one kind.
+    For a relation, `include[0]` is the reference and `include[1]` the group that is placed. Groups of more
+    than one exclude one more of their kind, unless both groups are of one kind.
 
     Args:
         spec: What to describe.
@@ -277,15 +277,16 @@ def metadata(spec: Spec) -> dict[str, Any]:
 
 _PREFIX = re.compile(r"^(?:(?:a|an) )?(?:photo|picture|image) of ")
 _JOIN = re.compile(
-    r" (?:(?P<and>and)|(?:is )?(?:(?:to|on) the )?(?P<side>left|right)(?: side)? of|(?:is )?(?P<level>above|below)) "
+    r" (?:(?P<and>and)|(?:is )?(?:(?:to|on) the )?(?P<side>left|right)(?: side)? of"
+    r"|(?:is )?(?P<level>above|below)) "
 )
 
 
 def parse_spec(text: str) -> Spec:
     """Reads a prompt of the world's grammar: an optional "a photo of", then one group or two.
 
-    A group is an article or a number up to four, an optional colour, and a shape; two groups are joined by "and" or
-    by a relation ("left of", "to the right of", "above", "below").
+    A group is an article or a number up to four, an optional colour, and a shape; two groups are joined by
+    "and" or by a relation ("left of", "to the right of", "above", "below").
 
     Args:
         text: The prompt; case and closing full stop do not matter.
@@ -315,8 +316,8 @@ def parse_spec(text: str) -> Spec:
         None in (groups[0].colour, groups[1].colour) or groups[0].colour == groups[1].colour
     ):
         raise ValueError(
-            f"Two groups of one shape need two different colours to be told apart; got {text!r}. Colour both, as in "
-            f"'a red {groups[0].shape} left of a blue {groups[0].shape}', or count them, as in "
+            f"Two groups of one shape need two different colours to be told apart; got {text!r}. Colour "
+            f"both, as in 'a red {groups[0].shape} left of a blue {groups[0].shape}', or count them, as in "
             f"'two {PLURALS[groups[0].shape]}'."
         )
     relation = f"{join['side']} of" if join["side"] else join["level"]
@@ -331,8 +332,8 @@ def _parse_group(words: str, text: str) -> Group:
     for token in tokens:
         if token not in known:
             raise ValueError(
-                f"The playground knows the shapes {', '.join(SHAPES)}, the colours {', '.join(COLOURS)} and the "
-                f"numbers one to four; got {token!r} in {text!r}. Use these words only."
+                f"The playground knows the shapes {', '.join(SHAPES)}, the colours {', '.join(COLOURS)} and "
+                f"the numbers one to four; got {token!r} in {text!r}. Use these words only."
             )
     count, colour = 1, None
     if tokens[0] in ("a", "an", *NUMBERS):
@@ -342,8 +343,8 @@ def _parse_group(words: str, text: str) -> Group:
     singular = {**{shape: shape for shape in SHAPES}, **{plural: shape for shape, plural in PLURALS.items()}}
     if len(tokens) != 1 or tokens[0] not in singular:
         raise ValueError(
-            f"A group is a number, a colour and a shape in that order; got {words!r} in {text!r}. Write it as in "
-            f"'two red circles'."
+            f"A group is a number, a colour and a shape in that order; got {words!r} in {text!r}. Write it "
+            f"as in 'two red circles'."
         )
     return Group(singular[tokens[0]], count, colour)
 
@@ -363,13 +364,14 @@ def parse_prompt(text: str) -> dict[str, Any]:
     return {**metadata(parse_spec(text)), "prompt": text}
 
 
-# --------------------------------------------------------------------------------------------------------- sampling
+# ------------------------------------------------------------------------------------------------- sampling
 
 
 def relation_offset(
     a: tuple[float, float, float, float], b: tuple[float, float, float, float], dead_band: float = 0.1
 ) -> tuple[float, float]:
-    """GenEval's direction from box b to box a: the offset of centres, shortened by a dead-band, over its length.
+    """GenEval's direction from box b to box a: the offset of centres, shortened by a dead-band, over its
+    length.
 
     Args:
         a: Box of the placed object, `(x0, y0, x1, y1)`.
@@ -377,7 +379,8 @@ def relation_offset(
         dead_band: Share of the summed sizes that is taken off each axis.
 
     Returns:
-        `(u_x, u_y)`; left of means `u_x < -0.5`, above `u_y < -0.5`. Zeros where both axes fall into the dead-band.
+        `(u_x, u_y)`; left of means `u_x < -0.5`, above `u_y < -0.5`. Zeros where both axes fall into the
+        dead-band.
     """
     size_a, size_b = np.array([a[2] - a[0], a[3] - a[1]]), np.array([b[2] - b[0], b[3] - b[1]])
     offset = np.array([a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]]) / 2
@@ -503,9 +506,11 @@ def _all_hold(places: np.ndarray, first: int, relation: str) -> bool:
 
 
 def is_held_out(spec: Spec) -> bool:
-    """Whether a prompt is kept out of training, by a hash of its words: about a fifth of each form that has enough.
+    """Whether a prompt is kept out of training, by a hash of its words: about a fifth of each form that has
+    enough.
 
-    The seven single shapes and the 21 counts are too few to hold any out, so those two forms are all trained on.
+    The seven single shapes and the 21 counts are too few to hold any out, so those two forms are all
+    trained on.
 
     Args:
         spec: The prompt's meaning.
@@ -522,8 +527,8 @@ def is_held_out(spec: Spec) -> bool:
 def make_prompts(per_task: int = 50, seed: int = PROMPTS_SEED) -> list[dict[str, Any]]:
     """The evaluation prompts: the six task forms, held-out ones where the form has any.
 
-    A form with fewer prompts than `per_task` is gone through again in a new order, so that each of its prompts
-    comes up about equally often.
+    A form with fewer prompts than `per_task` is gone through again in a new order, so that each of its
+    prompts comes up about equally often.
 
     Args:
         per_task: Prompts of each form.

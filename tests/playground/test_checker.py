@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
-
 from tts_vision.pipelines.playground import checker, world
 from tts_vision.pipelines.playground.checker import Detection, evaluate, judge
 from tts_vision.pipelines.playground.world import Scene, Thing
@@ -48,9 +47,20 @@ def test_every_shape_in_every_colour_on_every_grey(shape: str, colour: str) -> N
 def test_wrong_pictures_are_judged_wrong() -> None:
     circle, star = Thing("circle", "red", 16, 32, 10), Thing("star", "blue", 48, 32, 10)
     image = picture(circle, star)
-    for text in ("a circle left of a star", "a red circle and a blue star", "one star", "a star right of a circle"):
+    for text in (
+        "a circle left of a star",
+        "a red circle and a blue star",
+        "one star",
+        "a star right of a circle",
+    ):
         assert evaluate(image, world.parse_prompt(text)).correct, text
-    for text in ("a star left of a circle", "a blue circle and a red star", "two stars", "a ring", "a circle above a star"):
+    for text in (
+        "a star left of a circle",
+        "a blue circle and a red star",
+        "two stars",
+        "a ring",
+        "a circle above a star",
+    ):
         verdict = evaluate(image, world.parse_prompt(text))
         assert not verdict.correct and verdict.reason and verdict.fraction < 1.0, text
 
@@ -65,7 +75,9 @@ def test_counting_wants_the_exact_number() -> None:
 
 
 def test_additional_objects_do_no_harm_outside_counting() -> None:
-    image = picture(Thing("circle", "red", 16, 16, 9), Thing("ring", "white", 48, 16, 9), Thing("star", "blue", 32, 48, 9))
+    image = picture(
+        Thing("circle", "red", 16, 16, 9), Thing("ring", "white", 48, 16, 9), Thing("star", "blue", 32, 48, 9)
+    )
     assert evaluate(image, world.parse_prompt("a red circle and a blue star")).correct
 
 
@@ -93,7 +105,9 @@ def test_the_most_certain_detection_decides_the_colour() -> None:
     record = world.parse_prompt("a red circle")
     sure, unsure = found("circle", "red", score=0.95), found("circle", "blue", x=40, score=0.8)
     assert judge([sure, unsure], record).correct
-    assert not judge([found("circle", "blue", score=0.95), found("circle", "red", x=40, score=0.8)], record).correct
+    assert not judge(
+        [found("circle", "blue", score=0.95), found("circle", "red", x=40, score=0.8)], record
+    ).correct
 
 
 def test_the_fraction_counts_met_demands() -> None:

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tts_vision.pipelines.playground import world
 from tts_vision.pipelines.playground.world import Group, Spec
 
@@ -59,7 +58,10 @@ def test_shapes_keep_clear_of_one_another_and_of_the_frame() -> None:
             "two red circles left of a blue star",
             Spec((Group("circle", 2, "red"), Group("star", 1, "blue")), "left of"),
         ),
-        ("one red circle below a blue circle", Spec((Group("circle", 1, "red"), Group("circle", 1, "blue")), "below")),
+        (
+            "one red circle below a blue circle",
+            Spec((Group("circle", 1, "red"), Group("circle", 1, "blue")), "below"),
+        ),
     ],
 )
 def test_prompts_are_understood(text: str, spec: Spec) -> None:

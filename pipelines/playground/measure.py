@@ -1,0 +1,218 @@
+"""Measures the playground on its evaluation prompts: `python -m tts_vision.pipelines.playground.measure`.
+
+For every prompt n pictures are drawn from fixed seeds. Plain accuracy is that of single pictures, averaged
+over the n; best-of-n takes the picture that a verifier likes most, the exact checker or the small CLIP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import CogView4Pipeline
+from tts_vision.pipelines.playground import DEFAULTS, load_pipeline, weights_path, world
+from tts_vision.pipelines.playground.checker import evaluate
+
+
+@torch.no_grad()
+def draw(
+    pipe: CogView4Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    batch_size: int = 64,
+    mixed: bool = False,
+) -> np.ndarray:
+    """Draws one picture for each prompt and seed.
+
+    Args:
+        pipe: The pipeline.
+        prompts: n prompts.
+        seeds: n seeds of the initial noise, each as a plain call with that generator would use it.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        batch_size: Pictures drawn at once.
+        mixed: Compute in bfloat16 where that is safe; faster, not bit-equal to plain calls.
+
+    Returns:
+        RGB pictures, uint8 of shape `(n, 64, 64, 3)`.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    drawn = []
+    for start in range(0, len(prompts), batch_size):
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + batch_size]]
+        with torch.autocast(pipe.device.type, torch.bfloat16, enabled=mixed):
+            pictures = pipe(
+                list(prompts[start : start + batch_size]),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                output_type="np",
+            ).images
+        drawn.append(np.rint(np.asarray(pictures) * 255).astype(np.uint8))
+    return np.concatenate(drawn)
+
+
+def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 4000) -> tuple[float, float]:
+    """A 95 % interval of the mean, resampling prompts.
+
+    Args:
+        values: One value for each prompt, shape `(p,)`.
+        seed: Seed of the resampling.
+        resamples: How many.
+
+    Returns:
+        Lower and upper end.
+    """
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+@torch.no_grad()
+def clip_scores(images: np.ndarray, texts: Sequence[str], folder: Path, batch_size: int = 128) -> np.ndarray:
+    """Cosine of each picture with its text, by the playground's CLIP.
+
+    Args:
+        images: RGB uint8 of shape `(n, 64, 64, 3)`.
+        texts: n texts.
+        folder: The CLIP model's folder.
+        batch_size: Pairs at once.
+
+    Returns:
+        Cosines, shape `(n,)`.
+    """
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    scores = []
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        words = tokenizer(list(texts[part]), padding="max_length", return_tensors="pt")
+        pixels = processor(list(images[part]), return_tensors="pt").pixel_values
+        output = model(input_ids=words.input_ids, attention_mask=words.attention_mask, pixel_values=pixels)
+        scores.append((output.image_embeds * output.text_embeds).sum(-1))
+    return torch.cat(scores).numpy()
+
+
+def measure(
+    pipe: CogView4Pipeline,
+    records: Sequence[dict[str, Any]],
+    n: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    clip: Path | None,
+    mixed: bool = False,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Draws n pictures a prompt and judges them.
+
+    Args:
+        pipe: The pipeline.
+        records: Prompts in GenEval's schema.
+        n: Pictures a prompt.
+        steps: Denoising steps.
+        guidance: Guidance scale.
+        seed: Picture k of prompt i starts from seed `seed + 1000 * i + k`.
+        clip: Folder of the CLIP model, or None to leave it out.
+        mixed: See `draw`.
+
+    Returns:
+        Accuracy of each prompt by method, each of shape `(p,)`, and the pictures, `(p, n, 64, 64, 3)`.
+    """
+    prompts = [record["prompt"] for record in records for _ in range(n)]
+    seeds = [seed + 1000 * i + k for i in range(len(records)) for k in range(n)]
+    images = draw(pipe, prompts, seeds, steps, guidance, mixed=mixed)
+    verdicts = [evaluate(images[j], records[j // n]) for j in range(len(images))]
+    right = np.array([v.correct for v in verdicts]).reshape(-1, n)
+    result = {"plain": right.mean(1), "oracle": right.any(1).astype(float)}
+    if clip is not None:
+        best = clip_scores(images, prompts, clip).reshape(-1, n).argmax(1)
+        result["clip"] = right[np.arange(len(right)), best].astype(float)
+    return result, images.reshape(len(records), n, *images.shape[1:])
+
+
+def table(records: Sequence[dict[str, Any]], result: dict[str, np.ndarray]) -> str:
+    """A Markdown table of accuracies in percent with 95 % intervals, by task form.
+
+    Args:
+        records: Prompts in GenEval's schema.
+        result: Accuracies as of `measure`.
+
+    Returns:
+        The table.
+    """
+    tags = np.array([record["tag"] for record in records])
+    lines = ["| task | " + " | ".join(result) + " |", "|---" * (len(result) + 1) + "|"]
+    for task in (*world.TASKS, "all"):
+        rows = np.ones(len(tags), bool) if task == "all" else tags == task
+        if not rows.any():
+            continue
+        cells = []
+        for values in result.values():
+            low, high = bootstrap(values[rows])
+            cells.append(f"{100 * values[rows].mean():.1f} ({100 * low:.1f} to {100 * high:.1f})")
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the measurement and prints its table.
+
+    Args:
+        arguments: Command line, that of the process by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=16, help="pictures for each prompt")
+    parser.add_argument("--steps", type=int, default=DEFAULTS["num_inference_steps"])
+    parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance_scale"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1, help="use every k-th prompt only")
+    parser.add_argument("--mixed", action="store_true", help="compute in bfloat16: faster, not bit-equal")
+    parser.add_argument("--no-clip", action="store_true", help="leave out the CLIP verifier")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of first pictures to this PNG")
+    parser.add_argument("--json", type=Path, help="write the accuracies of all prompts to this file")
+    options = parser.parse_args(arguments)
+    records = world.load_prompts()[:: options.every]
+    pipe = load_pipeline()
+    started = time.monotonic()
+    result, images = measure(
+        pipe,
+        records,
+        options.n,
+        options.steps,
+        options.guidance,
+        options.seed,
+        None if options.no_clip else weights_path("clip"),
+        options.mixed,
+    )
+    print(
+        f"{len(records)} prompts, {options.n} pictures each, {options.steps} steps, "
+        f"guidance {options.guidance}, seed {options.seed}, {time.monotonic() - started:.0f} s\n"
+    )
+    print(table(records, result))
+    if options.sheet:
+        from PIL import Image
+
+        first = images[:, 0]
+        columns = 10
+        first = first[: len(first) // columns * columns]
+        grid = first.reshape(-1, columns, *first.shape[1:]).transpose(0, 2, 1, 3, 4)
+        Image.fromarray(grid.reshape(grid.shape[0] * 64, columns * 64, 3)).save(options.sheet)
+    if options.json:
+        options.json.write_text(json.dumps({key: values.tolist() for key, values in result.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Trains the playground: `python -m tts_vision.pipelines.playground.train --stage all`.
+
+Draws a bank of pictures, then trains the autoencoder, the flow, the decoder once more and the CLIP, and
+exports them. Each stage resumes from its checkpoint in the work folder, so that the command may be killed
+and run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from tts_vision.pipelines.playground.tokenizer import build_tokenizer
+from tts_vision.pipelines.playground.train_clip import build_clip, build_processor, train_clip
+from tts_vision.pipelines.playground.train_flow import (
+    FlowSize,
+    build_flow,
+    build_pipeline,
+    encode_bank,
+    train_flow,
+)
+from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
+from tts_vision.pipelines.playground.training import Average, Budget, load_bank, log
+
+STAGES = ("vae", "flow", "decoder", "clip", "export")
+
+
+def export(work_dir: Path, output: Path, seed: int) -> None:
+    """Writes what the checkpoints hold as folders that diffusers and transformers load, in half precision.
+
+    Args:
+        work_dir: Where the checkpoints lie; the CLIP's may be missing.
+        output: Folder that gets `flow` and `clip`.
+        seed: The seed of the training.
+    """
+    transformer, text_encoder = build_flow(FlowSize(), seed + 2)
+    average = Average({"transformer": transformer, "text_encoder": text_encoder})
+    average.load_state_dict(_checkpoint(work_dir, "flow")["average"])
+    average.copy_to("transformer", transformer)
+    average.copy_to("text_encoder", text_encoder)
+    vae = AutoencoderTiny.from_pretrained(work_dir / "vae")
+    if (work_dir / "decoder.pt").exists():
+        vae.decoder.load_state_dict(_checkpoint(work_dir, "decoder")["decoder"])
+    pipe = build_pipeline(transformer, text_encoder, vae).to(torch.float16)
+    pipe.save_pretrained(output / "flow", safe_serialization=True)
+    _drop_derived_setting(output / "flow" / "vae" / "config.json")
+    if (work_dir / "clip.pt").exists():
+        model = build_clip(seed=seed + 3)
+        average = Average({"clip": model})
+        average.load_state_dict(_checkpoint(work_dir, "clip")["average"])
+        average.copy_to("clip", model)
+        model.half().save_pretrained(output / "clip")
+        build_tokenizer("right").save_pretrained(output / "clip")
+        build_processor().save_pretrained(output / "clip")
+    size = {
+        part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in output.iterdir()
+    }
+    log(work_dir, f"export: {output}, bytes {size}")
+
+
+def _drop_derived_setting(path: Path) -> None:
+    """Takes out of saved settings the one that the autoencoder derives, and warns of when it is read."""
+    settings = json.loads(path.read_text())
+    settings.pop("block_out_channels", None)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _checkpoint(work_dir: Path, name: str) -> dict[str, dict]:
+    return torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the chosen stages.
+
+    Args:
+        arguments: Command line, that of the process by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("playground_train"), help="bank, checkpoints, log"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("weights"), help="exported weights"
+    )
+    parser.add_argument("--minutes-vae", type=float, default=12.0)
+    parser.add_argument("--minutes-flow", type=float, default=70.0)
+    parser.add_argument("--minutes-decoder", type=float, default=5.0)
+    parser.add_argument("--minutes-clip", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
+    parser.add_argument("--bank-size", type=int, default=150_000, help="pictures to train on")
+    parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the transformer (needs a C++ compiler)"
+    )
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(options.threads)
+    work_dir: Path = options.work_dir
+    work_dir.mkdir(parents=True, exist_ok=True)
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    if stages != ("export",):
+        bank = load_bank(work_dir, options.bank_size, options.seed)
+    if "vae" in stages:
+        vae = train_vae(
+            work_dir,
+            bank,
+            Budget(options.minutes_vae, options.steps),
+            device=options.device,
+            seed=options.seed + 1,
+        )
+        vae.save_pretrained(work_dir / "vae")
+    if "flow" in stages:
+        vae = AutoencoderTiny.from_pretrained(work_dir / "vae").to(options.device)
+        latents, tokens = encode_bank(work_dir, bank, vae, options.device)
+        train_flow(
+            work_dir,
+            latents,
+            tokens,
+            Budget(options.minutes_flow, options.steps),
+            device=options.device,
+            seed=options.seed + 2,
+            batch_size=options.batch_size,
+            compiled=options.compile,
+        )
+    if "decoder" in stages:
+        vae = AutoencoderTiny.from_pretrained(work_dir / "vae").to(options.device)
+        latents, _ = encode_bank(work_dir, bank, vae, options.device)
+        sharpen_decoder(
+            work_dir,
+            bank,
+            latents,
+            vae,
+            Budget(options.minutes_decoder, options.steps),
+            device=options.device,
+            seed=options.seed + 4,
+        )
+    if "clip" in stages:
+        vae = AutoencoderTiny.from_pretrained(work_dir / "vae").to(options.device)
+        train_clip(
+            work_dir,
+            bank,
+            vae,
+            Budget(options.minutes_clip, options.steps),
+            device=options.device,
+            seed=options.seed + 3,
+            batch_size=options.batch_size,
+        )
+    if "export" in stages:
+        export(work_dir, options.output, options.seed)
+
+
+if __name__ == "__main__":
+    main()
