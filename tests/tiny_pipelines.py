@@ -725,9 +725,7 @@ def pixart_sigma() -> DiffusionPipeline:
                     caption_channels=32,
                     use_additional_conditions=False,
                 ),
-                scheduler=DPMSolverMultistepScheduler(
-                    beta_schedule="linear", beta_start=0.0001, beta_end=0.02
-                ),
+                scheduler=DPMSolverMultistepScheduler(timestep_spacing="leading", **_SD_BETAS),
             )
         )
 
