@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,14 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
         )
     settings = {"variant": options.variant, "revision": options.revision}
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            name_or_path,
-            torch_dtype=default_dtype(options, device),
-            **{key: value for key, value in settings.items() if value is not None},
-        )
+        with warnings.catch_warnings():
+            # diffusers renames torch_dtype to dtype; only the old name works with all versions we support
+            warnings.simplefilter("ignore", FutureWarning)
+            pipe = DiffusionPipeline.from_pretrained(
+                name_or_path,
+                torch_dtype=default_dtype(options, device),
+                **{key: value for key, value in settings.items() if value is not None},
+            )
     except Exception as error:  # every library beneath raises its own kinds
         reason = str(error).strip().splitlines()
         raise PipelineError(
