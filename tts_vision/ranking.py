@@ -40,11 +40,11 @@ def tournament(
         scores: ``(B,)``, NaN where unscored.
         n: Winners to choose.
         rng: Draws who takes part, without replacement within a tournament.
-        fraction: Share of all particles that take part, rounded down.
+        fraction: Share of all particles that take part, rounded down, but at least 2.
         size: Number that take part, instead of `fraction`.
     """
     values = np.asarray(scores, dtype=np.float64)
-    count = int(fraction * len(values) + 1e-9) if size is None else size
+    count = max(int(fraction * len(values) + 1e-9), 2) if size is None else size
     count = min(max(count, 1), len(values))
     winners = []
     for _ in range(n):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
+from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.ledger import Remaining
@@ -63,6 +64,8 @@ def fk_steering(
     planned = resampling_steps(ctx.num_steps, start, every, end) if resample_steps is None else resample_steps
     steps = [step for step in check_steps(planned, ctx.num_steps) if ctx.can_fork_at(step)]
     n = plan_particles(ctx, measured(ctx), n, previews=len(steps))
+    if n is None:  # not even two particles that could compete
+        return best_of_n(ctx)
 
     state = ctx.init(n)
     history = np.full(n, -np.inf if potential == "max" else 0.0)
@@ -142,11 +145,11 @@ def check_steps(steps: list[int], num_steps: int) -> list[int]:
     return steps
 
 
-def plan_particles(ctx: SearchContext, left: Remaining, n: int | None, *, previews: int) -> int:
-    """The number of particles: `n`, or as many as can be paid for."""
+def plan_particles(ctx: SearchContext, left: Remaining, n: int | None, *, previews: int) -> int | None:
+    """The number of particles: `n`, or as many as can be paid for; None if that is no population."""
     each = ctx.cost() + Cost(decodes=previews, verifier_calls=previews)
     if n is not None:
         check_affordable(left, each * n, f"n={n}")
         return n
     paid = left.times(each)
-    return 4 if paid is None else max(paid, 1)
+    return 4 if paid is None else paid if paid > 1 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tts_vision.algorithms._common import at_least
 from tts_vision.algorithms.best_of_n import next_chunk
 from tts_vision.context import SearchContext
@@ -12,27 +14,32 @@ from tts_vision.types import State
 
 
 @register("algorithm", "zero_order", needs={"noise"}, paper="Ma et al. 2025, arXiv:2501.09732")
-def zero_order(ctx: SearchContext, *, n: int | None = None, neighbours: int = 4, tau: float = 0.95) -> State:
+def zero_order(
+    ctx: SearchContext, *, n: int | None = None, starts: int = 8, neighbours: int = 4, tau: float = 0.95
+) -> State:
     """Zero-order search: round by round to the best neighbour of the best noise (Ma et al. 2025).
 
     The pivot stays until a neighbour is better; the last round may be smaller to fit.
 
     Args:
-        n: Samples in all, the first pivot included; by default as many as the budget pays for, or 16.
+        n: Samples in all; by default as many as the budget pays for, or 16 without a budget.
+        starts: Random noises whose best is the first pivot; the paper's one may lie far from anything good.
         neighbours: Neighbours of the pivot in each round.
         tau: Cosine between the noise of the pivot and of a neighbour, which have equal norm.
     """
-    at_least(1, n=n, neighbours=neighbours)
+    at_least(1, n=n, starts=starts, neighbours=neighbours)
     step = Neighbour(tau)
-    pivot = ctx.init(next_chunk(ctx, n, made=0, chunk=1))
-    done = [ctx.finish(pivot)]
-    best = float(ctx.score(done[0])[0])
-    while count := next_chunk(ctx, n, made=sum(map(len, done)), chunk=neighbours):
-        around = ctx.mutate(pivot, step, [0] * count)
+    pivot = ctx.init(next_chunk(ctx, n, made=0, chunk=starts))
+    best = math.nan
+    done: list[State] = []
+    around = pivot
+    while True:
         done.append(ctx.finish(around))
         scores = ctx.score(done[-1])
         nearest = argmax(scores)
-        # a pivot that could not be scored (NaN) is left as soon as anything was
-        if scores[nearest] > best or best != best:
+        if scores[nearest] > best or math.isnan(best):
             pivot, best = ctx.select(around, [nearest]), float(scores[nearest])
-    return State.cat(done)
+        count = next_chunk(ctx, n, made=sum(map(len, done)), chunk=neighbours)
+        if not count:
+            return State.cat(done)
+        around = ctx.mutate(pivot, step, [0] * count)
