@@ -7,6 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -40,14 +41,16 @@ class Parameter:
 def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
     """The keyword-only parameters of a plugin function, or the keyword parameters of a plugin class."""
     function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function)
+    names = getattr(inspect.unwrap(function), "__globals__", {})
     helps = _argument_helps(inspect.getdoc(target) or "")
     found = {}
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            annotation = hints.get(parameter.name, Any)
+            # one by one: the types of other arguments may be imported for type checkers only
+            written = {} if parameter.annotation is parameter.empty else {"it": parameter.annotation}
+            hints = typing.get_type_hints(SimpleNamespace(__annotations__=written), names)
             found[parameter.name] = Parameter(
-                parameter.name, annotation, parameter.default, helps.get(parameter.name, "")
+                parameter.name, hints.get("it", Any), parameter.default, helps.get(parameter.name, "")
             )
     return found
 
