@@ -46,7 +46,7 @@ _QWEN_TEMPLATE = (
 )
 _CHARACTERS = [chr(code) for code in range(33, 127)]
 
-_DIFFUSION = {
+_DIFFUSION: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
@@ -57,8 +57,8 @@ _DIFFUSION = {
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
 }
-_FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-_FLOW = {
+_FLOW_SIGMAS: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_FLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "euler_a": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
     "heun": ("FlowMatchHeunDiscreteScheduler", {}),
@@ -66,7 +66,7 @@ _FLOW = {
     "dpm++sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **_FLOW_SIGMAS}),
     "unipc": ("UniPCMultistepScheduler", _FLOW_SIGMAS),
 }
-_COGVIDEOX = {
+_COGVIDEOX: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("CogVideoXDDIMScheduler", {}),
     "cogvideox_dpm": ("CogVideoXDPMScheduler", {}),
     "dpm++": _DIFFUSION["dpm++"],
