@@ -167,7 +167,7 @@ class Ledger:
     spent: Cost = field(default_factory=Cost)
     seconds: dict[str, float] = field(default_factory=dict)
     _elapsed_before: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
+    _since: float = field(default_factory=lambda: time.perf_counter())
     _phases: tuple[Phase, ...] = ()
     _phase_since: float = 0.0
 

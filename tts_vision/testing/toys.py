@@ -123,7 +123,8 @@ class GaussianMixtureSampler:
         # the last step ends at sigma 0 and adds nothing
         self.last_noisy_step = num_steps - 2 if eta else -1
         self.capabilities = frozenset(
-            {"noise", "renoise", "preview"} | ({"stochastic", "step_noise"} if eta and num_steps > 1 else set())
+            {"noise", "renoise", "preview"}
+            | ({"stochastic", "step_noise"} if eta and num_steps > 1 else set())
         )
         self._meter: Meter = _Free()
 
@@ -132,7 +133,9 @@ class GaussianMixtureSampler:
 
     def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
         dim = self.mixture.means.shape[1]
-        noise = [torch.randn(dim, generator=torch.Generator().manual_seed(row_seed(seed, uid))) for uid in uids]
+        noise = [
+            torch.randn(dim, generator=torch.Generator().manual_seed(row_seed(seed, uid))) for uid in uids
+        ]
         return State(torch.stack(noise), 0, tuple(uids), prompt, seed)
 
     def advance(self, state: State, steps: int = 1) -> State:
@@ -175,7 +178,7 @@ class GaussianMixtureSampler:
                 target = denoised + 0.5 * (denoised - before)
             carry["history"] = denoised
         std = self.eta * to_s / s * math.sqrt(max(s**2 - (a * to_s / to_a) ** 2, 0.0)) if to_s else 0.0
-        noise = std * row_noise(state.seed, "step", state.uids, i, x)
+        noise = std * row_noise(state.seed, "step", state.uids, i, x) if std else torch.zeros_like(x)
         direction = (x - a * denoised) / s
         latents = to_a * target + math.sqrt(max(to_s**2 - std**2, 0.0)) * direction + noise
         carry["preview"] = denoised
@@ -200,12 +203,14 @@ class _Free:
 
 
 def picture(position: NDArray[Any]) -> Image.Image:
-    """A small picture with a dot at the first two coordinates (from -4 to 4); `position_of` reads all back."""
+    """A small picture, a dot at the first two coordinates (-4 to 4); `position_of` reads all of them back."""
     pixels = np.full((_SIDE, _SIDE, 3), 255, dtype=np.uint8)
     cells = np.clip((np.resize(position, 2) + 4) / 8 * (_SIDE - 1), 1, _SIDE - 1).astype(int)
     pixels[cells[1], cells[0]] = (200, 0, 0)
     data = np.asarray(position, dtype="<f4").tobytes()
-    pixels[0] = np.frombuffer((bytes([len(position)]) + data).ljust(3 * _SIDE, b"\0"), np.uint8).reshape(-1, 3)
+    pixels[0] = np.frombuffer((bytes([len(position)]) + data).ljust(3 * _SIDE, b"\0"), np.uint8).reshape(
+        -1, 3
+    )
     return Image.fromarray(pixels)
 
 

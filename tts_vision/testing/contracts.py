@@ -1,0 +1,445 @@
+"""Contracts of plugins as inheritable pytest classes.
+
+Inherit one, supply the fixtures it names, and pytest checks your plugin against the invariants that
+searches rely on::
+
+    class TestMySampler(SamplerContract):
+        @pytest.fixture
+        def sampler(self):
+            return MySampler(...)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tts_vision.context import SearchContext
+from tts_vision.errors import BudgetSpent
+from tts_vision.journal import Journal
+from tts_vision.ledger import Budget, Ledger
+from tts_vision.mutations import StepNoise
+from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
+from tts_vision.trace import Event
+from tts_vision.types import Media, Prompt, Rows, Sampler, Score, State, Verifier
+
+SEED = 7
+
+
+class SamplerContract:
+    """What a `Sampler` must do. Fixtures: `sampler`; `prompt` and `tolerance` have defaults."""
+
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        """The sampler under test, fresh for each test."""
+        raise NotImplementedError("A SamplerContract needs a fixture 'sampler'.")
+
+    @pytest.fixture
+    def prompt(self) -> Prompt:
+        """What is generated."""
+        return Prompt("two red circles")
+
+    @pytest.fixture
+    def tolerance(self) -> float:
+        """Largest relative difference that batch size alone may make."""
+        return 1e-5
+
+    @pytest.fixture
+    def ledger(self, sampler: Sampler) -> Ledger:
+        """The ledger that the sampler reports to."""
+        ledger = Ledger()
+        sampler.bind(ledger)
+        return ledger
+
+    def test_is_a_sampler(self, sampler: Sampler) -> None:
+        assert isinstance(sampler, Sampler)
+        assert sampler.num_steps >= 1
+        assert -1 <= sampler.last_noisy_step < sampler.num_steps
+        assert ("stochastic" in sampler.capabilities) == (sampler.last_noisy_step >= 0)
+
+    def test_initial_state(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+        state = sampler.init(prompt, (4, 9), seed=SEED)
+        assert (state.step, state.uids, state.prompt, state.seed) == (0, (4, 9), prompt, SEED)
+        assert len(state.latents) == 2
+        assert torch.equal(state.latents, sampler.init(prompt, (4, 9), seed=SEED).latents)
+        assert torch.equal(state.latents[1:], sampler.init(prompt, (9,), seed=SEED).latents)
+
+    def test_steps_compose(self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float) -> None:
+        start = sampler.init(prompt, (0, 1), seed=SEED)
+        one_by_one = start
+        for _ in range(sampler.num_steps):
+            one_by_one = sampler.advance(one_by_one, 1)
+        at_once = sampler.advance(start, sampler.num_steps)
+        assert at_once.step == one_by_one.step == sampler.num_steps
+        assert close(at_once.latents, one_by_one.latents, tolerance)
+
+    def test_leaves_its_input_alone(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+        state = halfway(sampler, prompt)
+        latents, carry = state.latents.clone(), {k: copy(v) for k, v in state.carry.items()}
+        sampler.advance(state, 1)
+        sampler.advance(state, sampler.num_steps - state.step)
+        assert torch.equal(state.latents, latents)
+        assert set(carry) == set(state.carry) and all(same(state.carry[k], v) for k, v in carry.items())
+
+    def test_rows_are_independent(
+        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+    ) -> None:
+        together = sampler.advance(sampler.init(prompt, (0, 1, 2), seed=SEED), sampler.num_steps)
+        backwards = sampler.advance(sampler.init(prompt, (2, 1, 0), seed=SEED), sampler.num_steps)
+        assert close(together.latents.flip(0), backwards.latents, tolerance)
+        for row, uid in enumerate(together.uids):
+            alone = sampler.advance(sampler.init(prompt, (uid,), seed=SEED), sampler.num_steps)
+            assert close(alone.latents, together.latents[row : row + 1], tolerance)
+
+    def test_reindexing_commutes_with_steps(
+        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+    ) -> None:
+        state, rest = halfway(sampler, prompt), sampler.num_steps - sampler.num_steps // 2
+        index = [2, 0, 0]
+        before = sampler.advance(state.select(index), rest)
+        after = sampler.advance(state, rest).select(index)
+        assert before.uids == after.uids
+        assert close(before.latents, after.latents, tolerance)
+
+    def test_forks_differ_while_noise_is_left(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+        for step in range(1, sampler.num_steps):
+            state = sampler.advance(sampler.init(prompt, (0,), seed=SEED), step).select([0, 0], uids=(0, 1))
+            first, second = sampler.advance(state, sampler.num_steps - step).latents
+            assert torch.equal(first, second) == (step > sampler.last_noisy_step)
+
+    def test_charges_what_it_says(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+        state = sampler.init(prompt, (0, 1, 2), seed=SEED)
+        assert ledger.spent.nfe == 0
+        sampler.advance(state, sampler.num_steps)
+        # what a step costs may be known only after it ran once
+        cost = sampler.cost(state, sampler.num_steps)
+        assert ledger.spent.nfe == cost.nfe * 3 > 0
+        assert cost.decodes == cost.verifier_calls == 0
+        parts = [sampler.cost(at_step(state, step), 1).nfe for step in range(sampler.num_steps)]
+        assert sum(parts) == pytest.approx(cost.nfe)
+
+    def test_stops_before_the_budget_is_passed(self, sampler: Sampler, prompt: Prompt) -> None:
+        sampler.bind(Ledger())
+        state = sampler.advance(sampler.init(prompt, (0,), seed=SEED), sampler.num_steps)
+        limit = sampler.cost(state, 1).nfe * sampler.num_steps - 1 or 0.5
+        ledger = Ledger(Budget(nfe=limit))
+        sampler.bind(ledger)
+        with pytest.raises(BudgetSpent):
+            sampler.advance(sampler.init(prompt, (0,), seed=SEED), sampler.num_steps)
+        assert ledger.spent.nfe <= limit
+
+    def test_can_be_stored(self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tmp_path: Path) -> None:
+        state = halfway(sampler, prompt)
+        assert not any(isinstance(value, Rows) for value in state.carry.values())
+        plain = {k: v for k, v in state.shared.items() if not isinstance(v, Tensor)}
+        assert json.loads(json.dumps(plain)) == plain
+        journal = Journal(tmp_path)
+        kept, name = journal.save(state.to("cpu"), 0, 0)
+        loaded = journal.load(name, state, state.uids, state.step)
+        rest = sampler.num_steps - state.step
+        assert torch.equal(sampler.advance(loaded, rest).latents, sampler.advance(kept, rest).latents)
+
+    def test_decodes_each_row(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+        state = sampler.advance(sampler.init(prompt, (0, 1), seed=SEED), sampler.num_steps)
+        assert len(sampler.decode(state)) == 2
+        if "preview" in sampler.capabilities:
+            for step in range(1, sampler.num_steps):
+                assert (
+                    len(sampler.preview(sampler.advance(sampler.init(prompt, (0, 1), seed=SEED), step))) == 2
+                )
+
+    def test_step_noise_is_part_of_the_latents(
+        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+    ) -> None:
+        if "step_noise" not in sampler.capabilities:
+            pytest.skip("the sampler carries no step noise")
+        first, second = sampler.init(prompt, (0, 1), seed=SEED), sampler.init(prompt, (0, 1), seed=SEED)
+        states = [sampler.advance(first), sampler.advance(second.select([0, 1], uids=(5, 6)))]
+        means = []
+        for state in states:
+            noise, std = state.carry["step_noise"], state.carry["step_noise_std"]
+            assert isinstance(noise, Tensor) and isinstance(std, Tensor)
+            assert noise.shape == state.latents.shape and std.shape == (2,)
+            means.append(state.latents - noise)
+            unchanged = StepNoise(0).apply(state, torch.ones_like(noise))
+            assert close(unchanged.latents, state.latents, tolerance)
+        assert not torch.equal(states[0].latents, states[1].latents)
+        assert close(means[0], means[1], max(tolerance, 1e-4))
+
+    def test_goes_back(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+        if "renoise" not in sampler.capabilities:
+            pytest.skip("the sampler cannot go back")
+        state = halfway(sampler, prompt)
+        spent = ledger.spent
+        back = sampler.renoise(state.select([0, 0], uids=(10, 11)), 0)
+        assert (back.step, back.uids, ledger.spent) == (0, (10, 11), spent)
+        again = sampler.renoise(state.select([0], uids=(11,)), 0)
+        assert not torch.equal(back.latents[0], back.latents[1])
+        assert torch.equal(back.latents[1:], again.latents)
+        assert sampler.advance(back, sampler.num_steps).step == sampler.num_steps
+
+
+class VerifierContract:
+    """What a `Verifier` must do. Fixtures: `verifier`, `media` (three or more samples), `prompt`."""
+
+    @pytest.fixture
+    def verifier(self) -> Verifier:
+        """The verifier under test."""
+        raise NotImplementedError("A VerifierContract needs a fixture 'verifier'.")
+
+    @pytest.fixture
+    def media(self) -> Sequence[Media]:
+        """At least three samples of a modality that it accepts."""
+        raise NotImplementedError("A VerifierContract needs a fixture 'media'.")
+
+    @pytest.fixture
+    def prompt(self) -> Prompt:
+        """What they were generated for."""
+        return Prompt("two red circles")
+
+    def test_is_a_verifier(self, verifier: Verifier) -> None:
+        assert isinstance(verifier, Verifier)
+        assert verifier.name and verifier.accepts <= {"image", "video"} and verifier.accepts
+
+    def test_one_score_each(self, verifier: Verifier, media: Sequence[Media], prompt: Prompt) -> None:
+        scores = verifier.score(media, [prompt] * len(media))
+        assert len(scores) == len(media)
+        assert all(isinstance(score, Score) for score in scores)
+        assert all(score.reason for score in scores if math.isnan(score.value))
+        assert not any(math.isinf(score.value) for score in scores)
+
+    def test_is_repeatable(self, verifier: Verifier, media: Sequence[Media], prompt: Prompt) -> None:
+        first, second = (verifier.score(media, [prompt] * len(media)) for _ in range(2))
+        assert values(first) == pytest.approx(values(second), nan_ok=True)
+
+    def test_samples_are_independent(
+        self, verifier: Verifier, media: Sequence[Media], prompt: Prompt
+    ) -> None:
+        together = values(verifier.score(media, [prompt] * len(media)))
+        backwards = values(verifier.score(list(reversed(media)), [prompt] * len(media)))
+        alone = [value for m in media for value in values(verifier.score([m], [prompt]))]
+        assert alone == pytest.approx(together, nan_ok=True, rel=1e-3, abs=1e-4)
+        assert backwards[::-1] == pytest.approx(together, nan_ok=True, rel=1e-3, abs=1e-4)
+
+    def test_tells_samples_apart(self, verifier: Verifier, media: Sequence[Media], prompt: Prompt) -> None:
+        assert len(set(values(verifier.score(media, [prompt] * len(media))))) > 1
+
+
+class AlgorithmContract:
+    """What a search algorithm must do. Fixtures: `algorithm`; the others have defaults."""
+
+    @pytest.fixture
+    def algorithm(self) -> Callable[..., State]:
+        """The function under test."""
+        raise NotImplementedError("An AlgorithmContract needs a fixture 'algorithm'.")
+
+    @pytest.fixture
+    def sizes(self) -> dict[str, Any]:
+        """Parameters that size a small search without a budget."""
+        return {"n": 4}
+
+    @pytest.fixture
+    def make_sampler(self) -> Callable[[], Sampler]:
+        """A sampler that the algorithm runs on; it should carry solver history."""
+        return partial(GaussianMixtureSampler, num_steps=6, order=2)
+
+    @pytest.fixture
+    def verifier(self) -> Verifier:
+        """What guides the search."""
+        return TargetReward()
+
+    @pytest.fixture
+    def search(
+        self, algorithm: Callable[..., State], make_sampler: Callable[[], Sampler], verifier: Verifier
+    ) -> Callable[..., tuple[SearchContext, State]]:
+        """Runs the algorithm under a budget with its own sizes."""
+
+        def run(**limits: float) -> tuple[SearchContext, State]:
+            sampler = make_sampler()
+            context = SearchContext(sampler, verifier, Prompt("x"), seed=SEED)
+            context.ledger.budget = Budget(**limits).resolve(context.cost())  # type: ignore[arg-type]
+            return context, algorithm(context)
+
+        return run
+
+    @pytest.mark.parametrize("times", [1, 2, 3, 4, 7.5, 16])
+    def test_fits_every_budget(
+        self, search: Callable[..., tuple[SearchContext, State]], times: float
+    ) -> None:
+        context, state = search(times=times)
+        assert context.ledger.spent.nfe <= times * context.cost().nfe
+        # less than one sample is left over
+        assert times * context.cost().nfe - context.ledger.spent.nfe < context.cost().nfe
+        check_result(context, state)
+
+    @pytest.mark.parametrize("calls", [1, 2, 5, 20])
+    def test_fits_every_number_of_verifier_calls(
+        self, search: Callable[..., tuple[SearchContext, State]], calls: int
+    ) -> None:
+        context, state = search(verifier_calls=calls)
+        assert context.ledger.spent.verifier_calls <= calls
+        check_result(context, state)
+
+    def test_without_limits(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        sizes: dict[str, Any],
+    ) -> None:
+        context = SearchContext(make_sampler(), verifier, Prompt("x"), seed=SEED)
+        check_result(context, algorithm(context, **sizes))
+
+    @pytest.mark.parametrize("max_batch", [1, 3])
+    def test_micro_batches_change_nothing(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        sizes: dict[str, Any],
+        max_batch: int,
+    ) -> None:
+        whole = SearchContext(make_sampler(), verifier, Prompt("x"), seed=SEED)
+        algorithm(whole, **sizes)
+        parts = SearchContext(make_sampler(), verifier, Prompt("x"), seed=SEED, max_batch=max_batch)
+        algorithm(parts, **sizes)
+        assert results(parts) == pytest.approx(results(whole))
+        assert parts.ledger.spent == whole.ledger.spent
+
+    def test_lives_with_samples_that_cannot_be_scored(
+        self, algorithm: Callable[..., State], make_sampler: Callable[[], Sampler], sizes: dict[str, Any]
+    ) -> None:
+        context = SearchContext(make_sampler(), HalfBlind(), Prompt("x"), seed=SEED)
+        algorithm(context, **sizes)
+        assert context.best is not None and not math.isnan(context.best.score.value)
+        nothing = SearchContext(make_sampler(), HalfBlind(blind_to=1), Prompt("x"), seed=SEED)
+        state = algorithm(nothing, **sizes)
+        assert nothing.best is None and state.step == nothing.num_steps
+
+    def test_survives_a_kill_anywhere(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        sizes: dict[str, Any],
+        tmp_path: Path,
+    ) -> None:
+        kill_everywhere(partial(algorithm, **sizes), make_sampler, verifier, tmp_path)
+
+
+class Killed(Exception):
+    """A simulated kill."""
+
+
+class HalfBlind:
+    """A verifier that cannot score every `blind_to`-th sample it sees."""
+
+    name = "half_blind"
+    accepts = TargetReward.accepts
+
+    def __init__(self, blind_to: int = 2) -> None:
+        self.blind_to, self.seen = blind_to, 0
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        scores = TargetReward().score(media, prompts)
+        for i in range(len(media)):
+            self.seen += 1
+            if self.seen % self.blind_to == 0:
+                scores[i] = Score.unscored("blind")
+        return scores
+
+
+def kill_everywhere(
+    algorithm: Callable[[SearchContext], State],
+    make_sampler: Callable[[], Sampler],
+    verifier: Verifier,
+    folder: Path,
+    *,
+    budget: Budget | None = None,
+    max_batch: int | None = 2,
+) -> None:
+    """Kills a search after each of its events in turn, resumes it, and checks that nothing differs."""
+
+    def search(path: Path, die_after: int | None = None) -> tuple[SearchContext, list[str]]:
+        new: list[str] = []
+
+        def observe(context: SearchContext, event: Event) -> None:
+            new.append(event.kind)
+            if len(new) == die_after:
+                raise Killed
+
+        context = SearchContext(
+            make_sampler(),
+            verifier,
+            Prompt("x"),
+            seed=SEED,
+            ledger=Ledger(budget or Budget()),
+            journal=Journal(path),
+            max_batch=max_batch,
+            observer=observe,
+        )
+        try:
+            algorithm(context)
+        except Killed:
+            context.interrupted("killed")
+        return context, new
+
+    whole, events = search(folder / "whole")
+    assert len(events) > 2
+    for count in range(1, len(events) + 1):
+        path = folder / f"killed-{count}"
+        search(path, die_after=count)
+        resumed, _ = search(path)
+        assert results(resumed) == results(whole), f"killed after event {count}, {events[count - 1]}"
+        assert resumed.ledger.spent == whole.ledger.spent, f"killed after event {count}, {events[count - 1]}"
+
+
+def results(context: SearchContext) -> dict[int, float]:
+    """The scores of all finished samples by uid."""
+    return {uid: candidate.score.value for uid, candidate in context.candidates.items()}
+
+
+def check_result(context: SearchContext, state: State) -> None:
+    """Checks that a search ended with finished and scored particles and kept the best."""
+    assert state.step == context.num_steps and len(state) >= 1
+    assert set(state.uids) <= set(context.candidates)
+    assert context.best is not None
+    assert context.best.score.value == max(results(context).values())
+
+
+def halfway(sampler: Sampler, prompt: Prompt) -> State:
+    """Three particles in the middle of their trajectories."""
+    return sampler.advance(sampler.init(prompt, (0, 1, 2), seed=SEED), sampler.num_steps // 2)
+
+
+def at_step(state: State, step: int) -> State:
+    """A state that only says where it stands, as planning uses."""
+    return State(torch.empty(1), step, (0,), state.prompt, state.seed)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by no more than `tolerance`, relative to the norm of the second."""
+    return a.shape == b.shape and bool((a.double() - b.double()).norm() <= tolerance * b.double().norm())
+
+
+def copy(value: Tensor | Rows) -> Tensor | Rows:
+    """A value that later changes of the original do not reach."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def same(a: Tensor | Rows, b: Tensor | Rows) -> bool:
+    """Whether two carried entries are equal."""
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+
+
+def values(scores: Sequence[Score]) -> list[float]:
+    """The numbers of scores."""
+    return [score.value for score in scores]
