@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,21 +15,11 @@ from torch import Tensor
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.pipelines.schedule import draws_noise, is_flow, noise_levels, pack, unpack
-from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, Step, initial_scale, modules
+from tts_vision.pipelines.segment import DENOISERS, Driver, NoMeter, Segment, Step, initial_scale, modules
 from tts_vision.pipelines.stochastic import Level, ddim_std, ddim_step, diffusion, euler_step, renoise
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
 from tts_vision.types import Cost, Media, Meter, Modality, Phase, Prompt, Rows, State, Video
-
-
-class _NoMeter:
-    """Accepts every report; in place until a ledger is bound."""
-
-    def charge(self, cost: Cost) -> None:
-        return None
-
-    def phase(self, name: Phase) -> nullcontext[None]:
-        return nullcontext()
 
 
 @register(
@@ -63,7 +52,7 @@ class DiffusersSampler:
         options = options or SamplerOptions()
         _check_drivable(pipe)
         self.name = type(pipe).__name__
-        self._driver = Driver(pipe, _NoMeter())
+        self._driver = Driver(pipe, NoMeter())
         signature = self._driver.signature
         self._call = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
         _check_call(self.name, self._call, signature)
@@ -192,6 +181,10 @@ class DiffusersSampler:
         return self._decoded(state, None)
 
     def cost(self, state: State, steps: int) -> Cost:
+        if not self._nfe_measured:
+            # guidance is decided in the pipeline's loop, so the loop is asked
+            counted = self._driver.passes(self._arguments(state.prompt, 1, "latent"))
+            self._nfe_measured = counted or {i: self._nfe_per_step for i in range(self.num_steps)}
         per_row = sum(
             self._nfe_measured.get(i, self._nfe_per_step) for i in range(state.step, state.step + steps)
         )
@@ -214,12 +207,7 @@ class DiffusersSampler:
         vae: Any = None,
         phase: Phase = "denoise",
     ) -> Segment:
-        call = {**self._call, "prompt": prompt.text, "output_type": output_type}
-        if self._prompt_lists:
-            # every text argument is one per prompt then
-            call = {k: [v] * batch if isinstance(v, str) and "prompt" in k else v for k, v in call.items()}
-        elif self._count_name is not None:
-            call[self._count_name] = batch
+        call = self._arguments(prompt, batch, output_type)
         with self._driver.meter.phase(phase):
             return self._driver.run(
                 call,
@@ -231,6 +219,16 @@ class DiffusersSampler:
                 step=step,
                 vae=vae,
             )
+
+    def _arguments(self, prompt: Prompt, batch: int, output_type: str) -> dict[str, Any]:
+        """The arguments of a call for `batch` particles."""
+        call = {**self._call, "prompt": prompt.text, "output_type": output_type}
+        if self._prompt_lists:
+            # every text argument is one per prompt then
+            return {k: [v] * batch if isinstance(v, str) and "prompt" in k else v for k, v in call.items()}
+        if self._count_name is not None:
+            call[self._count_name] = batch
+        return call
 
     def _decoded(self, state: State, vae: Any) -> list[Media]:
         generators = [row_generator(state.seed, "step", uid, self.num_steps, "cpu") for uid in state.uids]

@@ -10,8 +10,9 @@ import copy
 import functools
 import hashlib
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.schedule import noise_levels, predictions, step, takes_history
 from tts_vision.pipelines.stochastic import Level
-from tts_vision.types import Cost, Meter
+from tts_vision.types import Cost, Meter, Phase
 
 DENOISERS = ("unet", "transformer", "prior", "denoiser", "dit")
 ENCODERS = ("text_encoder", "image_encoder")
@@ -72,7 +73,7 @@ class SchedulerProxy:
         self._history, self.generators, self._rule = history, generators, rule
         self._slices_itself = slices_itself
         self._fresh: dict[str, Any] = {}
-        self._done = 0
+        self.done = 0
         self._offset = 0
         self._loose_history: dict[str, Any] = {}
         self.set_timesteps = _signed_as(scheduler.set_timesteps, self._set_timesteps)
@@ -133,7 +134,7 @@ class SchedulerProxy:
         self.inner.set_begin_index(begin_index + (self.start if self._slices_itself or not begin_index else 0))
 
     def _do_step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        index = self._offset + self.start + self._done
+        index = self._offset + self.start + self.done
         if self.levels is None:
             try:
                 self.levels = noise_levels(self.inner)
@@ -143,7 +144,7 @@ class SchedulerProxy:
         if self.levels:
             x0, eps = predictions(self.inner, model_output, sample, self.levels[index])
             self.preview = x0.to(sample.dtype)
-        self._done += 1
+        self.done += 1
         if self._rule is not None:
             if x0 is None or eps is None:
                 noise_levels(self.inner)  # says what the scheduler lacks
@@ -266,11 +267,50 @@ class Driver:
             output = self.pipe(**call)[0]
         return Segment(output, entered[0] if entered else None, proxy)
 
+    def passes(self, call: dict[str, Any]) -> dict[int, float] | None:
+        """How many rows each step evaluates for one particle, found out without evaluating any.
+
+        The loop runs with a denoiser that answers zeros. None where such an answer does not fit.
+        """
+        proxy = SchedulerProxy(
+            copy.deepcopy(self.scheduler), 0, None, None, [torch.Generator("cpu")], None, self.slices_itself
+        )
+        counts: dict[int, float] = defaultdict(float)
+
+        def silent(*args: Any, **kwargs: Any) -> Any:
+            x = _denoised(args, kwargs)
+            counts[proxy.done] += len(x)
+            return _Silence([torch.zeros_like(row) for row in x] if isinstance(x, list) else torch.zeros_like(x))
+
+        call = {**call, "return_dict": False, "generator": proxy.generators, "output_type": "latent"}
+        meter, self.meter = self.meter, NoMeter()
+        try:
+            with self._driven(proxy, None, [], None, silent):
+                self.pipe(**call)
+        except Exception:  # whatever the zeros led to, in code that is not ours
+            return None
+        finally:
+            self.meter = meter
+        return dict(counts) if proxy.done and sum(counts.values()) else None
+
     @contextmanager
     def _driven(
-        self, proxy: SchedulerProxy, latents: Tensor | None, entered: list[Tensor], vae: Any
+        self,
+        proxy: SchedulerProxy,
+        latents: Tensor | None,
+        entered: list[Tensor],
+        vae: Any,
+        denoiser: Callable[..., Any] | None = None,
     ) -> Iterator[None]:
-        """The pipeline with the proxy and the watchers in place, and as it was afterwards."""
+        """The pipeline with the proxy and the watchers in place, and as it was afterwards.
+
+        Args:
+            proxy: In the place of the scheduler.
+            latents: In the place of those the pipeline prepares, if given.
+            entered: Gets the latents that enter the loop.
+            vae: In the place of the pipeline's, if given.
+            denoiser: Answers in the place of the network, if given.
+        """
         pipe = self.pipe
         replaced: list[tuple[Any, str, Any]] = []
 
@@ -292,6 +332,8 @@ class Driver:
             for name, module in modules(pipe, ENCODERS):
                 put(module, "forward", self._remembering(name, module.forward))
             for _, module in modules(pipe, DENOISERS):
+                if denoiser is not None:
+                    put(module, "forward", denoiser)
                 handles.append(module.register_forward_pre_hook(self._count, with_kwargs=True))
             yield
         finally:
@@ -306,8 +348,7 @@ class Driver:
     @torch.compiler.disable
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Charges a network evaluation before it runs, in rows."""
-        x = kwargs.get("hidden_states", kwargs.get("sample", kwargs.get("x", args[0] if args else None)))
-        rows = len(x) if x is not None else 1
+        rows = len(_denoised(args, kwargs))
         self.nfe_seen += rows
         self.meter.charge(Cost(nfe=rows))
 
@@ -373,6 +414,35 @@ class Driver:
             return _repeated(self._encoded[key], rows) if rows > 1 else self._encoded[key]
 
         return encode
+
+
+class NoMeter:
+    """Accepts every report and keeps none."""
+
+    def charge(self, cost: Cost) -> None:
+        return None
+
+    def phase(self, name: Phase) -> nullcontext[None]:
+        return nullcontext()
+
+
+class _Silence(tuple[Any, ...]):
+    """A network's output, by position or by name."""
+
+    def __new__(cls, sample: Any) -> _Silence:
+        return super().__new__(cls, (sample,))
+
+    @property
+    def sample(self) -> Any:
+        return self[0]
+
+
+def _denoised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a denoiser is called on: a tensor, or a list of one tensor per row."""
+    for name in ("hidden_states", "sample", "x"):
+        if name in kwargs:
+            return kwargs[name]
+    return args[0]
 
 
 _MISSING = object()

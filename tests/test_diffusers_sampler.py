@@ -225,6 +225,51 @@ def test_the_prompt_is_encoded_once_per_search(name):
     assert len(ran) == once <= 2  # the prompt and, with guidance, the negative one
 
 
+UNSEEDED = [(entry, name) for entry in TINY.values() for name in entry.unseeded_schedulers]
+
+
+@pytest.mark.parametrize("cell", UNSEEDED, ids=lambda cell: f"{cell[0].name}-{cell[1]}")
+def test_noise_that_a_pipeline_draws_without_a_generator_is_keyed_too(cell):
+    entry, scheduler = cell
+    sampler = sampler_of(build(entry, scheduler), entry)
+    assert "stochastic" in sampler.capabilities
+    state = sampler.init(PROMPT, [0, 1, 2], seed=5)
+    finished = sampler.advance(state, sampler.num_steps).latents
+    half = sampler.advance(state, 3)
+    alone = stepwise(sampler, half.select([1])).latents
+    tolerance = dict(rtol=0, atol=2e-3 * float(finished.abs().max()))
+    torch.testing.assert_close(alone, finished[1:2], **tolerance)
+    forks = stepwise(sampler, half.select([1, 1], uids=[1, 9])).latents
+    assert (forks[0] - forks[1]).abs().max() > 0.001
+
+
+def test_the_cost_of_a_sample_is_what_its_loop_will_evaluate():
+    """Found out before anything is evaluated, whatever decides about guidance."""
+    for name in ("z_image", "qwen_image", "stable_diffusion_3", "pixart_sigma", "flux"):
+        entry = TINY[name]
+        sampler = sampler_of(build(entry), entry)
+        ledger = Ledger()
+        state = sampler.init(PROMPT, [0], seed=0)
+        expected = sampler.cost(state, STEPS).nfe
+        sampler.bind(ledger)
+        assert ledger.spent.nfe == 0
+        sampler.advance(state, STEPS)
+        assert ledger.spent.nfe == expected, name
+
+
+@pytest.mark.parametrize("name, scale", [("z_image", 0.5), ("stable_diffusion", 1.0)])
+def test_guidance_that_a_pipeline_decides_in_its_own_way_is_counted(name, scale):
+    entry = TINY[name]
+    kwargs = {**entry.kwargs, "num_inference_steps": STEPS, "guidance_scale": scale}
+    sampler = DiffusersSampler(build(entry), options=SamplerOptions(pipeline_kwargs=kwargs))
+    state = sampler.init(PROMPT, [0, 1], seed=0)
+    expected = sampler.cost(state, STEPS).nfe
+    ledger = Ledger()
+    sampler.bind(ledger)
+    sampler.advance(state, STEPS)
+    assert ledger.spent.nfe == 2 * expected
+
+
 @pytest.mark.parametrize(
     "name, nfe", [("stable_diffusion", 2), ("flux", 1), ("cogview4", 2), ("stable_diffusion_xl_turbo", 1), ("z_image", None)]
 )
