@@ -156,7 +156,8 @@ class Comparison:
                     else:
                         draw_scaling(axis, spent, best, label=name)
             axis.set(xlabel="network evaluations (nfe)", ylabel=f"mean best score ({verifier})")
-            axis.legend(fontsize=8)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
         if self.evaluator:
             rows = self.rows()
             names = [f"{r.algorithm}\n{r.verifier}" if len(verifiers) > 1 else r.algorithm for r in rows]

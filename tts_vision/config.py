@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -211,7 +212,7 @@ class RunConfig(_Settings):
         """What decides the outcome."""
         return {key: value for key, value in self.plain().items() if key != "max_batch"}
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Twelve hexadecimal digits that stand for `content`."""
         text = json.dumps(self.content, sort_keys=True, ensure_ascii=False)
@@ -275,9 +276,12 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
         if len(path) > 1 and path[0] in SECTIONS:
             path = [*SECTIONS[path[0]], *path[1:]]
         if path[0] not in RunConfig.model_fields:
-            known = [*RunConfig.model_fields, *(f"{section}.KEY" for section in (*SECTIONS, "verifier"))]
+            groups = [f"{group}.KEY" for group in (*SECTIONS, "verifier")]
+            names = [group.replace("KEY", ".".join(path[1:])) for group in groups] if len(path) > 1 else []
             raise ConfigError(
-                f"An override must name one of {', '.join(known)} but got {key!r}; {did_you_mean(key, known)}"
+                f"An override must name one of {', '.join([*RunConfig.model_fields, *groups])} but got "
+                f"{key!r}; "
+                f"{did_you_mean(key, names or RunConfig.model_fields)}"
             )
         result = _assign(result, path, _read_value(text), key)
     return result

@@ -208,12 +208,11 @@ class SearchContext:
                 rows = state.select(range(event.first, event.first + len(event.uids)))
                 done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
         missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
+        cost = self._sampler.cost(state, steps) * sum(b - a for a, b in missing)
+        if missing and (self._journal.is_spent or not self.ledger.affords(cost)):
+            raise BudgetSpent
         if missing and state.is_ghost:
             raise StorageError(_DIVERGED)
-        if missing and not self.ledger.affords(
-            self._sampler.cost(state, steps) * sum(b - a for a, b in missing)
-        ):
-            raise BudgetSpent
         for gap in missing:
             for a, b in self._batches(gap[1] - gap[0], offset=gap[0]):
                 part = self._advance_rows(state.select(range(a, b)), steps)
@@ -340,6 +339,8 @@ class SearchContext:
             todo = [i for i in first_of.values() if i not in scores]
         if past:
             verdicts = self._recorded_scores(past)
+        elif self._journal.is_spent:
+            verdicts = {}
         else:
             paid = self.ledger.affordable(Cost(decodes=1, verifier_calls=1))
             pay = todo if paid is None else todo[:paid]

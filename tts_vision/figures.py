@@ -95,7 +95,11 @@ def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.
         row, column = divmod(number, columns)
         x, y = 8 + column * (side + 8), 34 + row * (side + 28)
         picture = _fit(still(candidate.load()), side)
-        sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
+        corner = (x + (side - picture.width) // 2, y + (side - picture.height) // 2)
+        sheet.paste(picture, corner)
+        draw.rectangle(
+            (*corner, corner[0] + picture.width - 1, corner[1] + picture.height - 1), outline=_FAINT
+        )
         value = candidate.score.value
         score = "unscored" if math.isnan(value) else f"{value:.4f}"
         draw.text(

@@ -59,11 +59,13 @@ class Journal:
     Attributes:
         events: All events so far, former sessions included.
         frozen: Once set, stored tensors are kept whatever happens to the states (after a failure).
+        is_spent: Whether a former session came to its end because the budget was spent.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.frozen = False
+        self.is_spent = False
         self.events: list[Event] = []
         self._past: dict[int, list[Event]] = defaultdict(list)
         if folder is None:
@@ -75,6 +77,7 @@ class Journal:
             self.events = read_trace(self._path)
             for event in self.events:
                 self._past[event.op].append(event)
+            self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
             # drop what a kill left of an unfinished line, so that appended lines stay readable
             size = sum(len(line) for line in self._lines())
             if self._path.exists() and self._path.stat().st_size != size:
@@ -107,6 +110,12 @@ class Journal:
                     "carry tensors with rows on axis 0."
                 )
             tensors[f"carry.{key}"] = value.contiguous()
+        # samplers may carry one tensor under two names; safetensors stores no memory twice
+        seen: set[int] = set()
+        for key, value in tensors.items():
+            if (address := value.untyped_storage().data_ptr()) in seen:
+                tensors[key] = value.clone()
+            seen.add(address)
         shared = dict(state.shared)
         for key in [key for key, value in shared.items() if isinstance(value, torch.Tensor)]:
             tensors[f"shared.{key}"] = shared.pop(key).contiguous()

@@ -14,8 +14,8 @@ from tts_vision.errors import ConfigError, StorageError
 from tts_vision.ledger import Ledger
 from tts_vision.media import pixels, read_media, write_media
 from tts_vision.mutations import from_description
-from tts_vision.results import is_finished, load_result, replace_file
 from tts_vision.resolve import Live, prepare
+from tts_vision.results import is_finished, load_result, replace_file
 from tts_vision.trace import Ancestor
 from tts_vision.types import Media, Prompt, Sampler
 

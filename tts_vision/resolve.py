@@ -213,7 +213,9 @@ def load_verifier(text: str, found: tuple[Entry, dict[str, str]] | None, live: A
         return _as_verifier(entry.target, text)
     values = validate(entry.target, params, f"verifier {entry.name!r}")
     if not inspect.isclass(entry.target) and _takes_media(entry.target):
-        return _as_verifier(_keep_name(partial(entry.target, **values), entry.name), text)
+        verifier = FunctionVerifier(partial(entry.target, **values))
+        verifier.name = entry.target.__name__
+        return verifier
     try:
         return _as_verifier(entry.target(**values), text)
     except TTSVisionError:
@@ -247,11 +249,6 @@ def _takes_media(function: Callable[..., Any]) -> bool:
     return any(
         kind in {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD} for kind in kinds
     )
-
-
-def _keep_name(function: Any, name: str) -> Any:
-    function.__name__ = name
-    return function
 
 
 def _check_capabilities(entry: Entry, sampler: Sampler) -> None:

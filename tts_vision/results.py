@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -407,6 +408,7 @@ def _score(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -171,9 +171,11 @@ def _search(
     try:
         try:
             setup.algorithm(context)
+            context.done()
         except BudgetSpent:
             budget_spent = True
-        context.done(budget_spent=budget_spent)
+            # recorded in here, while the states in the traceback still hold on to their stored tensors
+            context.done(budget_spent=True)
     except BaseException as error:
         with suppress(StorageError):  # a full disk must not hide what went wrong
             context.interrupted(f"{type(error).__name__}: {error}")

@@ -1,0 +1,142 @@
+"""Settings: YAML, overrides, specs, hash, and the message for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, Spec, override
+from tts_vision.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "params"),
+    [
+        ("clip", "clip", {}),
+        ("clip:model=ViT-B/32,scale=2", "clip", {"model": "ViT-B/32", "scale": "2"}),
+        ("clip:model=hf-hub:org/x,pair=a,b", "clip", {"model": "hf-hub:org/x", "pair": "a,b"}),
+        ("package.module:attr", "package.module:attr", {}),
+        ("package.module:attr:k=1", "package.module:attr", {"k": "1"}),
+        ("dir/file.py@name", "dir/file.py@name", {}),
+        ("dir/file.py@name:k=1", "dir/file.py@name", {"k": "1"}),
+    ],
+)
+def test_spec_reads_and_writes_every_form(text: str, name: str, params: dict[str, str]) -> None:
+    spec = Spec.parse(text)
+    assert (spec.name, dict(spec.params)) == (name, params)
+    assert str(spec) == text
+
+
+def test_yaml_gives_the_same_run_back(tmp_path: Path) -> None:
+    config = RunConfig(
+        prompt="zwei rote Kreise: ü",
+        algorithm="evosearch",
+        algorithm_params={"schedule": [0, 2], "beta": 0.2},
+        sampler_options=SamplerOptions(eta=0.5, pipeline_kwargs={"num_inference_steps": 13}),
+        model_options=ModelOptions(dtype="float16", lora=("a", "b")),
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump())
+    assert RunConfig.load(path) == config
+    assert RunConfig.load(path).hash == config.hash
+
+
+def test_parameters_in_the_algorithm_spec_join_those_given() -> None:
+    config = RunConfig(prompt="a", algorithm="best_of_n:n=4", algorithm_params={"chunk": 2})
+    assert config.algorithm == "best_of_n"
+    assert config.algorithm_params == {"n": "4", "chunk": 2}
+
+
+def test_hash_covers_all_but_the_micro_batch() -> None:
+    config = RunConfig(prompt="a")
+    assert len(config.hash) == 12
+    assert RunConfig(prompt="a", max_batch=3).hash == config.hash
+    assert RunConfig(prompt="a", seed=1).hash != config.hash
+
+
+def test_overrides_reach_every_group() -> None:
+    values = override(
+        {"prompt": "a", "algorithm_params": {"n": 2, "chunk": 1}},
+        [
+            "algorithm.n=32",
+            "sampler.eta=0.5",
+            "pipeline.guidance_scale=4",
+            "pipeline.negative_prompt=a=b",
+            "model.dtype=float16",
+            "verifier.scale=2",
+            "seed=3",
+            "sampler_options.sde=euler",
+        ],
+    )
+    config = RunConfig(**values)
+    assert config.algorithm_params == {"n": 32, "chunk": 1}
+    assert config.sampler_options.eta == 0.5
+    assert config.sampler_options.sde == "euler"
+    assert config.sampler_options.pipeline_kwargs == {"guidance_scale": 4, "negative_prompt": "a=b"}
+    assert config.model_options.dtype == "float16"
+    assert config.verifier == "playground_clip:scale=2"
+    assert config.seed == 3
+
+
+def test_live_objects_are_described_by_their_content() -> None:
+    red, blue = Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "blue")
+
+    def config(picture: object) -> RunConfig:
+        return RunConfig(prompt="a", sampler_options=SamplerOptions(pipeline_kwargs={"image": picture}))
+
+    assert config(red).hash == config(red.copy()).hash != config(blue).hash
+    assert config(red).live == ["sampler_options"]
+    assert config(np.zeros(3)).plain()["sampler_options"]["pipeline_kwargs"]["image"].startswith("<ndarray ")
+    assert RunConfig(prompt="a").live == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompt": "  "}, r"A prompt must say .* but got '  '; write"),
+        ({}, "needs 'prompt'"),
+        ({"prompt": "a", "sed": 1}, "got 'sed'; did you mean 'seed'"),
+        ({"prompt": "a", "seed": -1}, "seed of a run must be greater than or equal to 0 but got -1"),
+        ({"prompt": "a", "max_batch": 0}, "max_batch of a run must be .* but got 0"),
+        ({"prompt": "a", "model": "org/name"}, "needs a verifier but none was given for model 'org/name'"),
+        (
+            {"prompt": "a", "model_options": {"dtype": "f16"}},
+            "dtype of the model must be 'float32'.* got 'f16'",
+        ),
+        ({"prompt": "a", "model_options": {"dytpe": None}}, "got 'dytpe'; did you mean 'dtype'"),
+        ({"prompt": "a", "sampler_options": {"eta": -1}}, "eta of the sampler must be .* but got -1"),
+        ({"prompt": "a", "algorithm": ":n=1"}, "A plugin is written 'name'"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        RunConfig(**values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("algorithm.n", "is written 'key=value'"),
+        ("=3", "is written 'key=value'"),
+        ("algoritm.n=3", "got 'algoritm.n'; did you mean 'algorithm.n'"),
+        ("seed.x=3", "inside 'seed'"),
+    ],
+)
+def test_wrong_overrides_are_told(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override({"seed": 1}, [assignment])
+
+
+def test_unreadable_files_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        RunConfig.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="must be YAML but"):
+        RunConfig.load(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="holds list"):
+        RunConfig.load(tmp_path / "list.yaml")

@@ -1,0 +1,62 @@
+"""Making a sample again from its lineage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from toy_plugins import MODEL, VERIFIER, first_coordinate
+
+from tts_vision import search
+from tts_vision.errors import ConfigError
+from tts_vision.media import pixels
+from tts_vision.replays import recreate, replay
+from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.types import Prompt
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "best_of_n",
+        "zero_order",
+        "search_over_paths",
+        "evosearch",
+        "evosearch:strict_reference=true",
+        "fk_steering",
+    ],
+)
+def test_the_best_sample_is_made_again(algorithm: str, tmp_path: Path) -> None:
+    search(MODEL, "a", algorithm=algorithm, verifier=VERIFIER, budget="8x", seed=2, output=tmp_path)
+    again = replay(tmp_path)
+    assert again.max_difference == 0
+    assert again.path.exists()
+    assert again.lineage[0].origin == "init"
+
+
+@pytest.mark.parametrize("algorithm", ["search_over_paths", "evosearch", "fk_steering"])
+def test_every_sample_of_a_search_is_made_again(algorithm: str) -> None:
+    sampler = GaussianMixtureSampler(num_steps=6, order=2)
+    result = search(sampler, "a", algorithm=algorithm, verifier=first_coordinate, budget="8x")
+    for candidate in result.population:
+        media = recreate(sampler, Prompt("a"), 0, result.lineage(candidate.uid), candidate.step)
+        assert (pixels(media) == pixels(candidate.load())).all()
+
+
+def test_a_live_pipeline_is_given_again(tmp_path: Path) -> None:
+    sampler = GaussianMixtureSampler(num_steps=6)
+    search(sampler, "a", verifier=first_coordinate, budget="4x", output=tmp_path)
+    assert replay(tmp_path, sampler).max_difference == 0
+    with pytest.raises(ConfigError, match="live model"):
+        replay(tmp_path)
+
+
+def test_another_model_makes_another_sample(tmp_path: Path) -> None:
+    sampler = GaussianMixtureSampler(num_steps=6)
+    search(sampler, "a", verifier=first_coordinate, budget="4x", output=tmp_path)
+    assert replay(tmp_path, GaussianMixtureSampler(num_steps=6, eta=0.5)).max_difference > 0
+
+
+def test_an_unfinished_search_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="A replay needs a finished search"):
+        replay(tmp_path)

@@ -1,0 +1,254 @@
+"""The result folder, sample files and figures."""
+
+from __future__ import annotations
+
+import errno
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_plugins import MODEL, VERIFIER, first_coordinate
+
+from tts_vision import RunConfig, search
+from tts_vision.context import Candidate
+from tts_vision.errors import ConfigError, StorageError
+from tts_vision.figures import best_so_far, contact_sheet, lineage_svg
+from tts_vision.ledger import Spent
+from tts_vision.media import pixels, read_media, still, suffix_of, write_media
+from tts_vision.results import Result, load_result, ranked
+from tts_vision.rng import row_seed
+from tts_vision.runner import run
+from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.trace import Event, Init, Mutate, Renoise, Scored, Select
+from tts_vision.types import Score, Video
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results") / "evosearch"
+    search(
+        MODEL, "two red circles", algorithm="evosearch", verifier=VERIFIER, budget="6x", seed=4, output=root
+    )
+    return root
+
+
+def test_the_folder_holds_what_the_readme_says(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "best.png",
+        "config.yaml",
+        "contact_sheet.png",
+        "lineage.svg",
+        "population",
+        "result.json",
+        "scaling.png",
+        "trace.jsonl",
+    }
+    report = json.loads((folder / "result.json").read_text())
+    assert set(report["timing"]) == {"seconds", "elapsed", "peak_memory"}
+    assert (folder / report["best"]["file"]).read_bytes() == (folder / "best.png").read_bytes()
+    assert report["config_hash"] == RunConfig.load(folder / "config.yaml").hash
+    assert report["spent"]["nfe"] <= report["budget"]["nfe"] == 36
+    scores = [entry["score"] for entry in report["population"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_pictures_say_what_they_are(folder: Path) -> None:
+    report = json.loads((folder / "result.json").read_text())
+    for entry in report["population"]:
+        with Image.open(folder / entry["file"]) as image:
+            text: dict[Any, Any] = dict(image.info)
+        assert text["prompt"] == "two red circles"
+        assert (text["seed"], text["uid"]) == ("4", str(entry["uid"]))
+        assert float(text["score"]) == entry["score"]
+        assert text["config"] == report["config_hash"]
+        if entry["row_seed"] is None:
+            assert "row_seed" not in text
+        else:
+            assert int(text["row_seed"]) == row_seed(4, entry["uid"]) == entry["row_seed"]
+    assert sum(entry["row_seed"] is not None for entry in report["population"]) > 0
+    assert any(entry["row_seed"] is None for entry in report["population"])
+
+
+def test_a_result_is_read_back(folder: Path) -> None:
+    result = load_result(folder)
+    fresh = search(MODEL, "two red circles", algorithm="evosearch", verifier=VERIFIER, budget="6x", seed=4)
+    assert [c.uid for c in result.population] == [c.uid for c in fresh.population]
+    assert [c.score for c in result.population] == [c.score for c in fresh.population]
+    assert result.config == fresh.config
+    assert result.lineage() == fresh.lineage()
+    assert np.array_equal(pixels(result.best.load()), pixels(fresh.best.load()))
+    assert result.plot().axes[0].get_xlabel().startswith("network evaluations")
+    with pytest.raises(ConfigError, match=r"A particle must be one of 0 to .* but got 9999"):
+        result.lineage(9999)
+
+
+def test_the_winner_is_saved_with_its_text(tmp_path: Path) -> None:
+    result = search(GaussianMixtureSampler(num_steps=4), "a b", verifier=first_coordinate, budget="2x")
+    result.best.save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.info["prompt"] == "a b"
+        assert image.info["config"] == result.config.hash
+    result.best.save(tmp_path / "x.jpg")
+    assert (tmp_path / "x.jpg").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "notes.txt"])
+def test_a_folder_that_is_not_empty_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    config = RunConfig(prompt="a", model=MODEL, verifier=VERIFIER)
+    with pytest.raises(ConfigError, match=f"must be new or empty .* holds 1 entries .*{name}"):
+        run(config, output=tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    with pytest.raises(ConfigError, match="must be a folder"):
+        run(config, output=tmp_path / name)
+
+
+def test_folders_without_a_result_are_told(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must hold config.yaml"):
+        load_result(tmp_path)
+    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    with pytest.raises(ConfigError, match="needs a finished search"):
+        load_result(tmp_path)
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(StorageError, match="must be what a search wrote"):
+        load_result(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["_0.png", "best.png", "contact_sheet.png", "result.json"])
+def test_a_full_disk_is_told_and_nothing_is_lost(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tts_vision import results
+
+    config = RunConfig(prompt="a", model=MODEL, verifier=VERIFIER, budget="4x")
+    run(config, output=tmp_path / "whole")
+    replace_file = results.replace_file
+    full = True
+
+    def refuse(path: Path, write: Any, what: str) -> None:
+        def fail(part: Path) -> None:
+            part.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        is_it = path.name == suffix or (suffix == "_0.png" and path.name.startswith("00002"))
+        replace_file(path, fail if full and is_it else write, what)
+
+    monkeypatch.setattr(results, "replace_file", refuse)
+    with pytest.raises(StorageError, match=r"No space left on device.* 'tts-vision resume' goes on"):
+        run(config, output=tmp_path / "cut")
+    full = False
+    run(config, output=tmp_path / "cut", resume=True)
+    for name in ("best.png", "contact_sheet.png"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "cut").rglob(".*"))
+    assert len(list((tmp_path / "cut" / "population").iterdir())) == 4
+
+
+def clip(frames: int = 5) -> Video:
+    values = torch.arange(frames * 4 * 6 * 3, dtype=torch.int64).view(frames, 4, 6, 3) % 256
+    return Video(values.to(torch.uint8), fps=4.0)
+
+
+def test_clips_are_kept_without_loss_as_animated_png(tmp_path: Path) -> None:
+    video = clip()
+    video.frames[2] = video.frames[1]  # equal frames are joined inside the file
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_media(video, tmp_path / "a.png", {"prompt": "ü"})
+        write_media(video, tmp_path / "b.png", {"prompt": "ü"})
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    back = read_media(tmp_path / "a.png")
+    assert isinstance(back, Video)
+    assert back.fps == 4.0
+    assert torch.equal(back.frames, video.frames)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["prompt"] == "ü"
+
+
+def test_without_pyav_clips_become_png_and_mp4_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tts_vision import media
+
+    monkeypatch.setattr(media, "_has_av", lambda: False)
+    assert suffix_of(clip()) == ".png"
+    with pytest.warns(UserWarning, match=r"stored as animated PNG; pip install 'tts-vision\[video\]'"):
+        write_media(clip(), tmp_path / "a.png", {})
+    with pytest.raises(ConfigError, match="MP4 files need PyAV"):
+        write_media(clip(), tmp_path / "a.mp4", {})
+
+
+def test_clips_are_mp4_with_pyav(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    video = Video(torch.full((6, 32, 48, 3), 128, dtype=torch.uint8), fps=8.0)
+    write_media(video, tmp_path / "a.mp4", {"prompt": "a"})
+    write_media(video, tmp_path / "b.mp4", {"prompt": "a"})
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    back = read_media(tmp_path / "a.mp4")
+    assert isinstance(back, Video)
+    assert back.frames.shape == video.frames.shape
+    assert (back.frames.int() - 128).abs().max() < 8
+    assert back.fps == 8.0
+
+
+def candidate(uid: int, value: float) -> Candidate:
+    return Candidate(uid, Score(value=value), 4, Image.new("RGB", (64, 48), (uid % 256, 80, 80)))
+
+
+def test_unscored_samples_rank_last_and_equals_by_uid() -> None:
+    nan = float("nan")
+    order = ranked([candidate(3, 1.0), candidate(0, nan), candidate(2, 1.0), candidate(1, 2.0)])
+    assert [c.uid for c in order] == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("n", [1, 5, 60])
+def test_contact_sheet_has_every_picture(n: int) -> None:
+    sheet = contact_sheet([candidate(i, float(-i)) for i in range(n)], title="x" * 300)
+    colors = {color for _, color in sheet.getcolors(1 << 20) or []}
+    assert all((i, 80, 80) in colors for i in range(n))
+    assert sheet.width <= 1300
+    assert still(clip()).size == (6, 4)
+
+
+def events() -> list[Event]:
+    return [
+        Init(op=0, uids=(0, 1), seeds=(0, 9)),
+        Select(op=1, uids=(0, 2), parents=(0, 0), step=2),
+        Mutate(op=2, uids=(3,), parents=(2,), step=2, mutation={"name": "blend", "beta": 0.5}),
+        Renoise(op=3, uids=(4,), parents=(3,), step=1, from_step=4),
+        Scored(op=4, uids=(0, 4), values=(1.0, float("nan")), spent=Spent(nfe=8, elapsed=2.0)),
+        Scored(op=5, uids=(2, 3), values=(0.5, 3.0), spent=Spent(nfe=12, elapsed=3.0)),
+    ]
+
+
+def test_lineage_shows_every_particle_once() -> None:
+    tree = ElementTree.fromstring(lineage_svg(events(), 4))
+    titles = [node.text or "" for node in tree.iter("{http://www.w3.org/2000/svg}title")]
+    assert sorted(title.split(",")[0] for title in titles) == ["#0", "#1", "#2", "#3", "#4"]
+    assert any("mutate, step 2, from #2" in title and "beta" in title for title in titles)
+    assert any("renoise, step 1, from #3" in title and "unscored" in title for title in titles)
+    ElementTree.fromstring(lineage_svg([], None))
+
+
+def test_lineage_of_hundreds_stays_on_one_page() -> None:
+    many: list[Event] = [Init(op=0, uids=tuple(range(600)), seeds=tuple(range(600)))]
+    tree = ElementTree.fromstring(lineage_svg(many, 3))
+    assert float(tree.get("height") or 0) < 3000
+    assert len(list(tree.iter("{http://www.w3.org/2000/svg}text"))) < 20
+
+
+def test_progress_shares_what_was_spent_among_samples() -> None:
+    assert best_so_far(events()) == [(4.0, 1.0, 1.0), (8.0, 2.0, 1.0), (10.0, 2.5, 1.0), (12.0, 3.0, 3.0)]
+
+
+def test_a_result_without_a_score_says_so() -> None:
+    config = RunConfig(prompt="a", verifier="v")
+    result = Result(None, [candidate(0, float("nan"))], [], Spent(), budget=None, config=config)  # type: ignore[arg-type]
+    assert "none of 1 samples could be scored" in repr(result)
+    assert result._repr_png_() is None
