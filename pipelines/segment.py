@@ -49,6 +49,8 @@ class SchedulerProxy:
         rule: Replaces the scheduler's step, if given.
         slices_itself: The pipeline takes a part of the timesteps on its own (image to image), so they
             are shown in full and the part is cut elsewhere.
+        skip: Tells the pipeline whether to skip the step that comes next; None if it cannot, and then
+            steps are left out by showing fewer timesteps.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class SchedulerProxy:
         generators: list[torch.Generator] | None,
         rule: Step | None,
         slices_itself: bool,
+        skip: Callable[[bool], None] | None,
     ) -> None:
         self.inner = scheduler
         self.start, self.stop = start, stop
@@ -71,7 +74,7 @@ class SchedulerProxy:
         self.levels: list[Level] | None = None
         self.first_timestep = torch.empty(0)
         self._history, self.generators, self._rule = history, generators, rule
-        self._slices_itself = slices_itself
+        self._slices_itself, self._skip = slices_itself, skip
         self._fresh: dict[str, Any] = {}
         self.done = 0
         self._offset = 0
@@ -93,8 +96,7 @@ class SchedulerProxy:
     def timesteps(self) -> Tensor:
         if self._slices_itself:
             return self.inner.timesteps
-        self.total = len(self.inner.timesteps)
-        return self.inner.timesteps[self.start : self.stop]
+        return self._shown(self.inner.timesteps)
 
     @property
     def init_noise_sigma(self) -> Any:
@@ -102,10 +104,19 @@ class SchedulerProxy:
 
     def cut(self, timesteps: Tensor) -> Tensor:
         """The segment of the part that an image-to-image pipeline took."""
-        self.total = len(timesteps)
         self._offset = len(self.inner.timesteps) - len(timesteps)
         self.first_timestep = timesteps[:1]
-        return timesteps[self.start : self.stop]
+        return self._shown(timesteps)
+
+    def _shown(self, timesteps: Tensor) -> Tensor:
+        """The timesteps for the loop, of which only the segment's are to be computed."""
+        self.total = len(timesteps)
+        stop = self.total if self.stop is None else self.stop
+        if self._skip is None:
+            return timesteps[self.start : stop]
+        shown = timesteps.as_subclass(_Timesteps)
+        shown.start, shown.stop, shown.skip = self.start, stop, self._skip
+        return shown
 
     def history(self) -> dict[str, Any]:
         """What the steps changed on the scheduler since its timesteps were set."""
@@ -172,6 +183,23 @@ class SchedulerProxy:
 _LOOSE = "old_pred_original_sample"
 
 
+class _Timesteps(Tensor):
+    """Timesteps in full, so that a loop's index and their number mean what they say, of which those
+    outside a segment are skipped."""
+
+    start: int
+    stop: int
+    skip: Callable[[bool], None]
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def __iter__(self) -> Iterator[Tensor]:
+        plain = self.as_subclass(Tensor)
+        for i, timestep in enumerate(plain.unbind()):
+            self.skip(not self.start <= i < self.stop)
+            yield timestep
+        self.skip(False)
+
+
 def initial_scale(scheduler: Any) -> Any:
     """What unit noise is multiplied with when it enters the loop."""
     return getattr(scheduler, "init_noise_sigma", 1.0)
@@ -229,6 +257,23 @@ class Driver:
         self.signature = dict(inspect.signature(type(self.pipe).__call__).parameters)
         self.scheduler = copy.deepcopy(self.pipe.scheduler)
         self.slices_itself = hasattr(self.pipe, "get_timesteps")
+        # the check at the top of a loop with which a callback stops a pipeline; not every loop has it
+        self.interruptible = "if self.interrupt:" in inspect.getsource(type(self.pipe).__call__)
+
+    def _proxy(
+        self,
+        start: int,
+        stop: int | None,
+        history: dict[str, Any] | None,
+        generators: list[torch.Generator] | None,
+        rule: Step | None,
+    ) -> SchedulerProxy:
+        scheduler = copy.deepcopy(self.scheduler)
+        skip = self._interrupt if self.interruptible else None
+        return SchedulerProxy(scheduler, start, stop, history, generators, rule, self.slices_itself, skip)
+
+    def _interrupt(self, value: bool) -> None:
+        self.pipe._interrupt = value
 
     def run(
         self,
@@ -254,9 +299,7 @@ class Driver:
             step: A stochastic step in place of the scheduler's.
             vae: Decodes in place of the pipeline's, if given.
         """
-        proxy = SchedulerProxy(
-            copy.deepcopy(self.scheduler), start, stop, history, generators, step, self.slices_itself
-        )
+        proxy = self._proxy(start, stop, history, generators, step)
         entered: list[Tensor] = []
         call = {**call, "return_dict": False, "generator": generators}
         natural = latents is not None and start == 0 and "latents" in self.signature
@@ -265,6 +308,11 @@ class Driver:
         override = None if natural else latents
         with self._driven(proxy, override, entered, vae):
             output = self.pipe(**call)[0]
+        if stop is not None and proxy.done != stop - start:
+            raise PipelineError(
+                f"A pipeline's loop must take one scheduler step per timestep but {type(self.pipe).__name__} took "
+                f"{proxy.done} between steps {start} and {stop}; it cannot be driven step by step."
+            )
         return Segment(output, entered[0] if entered else None, proxy)
 
     def passes(self, call: dict[str, Any]) -> dict[int, float] | None:
@@ -272,9 +320,7 @@ class Driver:
 
         The loop runs with a denoiser that answers zeros. None where such an answer does not fit.
         """
-        proxy = SchedulerProxy(
-            copy.deepcopy(self.scheduler), 0, None, None, [torch.Generator("cpu")], None, self.slices_itself
-        )
+        proxy = self._proxy(0, None, None, [torch.Generator("cpu")], None)
         counts: dict[int, float] = defaultdict(float)
 
         def silent(*args: Any, **kwargs: Any) -> Any:

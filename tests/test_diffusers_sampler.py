@@ -330,6 +330,31 @@ def test_arguments_pass_through(name):
     assert torch.equal(stepwise(sampler, sampler.init(PROMPT, [0], seed=1)).latents, expected)
 
 
+@pytest.mark.parametrize(
+    "name, extra",
+    [
+        ("stable_diffusion_controlnet", {"control_guidance_start": 0.2, "control_guidance_end": 0.6}),
+        ("stable_diffusion_3", {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2,
+                                "skip_layer_guidance_stop": 0.7}),
+        ("cogvideox", {"use_dynamic_cfg": True}),
+    ],
+)
+def test_arguments_that_depend_on_the_step_mean_what_they_say(name, extra):
+    entry = TINY[name]
+    pipe = build(entry)
+    kwargs = {**entry.kwargs, **extra, "num_inference_steps": STEPS}
+    expected = pipe(
+        prompt=PROMPT.text, generator=torch.Generator().manual_seed(1), output_type="latent", return_dict=False, **kwargs
+    )[0]
+    sampler = DiffusersSampler(pipe, options=SamplerOptions(pipeline_kwargs=kwargs))
+    state = sampler.init(PROMPT, [0], seed=1)
+    cost = sampler.cost(state, STEPS).nfe
+    ledger = Ledger()
+    sampler.bind(ledger)
+    assert torch.equal(stepwise(sampler, state).latents, expected)
+    assert ledger.spent.nfe == cost
+
+
 def test_unknown_arguments_are_refused():
     entry = TINY["flux"]
     with pytest.raises(ConfigError, match="guidence_scale.*did you mean 'guidance_scale'"):
