@@ -49,7 +49,21 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str = "cpu") -> CogV
         An ordinary diffusers pipeline; call it with the numbers of `DEFAULTS`.
     """
     import torch
-    from diffusers import CogView4Pipeline
+    from diffusers import (
+        AutoencoderTiny,
+        CogView4Pipeline,
+        CogView4Transformer2DModel,
+        FlowMatchEulerDiscreteScheduler,
+    )
+    from transformers import AutoTokenizer, GlmModel
 
-    pipe = CogView4Pipeline.from_pretrained(weights_path("flow"), torch_dtype=dtype or torch.float32)
-    return pipe.to(device)
+    folder = weights_path("flow")
+    # Part by part: the pipeline's own loader warns that the autoencoder is the tiny class.
+    pipe = CogView4Pipeline(
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=GlmModel.from_pretrained(folder / "text_encoder"),
+        vae=AutoencoderTiny.from_pretrained(folder / "vae"),
+        transformer=CogView4Transformer2DModel.from_pretrained(folder / "transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+    )
+    return pipe.to(device, dtype or torch.float32)

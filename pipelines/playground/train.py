@@ -43,8 +43,7 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
     average.copy_to("transformer", transformer)
     average.copy_to("text_encoder", text_encoder)
     vae = AutoencoderTiny.from_pretrained(work_dir / "vae")
-    if (work_dir / "decoder.pt").exists():
-        vae.decoder.load_state_dict(_checkpoint(work_dir, "decoder")["decoder"])
+    _take_sharper_decoder(work_dir, vae)
     pipe = build_pipeline(transformer, text_encoder, vae).to(torch.float16)
     pipe.save_pretrained(output / "flow", safe_serialization=True)
     _drop_derived_setting(output / "flow" / "vae" / "config.json")
@@ -67,6 +66,11 @@ def _drop_derived_setting(path: Path) -> None:
     settings = json.loads(path.read_text())
     settings.pop("block_out_channels", None)
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _take_sharper_decoder(work_dir: Path, vae: AutoencoderTiny) -> None:
+    if (work_dir / "decoder.pt").exists():
+        vae.decoder.load_state_dict(_checkpoint(work_dir, "decoder")["decoder"])
 
 
 def _checkpoint(work_dir: Path, name: str) -> dict[str, dict]:
@@ -146,9 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if "clip" in stages:
         vae = AutoencoderTiny.from_pretrained(work_dir / "vae").to(options.device)
+        latents, _ = encode_bank(work_dir, bank, vae, options.device)
+        _take_sharper_decoder(work_dir, vae)
         train_clip(
             work_dir,
             bank,
+            latents,
             vae,
             Budget(options.minutes_clip, options.steps),
             device=options.device,

@@ -20,6 +20,7 @@ from tts_vision.pipelines.playground.training import (
     Average,
     Bank,
     Budget,
+    build_optimisers,
     set_learning_rate,
     train,
     warm_then_decay,
@@ -140,6 +141,7 @@ def _soften(x: Tensor, generator: torch.Generator) -> Tensor:
 def train_clip(
     work_dir: Path,
     bank: Bank,
+    latents: Tensor,
     vae: AutoencoderTiny,
     budget: Budget,
     device: str = "cpu",
@@ -154,33 +156,27 @@ def train_clip(
     Args:
         work_dir: Where the checkpoint lies.
         bank: Training pictures.
-        vae: The autoencoder; half of the pictures pass through it, with noise on the latents.
+        latents: Their scaled latents, shape `(n, 4, 8, 8)`.
+        vae: The autoencoder; half of the pictures are decoded by it, from noisy latents.
         budget: How long to train.
         device: Where to train.
         seed: Seed of weights and batches.
         width: Width of both towers.
         batch_size: Pictures a step.
-        learning_rate: Peak rate.
+        learning_rate: See `training.build_optimisers`.
         stop_after: See `training.train`.
 
     Returns:
         The model and its averaged weights.
     """
     model = build_clip(width, seed=seed).to(device).train()
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
-    )
-    for group in optimiser.param_groups:
-        group["base_lr"] = learning_rate
+    optimisers = build_optimisers({"clip": model}, learning_rate)
     average = Average({"clip": model}, decay=0.995)
     tokenizer = build_tokenizer("right")
+    scale = vae.config.scaling_factor
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate([optimiser], warm_then_decay(progress, warm=0.03, decay_from=0.3))
+        set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=0.3))
         index = torch.randint(len(bank.images), (batch_size,), generator=generator)
         rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         true = [bank.captions[i][rng.integers(len(bank.captions[i]))] for i in index.tolist()]
@@ -188,9 +184,14 @@ def train_clip(
         x = bank.batch(index)
         half = batch_size // 2
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-            z = vae.encode(x[:half].to(device)).latents
-            z = z + 0.15 * z.std() * torch.randn(z.shape, generator=generator).to(device)
-            x[:half] = vae.decode(z).sample.float().clamp(-1, 1).cpu()
+            z = latents[index[:half]].float()
+            z = (
+                z
+                + 0.25
+                * torch.rand(half, 1, 1, 1, generator=generator)
+                * torch.randn(z.shape, generator=generator)
+            ) / scale
+            x[:half] = vae.decode(z.to(device)).sample.float().clamp(-1, 1).cpu()
         x = _soften(x, generator).to(device)
         words = tokenizer(true + false, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").to(
             device
@@ -208,10 +209,12 @@ def train_clip(
         loss = loss + F.cross_entropy(
             logits[:, :batch_size].masked_fill(same[:, :batch_size], -1e4).T, target
         )
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers.values():
+            optimiser.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6)
         average.update()
@@ -219,6 +222,6 @@ def train_clip(
         hard = (own > logits.diagonal(batch_size)).float().mean()
         return {"loss": loss, "batch_accuracy": (logits.argmax(1) == target).float().mean(), "pairs": hard}
 
-    parts = {"clip": model, "optimiser": optimiser, "average": average}
+    parts = {"clip": model, **optimisers, "average": average}
     train("clip", work_dir, budget, parts, step, seed, stop_after=stop_after)
     return model, average

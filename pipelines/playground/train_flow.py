@@ -8,7 +8,6 @@ for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tts_vision.pipelines.playground.training import (
     Average,
     Bank,
     Budget,
+    build_optimisers,
     log,
     save_atomically,
     set_learning_rate,
@@ -109,39 +109,6 @@ def build_flow(size: FlowSize, seed: int) -> tuple[CogView4Transformer2DModel, G
     for layer in (transformer.norm_out.linear, transformer.proj_out):
         nn.init.zeros_(layer.weight)
     return transformer, text_encoder
-
-
-def build_optimisers(
-    modules: Mapping[str, nn.Module], learning_rate: float
-) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks, AdamW for everything else.
-
-    Args:
-        modules: The models to train.
-        learning_rate: AdamW's peak rate; Muon takes twice as much.
-
-    Returns:
-        The two optimisers; their groups hold the peak rate as `base_lr`.
-    """
-    if not hasattr(torch.optim, "Muon"):
-        raise RuntimeError(
-            f"Training needs torch.optim.Muon, of torch 2.9 or newer; this is torch {torch.__version__}. "
-            f"Install a newer torch; using the trained weights does not need it."
-        )
-    hidden: list[Tensor] = []
-    rest: list[Tensor] = []
-    for module in modules.values():
-        for name, parameter in module.named_parameters():
-            inside = "transformer_blocks." in name or name.startswith("layers.")
-            matrix = parameter.ndim == 2 and "norm" not in name
-            (hidden if inside and matrix else rest).append(parameter)
-    muon = torch.optim.Muon(hidden, lr=2 * learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    for group in muon.param_groups:
-        group["base_lr"] = 2 * learning_rate
-    for group in adamw.param_groups:
-        group["base_lr"] = learning_rate
-    return {"muon": muon, "adamw": adamw}
 
 
 @torch.no_grad()

@@ -187,6 +187,39 @@ def train(
     return True
 
 
+def build_optimisers(
+    modules: Mapping[str, nn.Module], learning_rate: float
+) -> dict[str, torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside blocks, AdamW for everything else.
+
+    Args:
+        modules: The models to train.
+        learning_rate: AdamW's peak rate; Muon takes twice as much.
+
+    Returns:
+        The two optimisers; their groups hold the peak rate as `base_lr`.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise RuntimeError(
+            f"Training needs torch.optim.Muon, of torch 2.9 or newer; this is torch {torch.__version__}. "
+            f"Install a newer torch; using the trained weights does not need it."
+        )
+    hidden: list[Tensor] = []
+    rest: list[Tensor] = []
+    for module in modules.values():
+        for name, parameter in module.named_parameters():
+            inside = "transformer_blocks." in name or "layers." in name
+            matrix = parameter.ndim == 2 and "norm" not in name
+            (hidden if inside and matrix else rest).append(parameter)
+    muon = torch.optim.Muon(hidden, lr=2 * learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    for group in muon.param_groups:
+        group["base_lr"] = 2 * learning_rate
+    for group in adamw.param_groups:
+        group["base_lr"] = learning_rate
+    return {"muon": muon, "adamw": adamw}
+
+
 def set_learning_rate(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
     """Scales every group's learning rate from its first value.
 

@@ -617,7 +617,10 @@ def sample_example(rng: np.random.Generator, held_out: bool = False) -> tuple[Sp
 
 
 def sample_caption(rng: np.random.Generator, spec: Spec) -> str:
-    """Words for a spec as training uses them: sometimes without "a photo of", sometimes "to the left of".
+    """Words for a spec as training uses them.
+
+    Sometimes without "a photo of", sometimes "to the left of", and sometimes a coloured pair without its
+    colours, since pairs without colours are few and are learnt last.
 
     Args:
         rng: Source of randomness.
@@ -626,6 +629,9 @@ def sample_caption(rng: np.random.Generator, spec: Spec) -> str:
     Returns:
         The caption.
     """
+    plain = Spec(tuple(Group(group.shape, group.count) for group in spec.groups))
+    if spec.tag == "color_attr" and spec.groups[0].shape != spec.groups[1].shape and not is_held_out(plain):
+        spec = plain if rng.random() < 0.35 else spec
     text = caption(spec, prefix=rng.random() < 0.7)
     if spec.relation in ("left of", "right of") and rng.random() < 0.15:
         text = text.replace(spec.relation, f"to the {spec.relation}")

@@ -55,12 +55,14 @@ def test_a_resumed_autoencoder_equals_an_uninterrupted_one(tmp_path: Path, bank:
 def test_a_resumed_clip_equals_an_uninterrupted_one(tmp_path: Path, bank: Bank) -> None:
     models = []
     vae = train_vae.build_vae(8)
+    latents = torch.randn(32, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for name, stops in (("whole", [None]), ("parts", [1, None])):
         (tmp_path / name).mkdir()
         for stop in stops:
             model, _ = train_clip.train_clip(
                 tmp_path / name,
                 bank,
+                latents,
                 vae,
                 Budget(steps=2),
                 width=16,

@@ -87,9 +87,19 @@ def test_other_prompts_are_refused_with_rule_and_value(text: str, rule: str) -> 
 
 
 def test_every_caption_is_read_back() -> None:
+    for spec, _ in examples(500):
+        for prefix in (True, False):
+            assert world.parse_spec(world.caption(spec, prefix)) == spec
+
+
+def test_training_captions_tell_the_truth_and_are_not_held_out() -> None:
     rng = np.random.default_rng(3)
     for spec, _ in examples(500):
-        assert world.parse_spec(world.sample_caption(rng, spec)) == spec
+        told = world.parse_spec(world.sample_caption(rng, spec))
+        assert [(g.shape, g.count) for g in told.groups] == [(g.shape, g.count) for g in spec.groups]
+        assert told.relation == spec.relation and not world.is_held_out(told)
+        for group, drawn in zip(told.groups, spec.groups):
+            assert group.colour in (None, drawn.colour)
 
 
 def test_metadata_follow_the_geneval_schema() -> None:
