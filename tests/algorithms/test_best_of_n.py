@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from toy_search import FakeClock, SlowReward, toy_context
 
 from tts_vision.algorithms.best_of_n import best_of_n
-from tts_vision.context import SearchContext
 from tts_vision.errors import BudgetSpent, ConfigError
-from tts_vision.ledger import Budget, Ledger
 from tts_vision.testing.contracts import AlgorithmContract, results
-from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
-from tts_vision.types import Prompt, State
-
-
-def context(max_batch: int | None = None, **limits: float) -> SearchContext:
-    ledger = Ledger(Budget(**limits))  # type: ignore[arg-type]
-    sampler = GaussianMixtureSampler(num_steps=5)
-    return SearchContext(sampler, TargetReward(), Prompt("x"), seed=3, ledger=ledger, max_batch=max_batch)
+from tts_vision.types import State
 
 
 class TestContract(AlgorithmContract):
@@ -28,7 +20,7 @@ class TestContract(AlgorithmContract):
 
 
 def test_spends_exactly_what_there_is() -> None:
-    ctx = context(nfe=5 * 37)
+    ctx = toy_context(nfe=5 * 37)
     state = best_of_n(ctx)
     assert len(state) == 37
     assert ctx.ledger.spent.nfe == 5 * 37
@@ -36,11 +28,11 @@ def test_spends_exactly_what_there_is() -> None:
 
 
 def test_is_the_best_of_the_same_samples_made_one_by_one() -> None:
-    ctx = context()
+    ctx = toy_context()
     best_of_n(ctx, n=7)
     single = {}
     for n in range(1, 8):
-        one = context()
+        one = toy_context()
         best_of_n(one, n=n)
         single.update(results(one))
     assert results(ctx) == single
@@ -48,30 +40,21 @@ def test_is_the_best_of_the_same_samples_made_one_by_one() -> None:
 
 
 def test_scores_each_chunk_before_the_next() -> None:
-    kinds = []
-    ctx = SearchContext(
-        GaussianMixtureSampler(num_steps=5),
-        TargetReward(),
-        Prompt("x"),
-        seed=3,
-        max_batch=2,
-        observer=lambda _, event: kinds.append(event.kind),
-    )
+    kinds: list[str] = []
+    ctx = toy_context(max_batch=2, observer=lambda _, event: kinds.append(event.kind))
     best_of_n(ctx, n=5)
     assert kinds == ["init", "advance", "decode", "score"] * 3
 
 
 def test_stops_marked_when_more_was_asked_for_than_is_paid_for() -> None:
-    ctx = context(nfe=5 * 3 + 4)
+    ctx = toy_context(nfe=5 * 3 + 4)
     with pytest.raises(BudgetSpent):
         best_of_n(ctx, n=10)
     assert len(ctx.candidates) == 3 and ctx.best is not None
 
 
 def test_plans_again_under_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock(monkeypatch)
-    ctx = context(seconds=10.0)
-    ctx._verifier = clock.costing(TargetReward(), seconds=0.9)
+    ctx = toy_context(verifier=SlowReward(FakeClock(monkeypatch), 0.9), seconds=10)
     state = best_of_n(ctx)
     # 11 samples of 0.9 s fit; the first chunk is 1 because nothing was measured before it
     assert len(state) == 11
@@ -81,22 +64,4 @@ def test_plans_again_under_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("n", [0, -3])
 def test_rejects_no_samples(n: int) -> None:
     with pytest.raises(ConfigError, match=f"n must be at least 1 but got {n}"):
-        best_of_n(context(), n=n)
-
-
-class FakeClock:
-    """A clock that only moves when something is said to take time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr("tts_vision.ledger.time.perf_counter", lambda: self.now)
-
-    def costing(self, verifier: TargetReward, seconds: float) -> TargetReward:
-        score = verifier.score
-
-        def slow(media, prompts):  # type: ignore[no-untyped-def]
-            self.now += seconds * len(media)
-            return score(media, prompts)
-
-        verifier.score = slow  # type: ignore[method-assign]
-        return verifier
+        best_of_n(toy_context(), n=n)

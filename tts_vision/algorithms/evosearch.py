@@ -12,7 +12,7 @@ from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.ledger import Remaining
 from tts_vision.mutations import AddStepNoise, Blend, Mutation, StepNoise
-from tts_vision.ranking import top_k
+from tts_vision.ranking import argmax, top_k
 from tts_vision.ranking import tournament as winners
 from tts_vision.registry import register
 from tts_vision.types import Cost, State
@@ -101,6 +101,7 @@ def evosearch(
     denoise(ctx.init(K[0]), 0)
     for g, step in enumerate(S):
         pool, r = State.cat(archive[g]), torch.cat(scores)
+        ctx.note(generation=g + 1, step=step, pool=len(pool), best=float(r[argmax(r)]))
         parents = winners(r, K[g + 1] - m, ctx.rng(), fraction=tournament)
         children = ctx.mutate(pool, mutation(step, g, beta, strict_reference), parents)
         if strict_reference:

@@ -1,0 +1,193 @@
+"""EvoSearch: schedules and costs of the paper, what is bred from what, and the released behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+import pytest
+import torch
+from toy_search import events, toy_context
+
+from tts_vision.algorithms.best_of_n import best_of_n
+from tts_vision.algorithms.evosearch import SCHEDULES, evosearch
+from tts_vision.context import SearchContext
+from tts_vision.errors import ConfigError
+from tts_vision.testing.contracts import AlgorithmContract, kill_everywhere
+from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
+from tts_vision.trace import ancestry
+from tts_vision.types import Sampler, State
+
+SMALL = {"evolution_schedule": [0, 3], "population_schedule": [3, 2, 3], "elites": 1}
+
+
+class TestContract(AlgorithmContract):
+    @pytest.fixture
+    def algorithm(self) -> Callable[..., State]:
+        return evosearch
+
+    @pytest.fixture
+    def sizes(self) -> dict[str, Any]:
+        return SMALL
+
+    def test_strict_reference_survives_a_kill_anywhere(
+        self, make_sampler: Callable[[], Sampler], tmp_path: Any
+    ) -> None:
+        def algorithm(ctx: SearchContext) -> State:
+            return evosearch(ctx, strict_reference=True, **SMALL)  # type: ignore[arg-type]
+
+        kill_everywhere(algorithm, make_sampler, TargetReward(), tmp_path)
+
+
+class TestContractOfADeterministicSampler(AlgorithmContract):
+    @pytest.fixture
+    def algorithm(self) -> Callable[..., State]:
+        return evosearch
+
+    @pytest.fixture
+    def make_sampler(self) -> Callable[[], GaussianMixtureSampler]:
+        return lambda: GaussianMixtureSampler(num_steps=6, order=2, eta=0.0)
+
+    def test_only_initial_noise_evolves(self) -> None:
+        ctx = toy_context(GaussianMixtureSampler(num_steps=6, eta=0.0), times=8)
+        evosearch(ctx)
+        assert {event.step for event in events(ctx, "mutate")} == {0}
+
+
+def nfe(name: str, **parameters: Any) -> float:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=50))
+    evosearch(ctx, schedule=name, **parameters)
+    return ctx.ledger.spent.nfe
+
+
+@pytest.mark.parametrize(("name", "executed"), [("sd21", 5000), ("flux", 1465), ("wan", 1000)])
+def test_strict_reference_costs_what_the_released_code_costs(name: str, executed: int) -> None:
+    assert nfe(name, strict_reference=True) == executed
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_elites_cost_nothing(name: str) -> None:
+    plan = SCHEDULES[name]
+    born = (0, *plan.evolution)
+    assert nfe(name) == sum(size * (50 - step) for size, step in zip(plan.fresh, born))
+
+
+def test_pools_are_cumulative() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=50))
+    evosearch(ctx, strict_reference=True)
+    assert [event.values["pool"] for event in events(ctx, "note")] == [42, 68, 94, 120]
+
+
+def test_schedule_is_rescaled_to_the_steps() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=20))
+    evosearch(ctx, n=4)
+    assert [event.step for event in events(ctx, "mutate")] == [0, 8, 12, 16]
+    assert [len(event.uids) for event in events(ctx, "mutate")] == [2, 2, 2, 2]
+    assert [event.mutation["name"] for event in events(ctx, "mutate")] == ["blend"] + ["step_noise"] * 3
+
+
+@pytest.mark.parametrize("times", [3, 4, 5.5, 10, 16, 40])
+@pytest.mark.parametrize("strict_reference", [False, True])
+def test_population_fills_the_budget_in_proportion(times: float, strict_reference: bool) -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=20), times=times)
+    evosearch(ctx, strict_reference=strict_reference)
+    # the cheapest particle costs 4 of 20 steps, or 8 when the last generation was dropped
+    assert times * 20 - 8 < ctx.ledger.spent.nfe <= times * 20
+    assert len(events(ctx, "init")[0].uids) >= 2
+    if times == 40 and not strict_reference:
+        sizes = [len(events(ctx, "init")[0].uids), *(len(event.uids) for event in events(ctx, "mutate"))]
+        assert sizes == pytest.approx([40 / 89 * size for size in SCHEDULES["sd21"].fresh], abs=1.1)
+
+
+def test_children_start_from_the_state_before_the_evolution_step() -> None:
+    sampler = GaussianMixtureSampler(num_steps=6)
+    ctx = toy_context(sampler, seed=5)
+    evosearch(ctx, beta=0.0, evolution_schedule=[3], population_schedule=[2, 4], elites=1)
+    child = events(ctx, "mutate")[0]
+    assert child.step == 3
+    parent = sampler.advance(sampler.init(ctx._prompt, child.parents, seed=5), 3)
+    # with beta 0 a child is its parent until its own noise sets in
+    grown = sampler.advance(parent.select(range(3), uids=child.uids), 3)
+    finals = {uid: candidate for uid, candidate in ctx.candidates.items() if uid in child.uids}
+    expected = TargetReward().score(sampler.decode(grown), [ctx._prompt] * 3)
+    assert [c.score.value for c in finals.values()] == pytest.approx([s.value for s in expected])
+
+
+def test_parents_come_from_all_generations_and_the_best_wins() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=20), seed=1)
+    evosearch(ctx, n=8, tournament=1.0)
+    best_so_far = -1e9
+    scored = iter(events(ctx, "score"))
+    for event in events(ctx, "mutate"):
+        best_so_far = max(best_so_far, *next(scored).values)
+        assert {ctx.candidates[uid].score.value for uid in event.parents} == {best_so_far}
+
+
+def test_strict_reference_feeds_states_back_one_step_early() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=6), seed=5)
+    evosearch(ctx, strict_reference=True, evolution_schedule=[0, 3], population_schedule=[3, 3, 3], elites=1)
+    assert [event.step for event in events(ctx, "mutate")] == [1, 1, 4, 4]
+    starts = [
+        after.from_step
+        for before, after in pairwise(ctx._journal.events)
+        if before.kind == "mutate" and after.kind == "advance"
+    ]
+    assert starts == [0, 3]
+    born = ancestry(ctx._journal.events)
+    elites = [
+        a for a in born.values() if a.mutation == {"name": "add_step_noise", "scale": 0.0, "blend": 0.0}
+    ]
+    assert len(elites) == 2, "elites are denoised again under new uids"
+
+
+def test_beats_random_search_on_a_smooth_reward() -> None:
+    def best(algorithm: Callable[[SearchContext], State], seed: int) -> float:
+        ctx = toy_context(GaussianMixtureSampler(num_steps=10), seed=seed, times=16)
+        algorithm(ctx)
+        assert ctx.best is not None
+        return ctx.best.score.value
+
+    assert mean(best(evosearch, seed) for seed in range(15)) > 0.8 * mean(
+        best(best_of_n, seed) for seed in range(15)
+    )
+
+
+def test_same_seed_same_search() -> None:
+    first, second = (toy_context(GaussianMixtureSampler(num_steps=10), times=8) for _ in range(2))
+    a, b = evosearch(first), evosearch(second)
+    assert a.uids == b.uids and torch.equal(a.latents, b.latents)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n": 0}, "n must be at least 1"),
+        ({"schedule": "sd3"}, "schedule must be one of sd21, flux, wan, hunyuan but got 'sd3'"),
+        ({"evolution_schedule": [3, 1]}, r"must be increasing steps but got \[3, 1\]"),
+        ({"evolution_schedule": [1, 1]}, "must be increasing steps"),
+        ({"evolution_schedule": []}, "must be increasing steps"),
+        ({"evolution_schedule": [0, 5]}, r"must lie between 0 and 4, the last of 5 steps, but got \[0, 5\]"),
+        ({"evolution_schedule": [-1, 2]}, "must lie between 0 and 4"),
+        (
+            {"evolution_schedule": [1, 2], "population_schedule": [4, 4]},
+            r"must have 3 sizes.* but got 2: \[4, 4\]",
+        ),
+        (
+            {"evolution_schedule": [1], "population_schedule": [4, 2], "elites": 2},
+            "must be larger than its 2 elites",
+        ),
+        (
+            {"evolution_schedule": [1], "population_schedule": [0, 2], "elites": 1},
+            "initial population must be",
+        ),
+        ({"evolution_schedule": [1], "population_schedule": [90, 9], "elites": 1}, "must fit its budget"),
+        ({"elites": 0}, "elites must be at least 1"),
+        ({"beta": 1.5}, "beta must be between 0 and 1 but got 1.5"),
+        ({"tournament": -0.5}, "tournament must be between 0 and 1"),
+    ],
+)
+def test_rejects(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evosearch(toy_context(nfe=100), **parameters)
