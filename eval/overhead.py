@@ -36,7 +36,12 @@ def playground() -> tuple[Any, dict[str, Any]]:
 
 def tiny_sdxl() -> tuple[StableDiffusionXLPipeline, dict[str, Any]]:
     """Stable Diffusion XL's classes with small random weights: only its speed means anything."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         CLIPTextConfig,
@@ -46,40 +51,65 @@ def tiny_sdxl() -> tuple[StableDiffusionXLPipeline, dict[str, Any]]:
     )
 
     words = ["<pad>", "<start>", "<end>", "<unk>", *PROMPT.split()]
-    vocabulary = Tokenizer(models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
+    vocabulary = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(dict.fromkeys(words))}, unk_token="<unk>")
+    )
     vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary, pad_token="<pad>", bos_token="<start>", eos_token="<end>", unk_token="<unk>",
+        tokenizer_object=vocabulary,
+        pad_token="<pad>",
+        bos_token="<start>",
+        eos_token="<end>",
+        unk_token="<unk>",
         model_max_length=77,
     )
     text = CLIPTextConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, projection_dim=64,
-        vocab_size=len(vocabulary.get_vocab()), bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=64,
+        vocab_size=len(vocabulary.get_vocab()),
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipe = StableDiffusionXLPipeline(
             vae=AutoencoderKL(
-                block_out_channels=(16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
+                block_out_channels=(16, 32, 32),
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                norm_num_groups=8,
             ),
             text_encoder=CLIPTextModel(text),
             text_encoder_2=CLIPTextModelWithProjection(text),
             tokenizer=tokenizer,
             tokenizer_2=tokenizer,
             unet=UNet2DConditionModel(
-                sample_size=16, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+                sample_size=16,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                norm_num_groups=8,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(4, 8),
-                cross_attention_dim=128, addition_embed_type="text_time", addition_time_embed_dim=8,
-                projection_class_embeddings_input_dim=64 + 6 * 8, use_linear_projection=True,
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=(4, 8),
+                cross_attention_dim=128,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=64 + 6 * 8,
+                use_linear_projection=True,
             ),
             scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear"),
         )
     return pipe, {"num_inference_steps": 20, "height": 64, "width": 64}
 
 
-MODELS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {"playground": playground, "tiny SDXL": tiny_sdxl}
+MODELS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "playground": playground,
+    "tiny SDXL": tiny_sdxl,
+}
 
 
 def bare_loop(pipe: Any, call: dict[str, Any], n: int, batch: int) -> list[np.ndarray]:
@@ -96,8 +126,15 @@ def bare_loop(pipe: Any, call: dict[str, Any], n: int, batch: int) -> list[np.nd
 def toolkit(pipe: Any, call: dict[str, Any], n: int, batch: int) -> list[np.ndarray]:
     """The same by a search, with a verifier that costs nothing."""
     result = tts_vision.search(
-        pipe, PROMPT, algorithm="best_of_n", algorithm_params={"n": n}, budget=f"{n}x", seed=0, max_batch=batch,
-        pipeline_kwargs=call, verifier=_no_opinion,
+        pipe,
+        PROMPT,
+        algorithm="best_of_n",
+        algorithm_params={"n": n},
+        budget=f"{n}x",
+        seed=0,
+        max_batch=batch,
+        pipeline_kwargs=call,
+        verifier=_no_opinion,
     )
     by_uid = sorted(result.population, key=lambda candidate: candidate.uid)
     return [np.asarray(candidate.load()) for candidate in by_uid]

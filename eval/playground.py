@@ -72,7 +72,10 @@ def plot(comparisons: Sequence[Comparison]) -> Figure:
         nfe = [row.nfe * (1 + 0.02 * (offset - 3)) for row in group]
         axis.errorbar(nfe, middle, spread, marker="o", capsize=3, label=name)
     axis.set(
-        xscale="log", xlabel="network evaluations (nfe)", ylabel="right by the exact checker, %", title="Playground"
+        xscale="log",
+        xlabel="network evaluations (nfe)",
+        ylabel="right by the exact checker, %",
+        title="Playground",
     )
     axis.legend(fontsize=8)
     return figure
@@ -81,7 +84,9 @@ def plot(comparisons: Sequence[Comparison]) -> Figure:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark from a command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/playground"), help="where everything is kept")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/playground"), help="where everything is kept"
+    )
     parser.add_argument("--budgets", nargs="+", default=["4x", "16x"])
     parser.add_argument("--prompts", type=int, default=100, help="held-out prompts, up to 300")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

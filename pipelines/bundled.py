@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from diffusers import CogView4Pipeline
 
 
-@register("model", "playground", notes={"draws": "up to four coloured shapes on plain ground, 64x64, on a CPU in seconds"})
+@register(
+    "model",
+    "playground",
+    notes={"draws": "up to four coloured shapes on plain ground, 64x64, on a CPU in seconds"},
+)
 def load_playground(name: str = "playground", *, options: ModelOptions | None = None) -> CogView4Pipeline:
     """The bundled text-to-image model: a small rectified flow over coloured shapes.
 
@@ -39,7 +43,8 @@ def load_playground(name: str = "playground", *, options: ModelOptions | None = 
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PipelineError(
-            f"The playground's weights must be whole but: {reason[0]}; reinstall tts-vision, or train them again "
+            f"The playground's weights must be whole but: {reason[0]}; reinstall tts-vision, or train them "
+            "again "
             "with 'python -m tts_vision.pipelines.playground.train'."
         ) from error
     pipe.tts_vision_defaults = dict(DEFAULTS)

@@ -99,7 +99,8 @@ class DiffusersSampler:
         segment = self._run(prompt, len(uids), 0, 0, generators=generators, output_type="latent")
         if self._rows_of(segment) != len(uids):
             raise PipelineError(
-                f"A pipeline must draw one latent per prompt but {self.name} drew {self._rows_of(segment)} for "
+                f"A pipeline must draw one latent per prompt but {self.name} drew {self._rows_of(segment)} "
+                "for "
                 f"{len(uids)}; set max_batch to 1."
             )
         total = segment.proxy.total
@@ -137,15 +138,15 @@ class DiffusersSampler:
         proxy = segment.proxy
         if proxy.prev_sample is None:
             raise PipelineError(
-                f"A pipeline's loop must call scheduler.step but {self.name} did not between steps {start} and {stop}; "
+                f"A pipeline's loop must call scheduler.step but {self.name} did not between steps {start} "
+                f"and {stop}; "
                 "it cannot be driven step by step."
             )
         latents = proxy.prev_sample
         output = segment.output
-        if isinstance(output, Tensor) and output.shape == latents.shape:
-            # the loop may cast what the scheduler returned; go on from what it would go on from
-            if torch.equal(output, latents.to(output.dtype)):
-                latents = output
+        same = isinstance(output, Tensor) and output.shape == latents.shape
+        if same and torch.equal(output, latents.to(output.dtype)):
+            latents = output  # the loop may cast what the scheduler returned; go on from what it goes on from
         history = proxy.history() if rule is None else {}
         rows, shared = pack(history, proxy.prev_sample.shape)
         carry: dict[str, Tensor | Rows] = {**rows}
@@ -172,7 +173,8 @@ class DiffusersSampler:
         estimate = state.carry.get("preview")
         if not isinstance(estimate, Tensor):
             raise CapabilityError(
-                f"A preview needs at least one step since the noise was last changed but the state is at step "
+                "A preview needs at least one step since the noise was last changed but the state is at "
+                "step "
                 f"{state.step} without one; advance it first."
             )
         return self._decoded(replace(state, latents=estimate), self._preview_vae)
@@ -184,7 +186,7 @@ class DiffusersSampler:
         if not self._nfe_measured:
             # guidance is decided in the pipeline's loop, so the loop is asked
             counted = self._driver.passes(self._arguments(state.prompt, 1, "latent"))
-            self._nfe_measured = counted or {i: self._nfe_per_step for i in range(self.num_steps)}
+            self._nfe_measured = counted or dict.fromkeys(range(self.num_steps), self._nfe_per_step)
         per_row = sum(
             self._nfe_measured.get(i, self._nfe_per_step) for i in range(state.step, state.step + steps)
         )
@@ -348,16 +350,26 @@ class DiffusersSampler:
             if not name.startswith("tokenizer") or tokenizer is None:
                 continue
             default = self._driver.signature.get("max_sequence_length")
-            limit = self._call.get("max_sequence_length") or (default.default if default is not None else None)
+            limit = self._call.get("max_sequence_length") or (
+                default.default if default is not None else None
+            )
             own = getattr(tokenizer, "model_max_length", None) or 10**9
-            limit = own if "CLIP" in type(tokenizer).__name__ or not isinstance(limit, int) else min(limit, own)
+            limit = (
+                own if "CLIP" in type(tokenizer).__name__ or not isinstance(limit, int) else min(limit, own)
+            )
             ids = tokenizer(text=prompt.text)["input_ids"]  # by name: a processor takes pictures first
             limits.append((len(ids[0] if ids and isinstance(ids[0], list) else ids), limit))
         if limits and all(tokens > limit for tokens, limit in limits):
             tokens, limit = max(limits, key=lambda pair: pair[1])
             raise ConfigError(
-                f"A prompt must have at most {limit} tokens for {self.name} but has {tokens}: {prompt.text[:60]!r}...; "
-                "shorten it" + (" or raise max_sequence_length." if "max_sequence_length" in self._driver.signature else ".")
+                f"A prompt must have at most {limit} tokens for {self.name} but has {tokens}: "
+                f"{prompt.text[:60]!r}...; "
+                "shorten it"
+                + (
+                    " or raise max_sequence_length."
+                    if "max_sequence_length" in self._driver.signature
+                    else "."
+                )
             )
 
 
@@ -408,7 +420,9 @@ def _check_drivable(pipe: Any) -> None:
     scheduler = getattr(pipe, "scheduler", None)
     rule = "A pipeline must denoise with its scheduler's step, from latents it prepares, with one denoiser"
     if not DiffusersSampler.accepts(pipe):
-        raise PipelineError(f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler.")
+        raise PipelineError(
+            f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler."
+        )
     if name in UNDRIVABLE:
         raise PipelineError(f"{rule} but {name} {UNDRIVABLE[name]}.")
     if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
@@ -421,7 +435,8 @@ def _check_drivable(pipe: Any) -> None:
         )
     if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
         raise PipelineError(
-            f"A pipeline must take a prompt but {name} takes none; use a text-to-image or text-to-video pipeline."
+            f"A pipeline must take a prompt but {name} takes none; use a text-to-image or text-to-video "
+            "pipeline."
         )
 
 
@@ -480,7 +495,8 @@ def _media(output: Any, fps: float) -> list[Media]:
     for picture in output:
         if not isinstance(picture, Image.Image):
             raise PipelineError(
-                f"A pipeline must decode to pictures but returned {type(picture).__name__}; it is no image pipeline."
+                f"A pipeline must decode to pictures but returned {type(picture).__name__}; it is no image "
+                "pipeline."
             )
         media.append(picture)
     return media

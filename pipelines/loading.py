@@ -34,7 +34,8 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
     device = default_device(options)
     if Path(name_or_path).is_file():
         raise PipelineError(
-            f"A model must be a hub id or a diffusers folder but {name_or_path!r} is a single file; load it with its "
+            f"A model must be a hub id or a diffusers folder but {name_or_path!r} is a single file; load "
+            "it with its "
             "pipeline class's from_single_file, and pass the pipeline to tts_vision.search."
         )
     settings = {"variant": options.variant, "revision": options.revision}
@@ -51,7 +52,8 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
         reason = str(error).strip().splitlines()
         raise PipelineError(
             f"A model must be a hub id or a diffusers folder but {name_or_path!r} could not be loaded: "
-            f"{type(error).__name__}: {reason[0] if reason else ''}. Check the name, the network, and that all "
+            f"{type(error).__name__}: {reason[0] if reason else ''}. Check the name, the network, and that "
+            "all "
             "files are complete."
         ) from error
     return prepare(pipe, options, device)
@@ -75,7 +77,9 @@ def prepare(pipe: Any, options: ModelOptions, device: str) -> Any:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     for i, lora in enumerate(options.lora):
         if not hasattr(pipe, "load_lora_weights"):
-            raise ConfigError(f"lora needs a pipeline that takes LoRA weights but {type(pipe).__name__} does not.")
+            raise ConfigError(
+                f"lora needs a pipeline that takes LoRA weights but {type(pipe).__name__} does not."
+            )
         pipe.load_lora_weights(lora, adapter_name=f"lora_{i}")
     if len(options.lora) > 1:
         pipe.set_adapters([f"lora_{i}" for i in range(len(options.lora))])
@@ -126,6 +130,8 @@ def _set_attention(pipe: Any, backend: str) -> None:
         denoiser.set_attention_backend(backend)
     except (ImportError, ModuleNotFoundError, ValueError, RuntimeError, AttributeError) as error:
         raise ConfigError(
-            f"attention must be a back end that is installed and that the model supports but {backend!r} failed: "
-            f"{error}. Install it (for xformers: pip install 'tts-vision[xformers]') or leave --attention out."
+            f"attention must be a back end that is installed and that the model supports but {backend!r} "
+            "failed: "
+            f"{error}. Install it (for xformers: pip install 'tts-vision[xformers]') or leave --attention "
+            "out."
         ) from error

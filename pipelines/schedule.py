@@ -79,7 +79,8 @@ def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tupl
         a, s = alpha / norm, sigma / norm
         return a * (x / norm) - s * output, s * (x / norm) + a * output
     raise PipelineError(
-        f"A model must predict epsilon, sample, v_prediction or flow_prediction but this scheduler says {kind!r}; "
+        "A model must predict epsilon, sample, v_prediction or flow_prediction but this scheduler says "
+        f"{kind!r}; "
         "set prediction_type in its config."
     )
 
@@ -169,7 +170,8 @@ def pack(history: dict[str, Any], rows: torch.Size) -> tuple[dict[str, Tensor], 
         if hasattr(value, "item"):
             return {"value": value.item()}
         raise PipelineError(
-            f"A solver's history must be tensors and numbers to be forked but {key.removeprefix('solver/')!r} is a "
+            "A solver's history must be tensors and numbers to be forked but "
+            f"{key.removeprefix('solver/')!r} is a "
             f"{type(value).__name__}; choose another scheduler, such as Euler, DDIM or DPM++ 2M."
         )
 

@@ -142,7 +142,9 @@ class SchedulerProxy:
     def _set_begin_index(self, begin_index: int = 0) -> None:
         if self._history:
             return
-        self.inner.set_begin_index(begin_index + (self.start if self._slices_itself or not begin_index else 0))
+        self.inner.set_begin_index(
+            begin_index + (self.start if self._slices_itself or not begin_index else 0)
+        )
 
     def _do_step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         index = self._offset + self.start + self.done
@@ -310,7 +312,8 @@ class Driver:
             output = self.pipe(**call)[0]
         if stop is not None and proxy.done != stop - start:
             raise PipelineError(
-                f"A pipeline's loop must take one scheduler step per timestep but {type(self.pipe).__name__} took "
+                "A pipeline's loop must take one scheduler step per timestep but "
+                f"{type(self.pipe).__name__} took "
                 f"{proxy.done} between steps {start} and {stop}; it cannot be driven step by step."
             )
         return Segment(output, entered[0] if entered else None, proxy)
@@ -326,7 +329,9 @@ class Driver:
         def silent(*args: Any, **kwargs: Any) -> Any:
             x = _denoised(args, kwargs)
             counts[proxy.done] += len(x)
-            return _Silence([torch.zeros_like(row) for row in x] if isinstance(x, list) else torch.zeros_like(x))
+            return _Silence(
+                [torch.zeros_like(row) for row in x] if isinstance(x, list) else torch.zeros_like(x)
+            )
 
         call = {**call, "return_dict": False, "generator": proxy.generators, "output_type": "latent"}
         meter, self.meter = self.meter, NoMeter()
@@ -431,11 +436,14 @@ class Driver:
                 # what it drew is thrown away, so the rows' noise streams must not move on
                 for generator, state in zip(proxy.generators or (), states):
                     generator.set_state(state)
-            first, rest = (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) else (result, None)
+            first, rest = (
+                (result[0], tuple(result[1:])) if isinstance(result, (tuple, list)) else (result, None)
+            )
             if latents is not None:
                 if first.shape != latents.shape:
                     raise PipelineError(
-                        f"Latents that go on must be shaped as the pipeline's own, {tuple(first.shape)}, but are "
+                        f"Latents that go on must be shaped as the pipeline's own, {tuple(first.shape)}, "
+                        "but are "
                         f"{tuple(latents.shape)}; its loop cannot be driven in segments."
                     )
                 first = latents.to(first.device)

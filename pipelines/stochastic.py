@@ -31,7 +31,7 @@ class Level:
 
 
 def ddim_std(now: Level, then: Level, eta: float) -> float:
-    """The standard deviation of the noise that a DDIM step from `now` to `then` adds (Song et al. 2021, eq. 16)."""
+    """Standard deviation of the noise that a DDIM step adds (Song et al. 2021, eq. 16)."""
     if not then.sigma:
         return 0.0
     kept = now.alpha / then.alpha * then.sigma if then.alpha else 0.0
@@ -74,7 +74,7 @@ def linear(t: float) -> Interpolant:
 
 
 def variance_preserving(r: float) -> Interpolant:
-    """The VP path: ``alpha = exp(-B/2)``, ``sigma = sqrt(1 - exp(-B))``, ``B = r^2 (20 - 0.1) / 2 + 0.1 r``."""
+    """The VP path: ``alpha = exp(-B/2)``, ``sigma^2 = 1 - exp(-B)``, ``B = r^2 (20 - 0.1) / 2 + 0.1 r``."""
     integral = 0.5 * r * r * (BETA_MAX - BETA_MIN) + BETA_MIN * r
     rate = r * (BETA_MAX - BETA_MIN) + BETA_MIN
     alpha, sigma = math.exp(-integral / 2), math.sqrt(-math.expm1(-integral))
@@ -98,7 +98,7 @@ def variance_preserving_time(t: float) -> float:
 def convert_velocity(velocity: Tensor, x: Tensor, path: Interpolant) -> Tensor:
     """The velocity on `path` of a model trained on the linear path.
 
-    ``u(x, r) = s'/s x + t' s u_base(x / s, t)`` with ``s = sigma_r / t`` and ``t = sigma_r / (alpha_r + sigma_r)``.
+    ``u(x, r) = s'/s x + t' s u_base(x / s, t)`` with ``s = sigma_r / t``, ``t = sigma_r / (alpha_r + sigma_r)``.
 
     Args:
         velocity: ``(B, ...)`` the model's output at ``(x / s, t)``.
@@ -111,11 +111,13 @@ def convert_velocity(velocity: Tensor, x: Tensor, path: Interpolant) -> Tensor:
 
 def tweedie(velocity: Tensor, x: Tensor, path: Interpolant) -> Tensor:
     """The expected finished sample: ``(sigma u - sigma' x) / (alpha' sigma - sigma' alpha)``."""
-    return (path.sigma * velocity - path.d_sigma * x) / (path.d_alpha * path.sigma - path.d_sigma * path.alpha)
+    return (path.sigma * velocity - path.d_sigma * x) / (
+        path.d_alpha * path.sigma - path.d_sigma * path.alpha
+    )
 
 
 def score(velocity: Tensor, x: Tensor, path: Interpolant) -> Tensor:
-    """The gradient of the log-density: ``((alpha/alpha') u - x) / (sigma^2 - (alpha/alpha') sigma' sigma)``."""
+    """Gradient of the log-density: ``((alpha/alpha') u - x) / (sigma^2 - (alpha/alpha') sigma' sigma)``."""
     ratio = path.alpha / path.d_alpha
     return (ratio * velocity - x) / (path.sigma**2 - ratio * path.d_sigma * path.sigma)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import TINY, TinyPipeline, with_scheduler
 
+from tiny_pipelines import TINY, TinyPipeline, with_scheduler
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.ledger import Budget, Ledger
@@ -77,7 +77,7 @@ def test_stepwise_equals_the_pipelines_own_call_and_rows_are_independent(cell):
     three = sampler.advance(sampler.init(PROMPT, [0, 1, 2], seed=5), half)
     rest = sampler.num_steps - half
     finished = sampler.advance(three, rest).latents
-    tolerance = dict(rtol=0, atol=2e-3 * float(finished.abs().max()))
+    tolerance = {"rtol": 0, "atol": 2e-3 * float(finished.abs().max())}
     torch.testing.assert_close(finished[:1], whole, **tolerance)
     pruned = sampler.advance(three.select([2, 0]), rest).latents
     torch.testing.assert_close(pruned, finished[[2, 0]], **tolerance)
@@ -86,8 +86,10 @@ def test_stepwise_equals_the_pipelines_own_call_and_rows_are_independent(cell):
         torch.testing.assert_close(forked, finished[[1, 1, 0]], **tolerance)
 
 
-@pytest.mark.parametrize("name", [n for n, e in TINY.items() if e.decodes and e.modality == "image" and n not in
-                                  ("latent_consistency",)])
+@pytest.mark.parametrize(
+    "name",
+    [n for n, e in TINY.items() if e.decodes and e.modality == "image" and n not in ("latent_consistency",)],
+)
 def test_decoding_gives_the_pipelines_own_picture(name):
     entry = TINY[name]
     pipe = build(entry)
@@ -97,7 +99,9 @@ def test_decoding_gives_the_pipelines_own_picture(name):
     assert np.array_equal(np.asarray(sampler.decode(state)[0]), np.asarray(expected))
 
 
-@pytest.mark.parametrize("name", ["stable_diffusion", "flux", "cogview4", "wan", "hunyuan_video", "cogvideox"])
+@pytest.mark.parametrize(
+    "name", ["stable_diffusion", "flux", "cogview4", "wan", "hunyuan_video", "cogvideox"]
+)
 def test_half_precision_is_bit_identical_too(name):
     entry = TINY[name]
     pipe = build(entry, dtype=torch.bfloat16)
@@ -128,7 +132,7 @@ def test_stochastic_steps_fork_and_stay_row_keyed(name, scheduler):
     rest = sampler.num_steps - 3
     finished = sampler.advance(state, rest).latents
     alone = sampler.advance(state.select([1]), rest).latents
-    tolerance = dict(rtol=0, atol=2e-3 * float(finished.abs().max()))
+    tolerance = {"rtol": 0, "atol": 2e-3 * float(finished.abs().max())}
     torch.testing.assert_close(alone, finished[1:2], **tolerance)
     forks = sampler.advance(state.select([1, 1], uids=[1, 9]), rest).latents
     torch.testing.assert_close(forks[0], finished[1], **tolerance)
@@ -141,7 +145,7 @@ def test_stochastic_steps_fork_and_stay_row_keyed(name, scheduler):
     "name, scheduler", [cell for cell in STOCHASTIC if cell[1] != "dpm++" and cell[0] != "wan"]
 )
 def test_without_noise_the_stochastic_step_is_the_deterministic_one(name, scheduler):
-    """At eta 0 the DDIM step of a first-order solver is that solver's own step (DPM++ and UniPC are not first-order)."""
+    """At eta 0 the DDIM step of a first-order solver is its own; DPM++ and UniPC are not first-order."""
     entry = TINY[name]
     still = sampler_of(build(entry, scheduler), entry, stochastic=True, eta=0.0)
     own = sampler_of(build(entry, scheduler), entry)
@@ -153,7 +157,9 @@ def test_without_noise_the_stochastic_step_is_the_deterministic_one(name, schedu
 @pytest.mark.parametrize("sde, interpolant", [("ddim", "linear"), ("euler", "linear"), ("euler", "vp")])
 def test_step_noise_is_what_was_added(sde, interpolant):
     entry = TINY["flux"]
-    sampler = sampler_of(build(entry), entry, stochastic=True, sde=sde, interpolant=interpolant, diffusion_norm=1.0)
+    sampler = sampler_of(
+        build(entry), entry, stochastic=True, sde=sde, interpolant=interpolant, diffusion_norm=1.0
+    )
     state = sampler.advance(sampler.init(PROMPT, [0, 1], seed=5), 2)
     added, std = state.carry["step_noise"], state.carry["step_noise_std"]
     assert added.shape == state.latents.shape and float(std[0]) > 0
@@ -167,7 +173,9 @@ def test_euler_steps_are_for_flow_models():
         sampler_of(build(entry), entry, stochastic=True, sde="euler")
 
 
-@pytest.mark.parametrize("name, scheduler", [("stable_diffusion", None), ("stable_diffusion", "euler"), ("flux", None)])
+@pytest.mark.parametrize(
+    "name, scheduler", [("stable_diffusion", None), ("stable_diffusion", "euler"), ("flux", None)]
+)
 def test_renoised_states_have_the_noise_level_of_the_step(name, scheduler):
     entry = TINY[name]
     sampler = sampler_of(build(entry, scheduler), entry)
@@ -202,8 +210,13 @@ def test_the_pipeline_is_left_as_it_was():
     before, config = dict(vars(pipe)), dict(pipe.config)
     sampler = sampler_of(pipe, entry)
     sampler.decode(sampler.advance(sampler.init(PROMPT, [0], seed=0), STEPS))
-    assert vars(pipe).keys() - before.keys() <= {"_guidance_scale", "_joint_attention_kwargs", "_current_timestep",
-                                                  "_interrupt", "_num_timesteps"}
+    assert vars(pipe).keys() - before.keys() <= {
+        "_guidance_scale",
+        "_joint_attention_kwargs",
+        "_current_timestep",
+        "_interrupt",
+        "_num_timesteps",
+    }
     assert pipe.scheduler is before["scheduler"] and dict(pipe.config) == config
     assert "forward" not in vars(pipe.text_encoder) and not pipe.transformer._forward_pre_hooks
 
@@ -237,7 +250,7 @@ def test_noise_that_a_pipeline_draws_without_a_generator_is_keyed_too(cell):
     finished = sampler.advance(state, sampler.num_steps).latents
     half = sampler.advance(state, 3)
     alone = stepwise(sampler, half.select([1])).latents
-    tolerance = dict(rtol=0, atol=2e-3 * float(finished.abs().max()))
+    tolerance = {"rtol": 0, "atol": 2e-3 * float(finished.abs().max())}
     torch.testing.assert_close(alone, finished[1:2], **tolerance)
     forks = stepwise(sampler, half.select([1, 1], uids=[1, 9])).latents
     assert (forks[0] - forks[1]).abs().max() > 0.001
@@ -271,7 +284,14 @@ def test_guidance_that_a_pipeline_decides_in_its_own_way_is_counted(name, scale)
 
 
 @pytest.mark.parametrize(
-    "name, nfe", [("stable_diffusion", 2), ("flux", 1), ("cogview4", 2), ("stable_diffusion_xl_turbo", 1), ("z_image", None)]
+    "name, nfe",
+    [
+        ("stable_diffusion", 2),
+        ("flux", 1),
+        ("cogview4", 2),
+        ("stable_diffusion_xl_turbo", 1),
+        ("z_image", None),
+    ],
 )
 def test_every_evaluation_is_charged_before_it_runs(name, nfe):
     entry = TINY[name]
@@ -322,8 +342,12 @@ def test_arguments_pass_through(name):
     pipe = build(entry)
     kwargs = {**entry.kwargs, "negative_prompt": "blurry"}
     expected = pipe(
-        prompt=PROMPT.text, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1),
-        output_type="latent", return_dict=False, **kwargs,
+        prompt=PROMPT.text,
+        num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+        return_dict=False,
+        **kwargs,
     )[0]
     options = SamplerOptions(pipeline_kwargs={**kwargs, "num_inference_steps": STEPS})
     sampler = DiffusersSampler(pipe, options=options)
@@ -334,8 +358,10 @@ def test_arguments_pass_through(name):
     "name, extra",
     [
         ("stable_diffusion_controlnet", {"control_guidance_start": 0.2, "control_guidance_end": 0.6}),
-        ("stable_diffusion_3", {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2,
-                                "skip_layer_guidance_stop": 0.7}),
+        (
+            "stable_diffusion_3",
+            {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.7},
+        ),
         ("cogvideox", {"use_dynamic_cfg": True}),
     ],
 )
@@ -344,7 +370,11 @@ def test_arguments_that_depend_on_the_step_mean_what_they_say(name, extra):
     pipe = build(entry)
     kwargs = {**entry.kwargs, **extra, "num_inference_steps": STEPS}
     expected = pipe(
-        prompt=PROMPT.text, generator=torch.Generator().manual_seed(1), output_type="latent", return_dict=False, **kwargs
+        prompt=PROMPT.text,
+        generator=torch.Generator().manual_seed(1),
+        output_type="latent",
+        return_dict=False,
+        **kwargs,
     )[0]
     sampler = DiffusersSampler(pipe, options=SamplerOptions(pipeline_kwargs=kwargs))
     state = sampler.init(PROMPT, [0], seed=1)
@@ -357,7 +387,7 @@ def test_arguments_that_depend_on_the_step_mean_what_they_say(name, extra):
 
 def test_unknown_arguments_are_refused():
     entry = TINY["flux"]
-    with pytest.raises(ConfigError, match="guidence_scale.*did you mean 'guidance_scale'"):
+    with pytest.raises(ConfigError, match=r"guidence_scale.*did you mean 'guidance_scale'"):
         DiffusersSampler(build(entry), options=SamplerOptions(pipeline_kwargs={"guidence_scale": 2}))
     with pytest.raises(ConfigError, match="set by the search"):
         DiffusersSampler(build(entry), options=SamplerOptions(pipeline_kwargs={"latents": None}))

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import TINY
 
+from tiny_pipelines import TINY
 from tts_vision.config import ModelOptions, SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
@@ -38,7 +38,10 @@ def test_a_saved_pipeline_draws_what_it_drew_before(checkpoint):
 
 
 def test_precision_and_scheduler_are_chosen(checkpoint):
-    pipe = load(str(checkpoint), options=ModelOptions(device="cpu", dtype="bfloat16", scheduler="EulerDiscreteScheduler"))
+    pipe = load(
+        str(checkpoint),
+        options=ModelOptions(device="cpu", dtype="bfloat16", scheduler="EulerDiscreteScheduler"),
+    )
     assert pipe.unet.dtype == torch.bfloat16
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     with pytest.raises(ConfigError, match="diffusers scheduler class but got 'EulerDiscrete'"):
@@ -66,8 +69,11 @@ def test_previews_go_through_the_tiny_autoencoder(checkpoint, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-            num_decoder_blocks=(1, 1), upsampling_scaling_factor=2,
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            upsampling_scaling_factor=2,
         ).save_pretrained(tmp_path)
     full = load(str(checkpoint), options=CPU)
     tiny = load(str(checkpoint), options=ModelOptions(device="cpu", preview_vae=str(tmp_path)))
@@ -96,7 +102,7 @@ def test_a_corrupt_checkpoint_is_one_clear_message(checkpoint, tmp_path, damage)
         weights.unlink()
     else:
         (folder / "model_index.json").write_text("{")
-    with pytest.raises(PipelineError, match="could not be loaded.*Check the name"):
+    with pytest.raises(PipelineError, match=r"could not be loaded.*Check the name"):
         load(str(folder), options=CPU)
 
 

@@ -15,7 +15,6 @@ from tts_vision.pipelines.stochastic import (
     ddim_step,
     diffusion,
     euler_step,
-    linear,
     linear_time,
     renoise,
     score,
@@ -95,8 +94,13 @@ def test_ddim_standard_deviations_golden_values():
     from tts_vision.pipelines.schedule import noise_levels
 
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False,
-        clip_sample=False, prediction_type="v_prediction",
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type="v_prediction",
     )
     scheduler.set_timesteps(50)
     levels = noise_levels(scheduler)
