@@ -465,7 +465,7 @@ def _guidance_passes(pipe: Any, call: dict[str, Any], signature: dict[str, inspe
     negative = value("negative_prompt") is not None or value("negative_prompt_embeds") is not None
     if "true_cfg_scale" in signature:
         return 2 if float(value("true_cfg_scale") or 0) > 1 and negative else 1
-    configs = [module.config for _, module in modules(pipe, DENOISERS) if hasattr(module, "config")]
+    configs: list[Any] = [getattr(module, "config", {}) for _, module in modules(pipe, DENOISERS)]
     distilled = any(c.get("guidance_embeds") or c.get("time_cond_proj_dim") for c in configs)
     scale = value("guidance_scale")
     return 2 if isinstance(scale, (int, float)) and scale > 1 and not distilled else 1

@@ -192,7 +192,7 @@ class _Timesteps(Tensor):
     start: int
     stop: int
     skip: Callable[[bool], None]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __iter__(self) -> Iterator[Tensor]:
         plain = self.as_subclass(Tensor)
@@ -259,8 +259,7 @@ class Driver:
         self.signature = dict(inspect.signature(type(self.pipe).__call__).parameters)
         self.scheduler = copy.deepcopy(self.pipe.scheduler)
         self.slices_itself = hasattr(self.pipe, "get_timesteps")
-        # the check at the top of a loop with which a callback stops a pipeline; not every loop has it
-        self.interruptible = "if self.interrupt:" in inspect.getsource(type(self.pipe).__call__)
+        self.interruptible = _checks_for_interrupts(type(self.pipe))
 
     def _proxy(
         self,
@@ -342,7 +341,7 @@ class Driver:
             return None
         finally:
             self.meter = meter
-        return dict(counts) if proxy.done and sum(counts.values()) else None
+        return dict(counts) if proxy.done and any(counts.values()) else None
 
     @contextmanager
     def _driven(
@@ -500,6 +499,14 @@ def _denoised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 _MISSING = object()
+
+
+def _checks_for_interrupts(pipeline: type) -> bool:
+    """Whether the loop has the check by which a callback stops a pipeline, at the top of each step."""
+    try:
+        return "if self.interrupt:" in inspect.getsource(pipeline.__call__)
+    except OSError:  # no source at hand
+        return False
 
 
 def modules(pipe: Any, prefixes: tuple[str, ...]) -> list[tuple[str, nn.Module]]:

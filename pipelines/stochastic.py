@@ -98,7 +98,8 @@ def variance_preserving_time(t: float) -> float:
 def convert_velocity(velocity: Tensor, x: Tensor, path: Interpolant) -> Tensor:
     """The velocity on `path` of a model trained on the linear path.
 
-    ``u(x, r) = s'/s x + t' s u_base(x / s, t)`` with ``s = sigma_r / t``, ``t = sigma_r / (alpha_r + sigma_r)``.
+    ``u(x, r) = s'/s x + t' s u_base(x / s, t)`` with ``s = sigma_r / t`` and
+    ``t = sigma_r / (alpha_r + sigma_r)``.
 
     Args:
         velocity: ``(B, ...)`` the model's output at ``(x / s, t)``.
