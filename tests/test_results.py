@@ -13,20 +13,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_plugins import MODEL, VERIFIER, first_coordinate
 
+from toy_plugins import MODEL, VERIFIER, first_coordinate
 from tts_vision import RunConfig, search
 from tts_vision.context import Candidate
 from tts_vision.errors import ConfigError, StorageError
 from tts_vision.figures import best_so_far, contact_sheet, lineage_svg
 from tts_vision.ledger import Spent
 from tts_vision.media import pixels, read_media, still, suffix_of, write_media
+from tts_vision.replays import replay
 from tts_vision.results import Result, load_result, ranked
 from tts_vision.rng import row_seed
 from tts_vision.runner import run
 from tts_vision.testing.toys import GaussianMixtureSampler
 from tts_vision.trace import Event, Init, Mutate, Renoise, Scored, Select
-from tts_vision.types import Score, Video
+from tts_vision.types import Media, Score, State, Video
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +196,34 @@ def test_clips_are_mp4_with_pyav(tmp_path: Path) -> None:
     assert back.frames.shape == video.frames.shape
     assert (back.frames.int() - 128).abs().max() < 8
     assert back.fps == 8.0
+
+
+class Clips(GaussianMixtureSampler):
+    """The toy sampler with clips for pictures."""
+
+    modality = "video"
+
+    def decode(self, state: State) -> list[Media]:
+        pictures = [torch.from_numpy(pixels(media)) for media in super().decode(state)]
+        return [Video(torch.cat([255 - picture, picture])) for picture in pictures]
+
+
+def brightness(media: list[Media], prompts: list[str]) -> list[float]:
+    return [float(pixels(clip).mean()) for clip in media]
+
+
+@pytest.mark.filterwarnings("ignore:PyAV")
+def test_a_search_over_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tts_vision import media
+
+    monkeypatch.setattr(media, "_has_av", lambda: False)
+    sampler = Clips(num_steps=4)
+    result = search(sampler, "a", verifier=brightness, budget="3x", output=tmp_path)
+    best = read_media(tmp_path / "best.png")
+    assert isinstance(best, Video)
+    assert len(best.frames) == 2
+    assert len(result.population) == 3
+    assert replay(tmp_path, sampler).max_difference == 0
 
 
 def candidate(uid: int, value: float) -> Candidate:

@@ -274,5 +274,5 @@ def _refuse_live(key: str, text: str, remedy: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n", 1)[0]
+    text = str(error).strip().split("\n", 1)[0].rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -74,7 +74,7 @@ class Result:
 
     @property
     def plain(self) -> Candidate | None:
-        """What the model draws from the root seed without any search, if it was among the samples."""
+        """What the sampler draws from the root seed without any search, if it was among the samples."""
         first = next((c for c in self.population if c.uid == 0), None)
         return first if first is not None and 0 in _from_seed(self.trace) else None
 
