@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_vision.errors import BudgetSpent, CapabilityError, ConfigError, ForkError, StorageError
+from tts_vision.errors import (
+    BudgetSpent,
+    CapabilityError,
+    ConfigError,
+    ForkError,
+    PipelineError,
+    StorageError,
+)
 from tts_vision.journal import Journal
 from tts_vision.ledger import Ledger, Remaining
 from tts_vision.media import read_media, write_media
@@ -66,7 +73,8 @@ class Candidate:
             return self.media
         if self.path is None:
             raise ConfigError(
-                f"A sample must have been kept but that of particle {self.uid} was not; search with an output folder."
+                f"A sample must have been kept but that of particle {self.uid} was not; search with an "
+                "output folder."
             )
         return read_media(self.path)
 
@@ -180,10 +188,12 @@ class SearchContext:
         if n < 1:
             raise ConfigError(f"A population must have at least 1 particle but got {n}; raise it.")
         op, past = self._begin("init")
-        if past and len(past[0].uids) != n:
-            raise StorageError(_DIVERGED)
+        _check_repeats(not past or len(past[0].uids) == n)
         uids = self._new_uids(n)
-        parts = [self._sampler.init(self._prompt, uids[a:b], seed=self._seed).to("cpu") for a, b in self._batches(n)]
+        parts = [
+            self._sampler.init(self._prompt, uids[a:b], seed=self._seed).to("cpu")
+            for a, b in self._batches(n)
+        ]
         if not past:
             self._record(Init(op=op, uids=uids, seeds=tuple(row_seed(self._seed, uid) for uid in uids)))
         return State.cat(parts)
@@ -205,14 +215,15 @@ class SearchContext:
         step, done = state.step + steps, {}
         for event in past:
             if event.kind == "advance":
-                rows = state.select(range(event.first, event.first + len(event.uids)))
+                rows = state.select(range(event.first, min(event.first + len(event.uids), len(state))))
+                _check_repeats((event.from_step, event.step, event.uids) == (state.step, step, rows.uids))
                 done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
         missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
         cost = self._sampler.cost(state, steps) * sum(b - a for a, b in missing)
         if missing and (self._journal.is_spent or not self.ledger.affords(cost)):
             raise BudgetSpent
         if missing and state.is_ghost:
-            raise StorageError(_DIVERGED)
+            _check_repeats(False)
         for gap in missing:
             for a, b in self._batches(gap[1] - gap[0], offset=gap[0]):
                 part = self._advance_rows(state.select(range(a, b)), steps)
@@ -238,12 +249,13 @@ class SearchContext:
         """
         op, past = self._begin("select")
         if len(set(index)) < len(index) and not self.can_fork_at(state.step):
+            last = self._sampler.last_noisy_step
             raise ForkError(
                 "Copies of a particle must be able to differ, but "
                 + (
-                    f"sampler {self._sampler.name!r} adds no noise after its start"
-                    if not self.can_fork
-                    else f"no step after {self._sampler.last_noisy_step} adds noise and this is step {state.step}"
+                    f"no step after {last} adds noise and this is step {state.step}"
+                    if self.can_fork
+                    else f"sampler {self._sampler.name!r} adds no noise after its start"
                 )
                 + "; build it with stochastic=True, fork earlier, or use ctx.mutate or ctx.renoise."
             )
@@ -252,9 +264,8 @@ class SearchContext:
         for i in index:
             uids.append(state.uids[i] if i not in seen else self._new_uids(1)[0])
             seen.add(i)
-        if not past:
-            parents = tuple(state.uids[i] for i in index)
-            self._record(Select(op=op, uids=tuple(uids), parents=parents, step=state.step))
+        parents = tuple(state.uids[i] for i in index)
+        self._record_birth(Select(op=op, uids=tuple(uids), parents=parents, step=state.step), past)
         return state.select(index, uids)
 
     def mutate(self, state: State, mutation: Mutation, parents: Sequence[int] | None = None) -> State:
@@ -266,22 +277,15 @@ class SearchContext:
         self._require(mutation.needs, f"mutation {mutation.name!r}")
         if mutation.needs == "noise" and state.step:
             raise ConfigError(
-                f"Mutation {mutation.name!r} acts on initial noise, step 0, but the state is at step {state.step}; "
-                "use StepNoise there."
+                f"Mutation {mutation.name!r} acts on initial noise, step 0, but the state is at step "
+                f"{state.step}; use StepNoise there."
             )
         op, past = self._begin("mutate")
         index = range(len(state)) if parents is None else parents
         uids = self._new_uids(len(index))
-        if not past:
-            self._record(
-                Mutate(
-                    op=op,
-                    uids=uids,
-                    parents=tuple(state.uids[i] for i in index),
-                    step=state.step,
-                    mutation=describe(mutation),
-                )
-            )
+        parents = tuple(state.uids[i] for i in index)
+        event = Mutate(op=op, uids=uids, parents=parents, step=state.step, mutation=describe(mutation))
+        self._record_birth(event, past)
         return apply_mutation(mutation, state.select(index, uids))
 
     def renoise(self, state: State, to_step: int, parents: Sequence[int] | None = None) -> State:
@@ -298,16 +302,9 @@ class SearchContext:
         op, past = self._begin("renoise")
         index = range(len(state)) if parents is None else parents
         uids = self._new_uids(len(index))
-        if not past:
-            self._record(
-                Renoise(
-                    op=op,
-                    uids=uids,
-                    parents=tuple(state.uids[i] for i in index),
-                    step=to_step,
-                    from_step=state.step,
-                )
-            )
+        parents = tuple(state.uids[i] for i in index)
+        event = Renoise(op=op, uids=uids, parents=parents, step=to_step, from_step=state.step)
+        self._record_birth(event, past)
         children = state.select(index, uids)
         if children.is_ghost:
             return replace(children, step=to_step)
@@ -339,10 +336,13 @@ class SearchContext:
             todo = [i for i in first_of.values() if i not in scores]
         if past:
             verdicts = self._recorded_scores(past)
+            _check_repeats(set(verdicts) <= set(state.uids))
         elif self._journal.is_spent:
             verdicts = {}
         else:
-            paid = self.ledger.affordable(Cost(decodes=1, verifier_calls=1))
+            left, each = self.ledger.remaining(), Cost(decodes=1, verifier_calls=1)
+            # a limit of time says nothing before anything was measured
+            paid = (left if left.forecast(each) else replace(left, seconds=None)).times(each)
             pay = todo if paid is None else todo[:paid]
             verdicts = self._score_rows(op, state.select(pay), preview) if pay else {}
         if any(state.uids[i] not in verdicts for i in todo):
@@ -371,8 +371,7 @@ class SearchContext:
         if all(event.kind == "decode" for event in past):
             past = []  # killed between decoding and scoring: both are done again
         if past:
-            if past[-1].kind != kind:
-                raise StorageError(_DIVERGED)
+            _check_repeats(past[-1].kind == kind)
             self.ledger.restore(past[-1].spent)
             if self._observer is not None:
                 self._observer(self, past[-1])
@@ -384,6 +383,12 @@ class SearchContext:
         if self._observer is not None:
             self._observer(self, event)
 
+    def _record_birth(self, event: Event, past: list[Event]) -> None:
+        if past:
+            _check_repeats(past[-1].model_copy(update={"spent": event.spent}) == event)
+        else:
+            self._record(event)
+
     def _new_uids(self, n: int) -> tuple[int, ...]:
         first, self._next_uid = self._next_uid, self._next_uid + n
         return tuple(range(first, first + n))
@@ -391,8 +396,8 @@ class SearchContext:
     def _require(self, capability: str, what: str) -> None:
         if capability not in self.capabilities:
             raise CapabilityError(
-                f"{what[0].upper()}{what[1:]} needs a sampler with {capability!r} but {self._sampler.name!r} has "
-                f"{sorted(self.capabilities)}; "
+                f"{what[0].upper()}{what[1:]} needs a sampler with {capability!r} but {self._sampler.name!r} "
+                f"has {sorted(self.capabilities)}; "
                 + (
                     "build it with stochastic=True."
                     if capability in {"stochastic", "step_noise"}
@@ -424,21 +429,30 @@ class SearchContext:
         return self._halving(rows, lambda part: self._sampler.advance(part, steps).to("cpu"), State.cat)
 
     def _halving(self, rows: State, work: Callable[[State], Any], join: Callable[[list[Any]], Any]) -> Any:
-        """`work` on the rows; on out-of-memory on halves of them, and the micro-batch stays halved."""
-        spent = self.ledger.spent
-        try:
-            return work(rows)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or len(rows) == 1:
-                raise
-            half = (len(rows) + 1) // 2
-        self.ledger.spent = spent  # what failed gave nothing and is charged again, piece by piece
-        self.max_batch = min(half, self.max_batch or half)
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        pieces = [rows.select(range(a, min(a + half, len(rows)))) for a in range(0, len(rows), half)]
-        return join([self._halving(piece, work, join) for piece in pieces])
+        """`work` on the rows; on out-of-memory on half as many at a time, which stays the micro-batch."""
+        done, at, size = [], 0, len(rows)
+        while at < len(rows):
+            spent, taken = self.ledger.spent, min(size, len(rows) - at)
+            try:
+                done.append(work(rows if taken == len(rows) else rows.select(range(at, at + taken))))
+                at += taken
+                continue
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if taken == 1:
+                    raise PipelineError(
+                        f"One sample at a time must fit into memory but {self._sampler.name!r} says: "
+                        f"{error}; use a smaller picture, half precision or offloading."
+                    ) from error
+            # after the handler, so that the traceback no longer holds the tensors that filled the memory
+            self.ledger.spent = spent  # what failed gave nothing and is charged again, piece by piece
+            size = (taken + 1) // 2
+            self.max_batch = min(size, self.max_batch or size)
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        return done[0] if len(done) == 1 else join(done)
 
     def _score_rows(self, op: int, rows: State, preview: bool) -> dict[int, Score]:
         media: list[Media] = []
@@ -461,7 +475,8 @@ class SearchContext:
         for uid, sample, score in zip(rows.uids, media, scores):
             name = None if preview else self._store.save(uid, sample, score)
             files.append(name or "")
-            self._keep(Candidate(uid, score, rows.step, None if name else sample, self._store.path(name) if name else None))
+            path = self._store.path(name) if name else None
+            self._keep(Candidate(uid, score, rows.step, None if name else sample, path))
         self._record(
             Scored(
                 op=op,
@@ -485,7 +500,8 @@ class SearchContext:
                 event.uids, event.values, event.parts, event.reasons, event.files
             ):
                 verdicts[uid] = Score(value=value, parts=parts, reason=reason)
-                self._keep(Candidate(uid, verdicts[uid], event.step, path=self._store.path(name) if name else None))
+                path = self._store.path(name) if name else None
+                self._keep(Candidate(uid, verdicts[uid], event.step, path=path))
         return verdicts
 
     def _keep(self, candidate: Candidate) -> None:
@@ -522,11 +538,18 @@ def apply_mutation(mutation: Mutation, children: State) -> State:
 
 
 _DIVERGED = (
-    "A resumed search must repeat itself but this one asks for something else than its trace records; use the "
-    "same configuration and version (algorithms draw from ctx.rng() alone and decide by ctx alone), or start afresh."
+    "A resumed search must repeat itself but this one asks for something else than its trace records; use "
+    "the same configuration and version, let algorithms draw from ctx.rng() alone and decide by ctx alone, "
+    "or start afresh."
 )
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error).lower()
+def _check_repeats(repeats: bool) -> None:
+    if not repeats:
+        raise StorageError(_DIVERGED)
 
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "not enough memory" in str(error).lower()

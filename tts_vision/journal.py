@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tts_vision.errors import StorageError
@@ -31,9 +31,10 @@ def storage(path: Path, what: str) -> Iterator[None]:
     """Turns a failure to write `what` under `path` into one clear message."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{what} must be written to {str(path)!r} but the system says: {error.strerror or error}. "
+            f"{what} must be written to {str(path)!r} but the system says: "
+            f"{getattr(error, 'strerror', None) or error}. "
             "Free some space or choose another --output; everything written so far is kept, and "
             "'tts-vision resume' goes on from it."
         ) from error
@@ -106,8 +107,8 @@ class Journal:
         for key, value in state.carry.items():
             if isinstance(value, Rows):
                 raise TypeError(
-                    f"Carried entry {key!r} must be a tensor to be stored but is {type(value[0]).__name__} rows; "
-                    "carry tensors with rows on axis 0."
+                    f"Carried entry {key!r} must be a tensor to be stored but is {type(value[0]).__name__} "
+                    "rows; carry tensors with rows on axis 0."
                 )
             tensors[f"carry.{key}"] = value.contiguous()
         # samplers may carry one tensor under two names; safetensors stores no memory twice
@@ -133,14 +134,23 @@ class Journal:
             like: Rows that the operation started from.
             uids: Identities of the stored rows.
             step: Step of the stored rows.
+
+        Raises:
+            StorageError: If the tensors are there but cannot be read.
         """
         state = replace(like, uids=uids, step=step, carry={}, keepalive=frozenset())
         path = self._blobs / name if name else None
         if path is None or not path.exists():
             return state.ghost()
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            shared = json.loads(file.metadata()["shared"])
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                shared = json.loads(file.metadata()["shared"])
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"A checkpoint must be readable but {str(path)!r} is not ({error}); restore the file, or "
+                "start the search again in another folder."
+            ) from error
         latents = tensors.pop("latents")
         carry: dict[str, torch.Tensor | Rows] = {}
         for key, tensor in tensors.items():

@@ -78,7 +78,7 @@ class Budget:
             )
         if self.verifier_calls is not None and self.verifier_calls < 1:
             raise ConfigError(
-                f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise verifier_calls to 1."
+                f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise it to at least 1."
             )
         return Budget(nfe=nfe, seconds=self.seconds, verifier_calls=self.verifier_calls)
 
@@ -189,7 +189,9 @@ class Ledger:
         budget, spent = self.budget, self.spent
         return Remaining(
             nfe=None if budget.nfe is None else budget.nfe - spent.nfe,
-            verifier_calls=None if budget.verifier_calls is None else budget.verifier_calls - spent.verifier_calls,
+            verifier_calls=None
+            if budget.verifier_calls is None
+            else budget.verifier_calls - spent.verifier_calls,
             seconds=None if budget.seconds is None else budget.seconds - self.elapsed,
             seconds_per_nfe=self._rate("denoise", spent.nfe),
             seconds_per_decode=self._rate("decode", spent.decodes),

@@ -65,7 +65,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class StepNoise:
-    """Replaces part of the noise that the last step added: ``mean + sqrt(1-b^2) s z + b s e`` (EvoSearch, x_t).
+    """Replaces part of the noise of the last step: ``mean + sqrt(1-b^2) s z + b s e`` (EvoSearch, x_t).
 
     The variance of the step is kept.
     """
@@ -153,8 +153,8 @@ def step_noise(state: State) -> tuple[Tensor, Tensor]:
     injected, std = state.carry.get("step_noise"), state.carry.get("step_noise_std")
     if not isinstance(injected, Tensor) or not isinstance(std, Tensor):
         raise CapabilityError(
-            f"Mutating step noise needs a sampler that adds noise at each step, but step {state.step} carries "
-            "none; build the sampler with stochastic=True."
+            f"Mutating step noise needs a sampler that adds noise at each step, but step {state.step} "
+            "carries none; build the sampler with stochastic=True."
         )
     return injected, std.view(-1, *(1,) * (injected.ndim - 1))
 

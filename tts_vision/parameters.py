@@ -75,7 +75,8 @@ def validate(target: Callable[..., Any], given: Mapping[str, Any], owner: str) -
             takes = ", ".join(known) or "none"
             raise ConfigError(f"Parameters of {owner} are {takes} but got {name!r}; {hint}")
         values[name] = _convert(known[name], value, owner)
-    missing = [p.name for p in known.values() if p.default is inspect.Parameter.empty and p.name not in values]
+    required = [p.name for p in known.values() if p.default is inspect.Parameter.empty]
+    missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(f"{owner} needs {', '.join(missing)}, which was not given; set it.")
     return values
@@ -87,7 +88,7 @@ def _convert(parameter: Parameter, value: Any, owner: str) -> Any:
     if isinstance(value, str):
         # "0,20,30" and "[0, 20, 30]" both mean a list on a command line
         attempts += [None] if value.lower() in {"none", "null"} else []
-        attempts += [[part.strip() for part in value.strip("[]() ").split(",")]]
+        attempts += [[part.strip() for part in value.strip("[]() ").split(",") if part.strip()]]
     error: ValidationError | None = None
     for attempt in attempts:
         try:

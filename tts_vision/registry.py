@@ -8,16 +8,19 @@ through ``file.py@name`` or ``module:attr``.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from tts_vision.errors import ConfigError, UnknownNameError
@@ -81,12 +84,13 @@ def register(
 
     def decorate(target: Plugin) -> Plugin:
         known = _ENTRIES.get((kind, name))
-        if known is not None and known.target.__qualname__ != target.__qualname__:
+        if known is not None and not _same(known.target, target):
             raise ConfigError(
-                f"Names of one kind must be unique but {kind} {name!r} is taken by {known.target.__module__}; "
-                "rename one of them."
+                f"Names of one kind must be unique but {kind} {name!r} is taken by "
+                f"{known.target.__module__}; rename one of them."
             )
-        _ENTRIES[kind, name] = Entry(kind, name, target, frozenset(needs), wants_stochastic, paper, notes or {})
+        entry = Entry(kind, name, target, frozenset(needs), wants_stochastic, paper, notes or {})
+        _ENTRIES[kind, name] = entry
         return target
 
     return decorate
@@ -96,8 +100,10 @@ def entries(kind: Kind) -> list[Entry]:
     """Every registered plugin of a kind, by name."""
     _discover(PACKAGES[kind])
     for point in _entry_points(kind):
-        if (kind, point.name) not in _ENTRIES:
+        try:
             _from_entry_point(kind, point)
+        except UnknownNameError as error:
+            warnings.warn(str(error), stacklevel=2)
     return sorted((e for (k, _), e in _ENTRIES.items() if k == kind), key=lambda e: e.name)
 
 
@@ -111,14 +117,17 @@ def lookup(kind: Kind, name: str) -> Entry:
         return _from_file(kind, *name.rsplit("@", 1))
     if (kind, name) not in _ENTRIES and ":" in name:
         return _from_module(kind, *name.split(":", 1))
+    for point in _entry_points(kind):
+        if point.name == name:
+            _from_entry_point(kind, point)
     if (kind, name) not in _ENTRIES:
         names = [e.name for e in entries(kind)]
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise UnknownNameError(
-                f"{kind.capitalize()} must be one of {', '.join(names) or 'none (nothing is registered)'} but got "
-                f"{name!r}; {hint}'tts-vision list' shows all, and 'file.py@name' takes your own."
+                f"{kind.capitalize()} must be one of {', '.join(names) or 'none (nothing is registered)'} "
+                f"but got {name!r}; {hint}'tts-vision list' shows all, and 'file.py@name' takes your own."
             )
     return _ENTRIES[kind, name]
 
@@ -137,9 +146,23 @@ def _entry_points(kind: Kind) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=f"tts_vision.{kind}"))
 
 
+def _same(a: Callable[..., Any], b: Callable[..., Any]) -> bool:
+    """Whether two targets are one definition, perhaps imported again."""
+    modules = {a.__module__, b.__module__}
+    return a.__qualname__ == b.__qualname__ and (len(modules) == 1 or "__main__" in modules)
+
+
 def _from_entry_point(kind: Kind, point: EntryPoint) -> None:
-    target = point.load()
-    _ENTRIES.setdefault((kind, point.name), _ENTRIES.get((kind, point.name)) or Entry(kind, point.name, target))
+    if (kind, point.name) in _ENTRIES:
+        return
+    try:
+        target = point.load()
+    except Exception as error:
+        raise UnknownNameError(
+            f"{kind.capitalize()} {point.name!r} must be importable from {point.value!r} but: {error}; "
+            "repair or remove the distribution that brings it."
+        ) from error
+    _ENTRIES.setdefault((kind, point.name), Entry(kind, point.name, target))
 
 
 def _from_module(kind: Kind, module: str, attribute: str) -> Entry:
@@ -157,12 +180,9 @@ def _from_file(kind: Kind, path: str, name: str) -> Entry:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UnknownNameError(f"'file.py@name' must name an existing file but got {path!r}; check the path.")
-    module_name = f"tts_vision_user_{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    module_name = f"tts_vision_user_{file.stem}_{digest}"
+    module = _load(module_name, file, file.stat().st_mtime_ns)
     if (kind, name) in _ENTRIES and _ENTRIES[kind, name].target.__module__ == module_name:
         return _ENTRIES[kind, name]
     if not hasattr(module, name):
@@ -171,6 +191,25 @@ def _from_file(kind: Kind, path: str, name: str) -> Entry:
             f"{[n for n in vars(module) if not n.startswith('_')]}; check the name after '@'."
         )
     return _entry_of(kind, getattr(module, name), f"{path}@{name}")
+
+
+@cache
+def _load(module_name: str, file: Path, modified: int) -> ModuleType:
+    """The file as a module; run again only when it changed."""
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise UnknownNameError(
+            f"{str(file)!r} must be a Python file that can be run but: {type(error).__name__}: {error}; "
+            "repair it."
+        ) from error
+    return module
 
 
 def _entry_of(kind: Kind, target: Callable[..., Any], name: str) -> Entry:

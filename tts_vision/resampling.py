@@ -56,7 +56,7 @@ def ess(weights: Any) -> float:
 
 def multinomial(weights: Floats, n: int, rng: np.random.Generator) -> Ancestors:
     """Independent draws, made in order from the spacings of exponential variables."""
-    points = np.cumsum(-np.log1p(-rng.random(n + 1)))
+    points = np.cumsum(-np.log(np.maximum(rng.random(n + 1), np.finfo(np.float64).tiny)))
     return _inverse_cdf(weights, points[:-1] / points[-1])
 
 

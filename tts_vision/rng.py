@@ -33,7 +33,9 @@ def row_seed(seed: int, uid: int) -> int:
     return seed if uid == 0 else key_seed(seed, "init", uid)
 
 
-def row_generator(seed: int, stream: Stream, uid: int, step: int, device: torch.device | str) -> torch.Generator:
+def row_generator(
+    seed: int, stream: Stream, uid: int, step: int, device: torch.device | str
+) -> torch.Generator:
     """The generator of one particle at one step, on `device`."""
     return torch.Generator(device).manual_seed(key_seed(seed, stream, uid, step))
 

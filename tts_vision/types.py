@@ -138,7 +138,9 @@ class State:
             self,
             latents=_rows(self.latents, rows),
             uids=tuple(self.uids[i] for i in index) if uids is None else tuple(uids),
-            carry={k: v.select(index) if isinstance(v, Rows) else _rows(v, rows) for k, v in self.carry.items()},
+            carry={
+                k: v.select(index) if isinstance(v, Rows) else _rows(v, rows) for k, v in self.carry.items()
+            },
         )
 
     def to(self, device: torch.device | str) -> State:

@@ -1,0 +1,405 @@
+"""The operations of a search: forks, scores, micro-batches, memory, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from toy_search import FakeClock, Scripted, SlowReward, events, toy_context
+from tts_vision.context import SearchContext
+from tts_vision.errors import (
+    BudgetSpent,
+    CapabilityError,
+    ConfigError,
+    ForkError,
+    PipelineError,
+    VerifierError,
+)
+from tts_vision.mutations import Blend, StepNoise
+from tts_vision.rng import row_seed
+from tts_vision.scoring import FunctionVerifier
+from tts_vision.testing.contracts import results
+from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward, position_of
+from tts_vision.types import Cost, Media, Prompt, Score, State
+
+NAN = float("nan")
+
+
+class Watched(GaussianMixtureSampler):
+    """Notes how many rows it gets at a time."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.batches: list[int] = []
+
+    def advance(self, state: State, steps: int = 1) -> State:
+        self.batches.append(len(state))
+        return super().advance(state, steps)
+
+    def decode(self, state: State) -> list[Media]:
+        self.batches.append(len(state))
+        if self.max_rows is not None and len(state) > self.max_rows:
+            raise torch.OutOfMemoryError(f"{len(state)} pictures")
+        return super().decode(state)
+
+
+# Forks
+
+
+def test_forks_of_a_deterministic_sampler_are_refused() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=5, eta=0.0))
+    state = ctx.advance(ctx.init(2), 2)
+    with pytest.raises(
+        ForkError, match=r"'gaussian_mixture' adds no noise after its start; .*stochastic=True"
+    ):
+        ctx.select(state, [0, 0])
+    assert not ctx.can_fork
+    assert ctx.select(state, [1, 0]).uids == (1, 0), "reordering is no fork"
+
+
+def test_forks_after_the_last_noise_are_refused() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=5))
+    state = ctx.init(2)
+    assert [ctx.can_fork_at(step) for step in range(6)] == [True, True, True, True, False, False]
+    ctx.select(ctx.advance(state, 3), [0, 0])
+    with pytest.raises(ForkError, match="no step after 3 adds noise and this is step 4"):
+        ctx.select(ctx.advance(state, 4), [0, 0])
+
+
+def test_the_first_copy_keeps_its_identity() -> None:
+    ctx = toy_context()
+    state = ctx.select(ctx.advance(ctx.init(3)), [2, 0, 2, 2])
+    assert state.uids == (2, 0, 3, 4)
+    (event,) = events(ctx, "select")
+    assert event.parents == (2, 0, 2, 2) and event.uids == state.uids and event.step == 1
+    done = ctx.finish(state)
+    alone = toy_context()
+    same = alone.finish(alone.advance(alone.init(3)))
+    assert torch.equal(done.latents[:2], same.latents[[2, 0]])
+    assert not torch.equal(done.latents[0], done.latents[2])
+
+
+# Bad requests
+
+
+def test_sizes_and_steps_are_checked() -> None:
+    ctx = toy_context()
+    with pytest.raises(ConfigError, match="at least 1 particle but got 0"):
+        ctx.init(0)
+    state = ctx.advance(ctx.init(1), 2)
+    for steps in (-1, 4):
+        with pytest.raises(ConfigError, match=f"advanced by 0 to 3 more steps but got {steps}"):
+            ctx.advance(state, steps)
+    for step in (-1, 2, 3):
+        with pytest.raises(
+            ConfigError, match=f"Renoising must go to an earlier step but got {step} from step 2"
+        ):
+            ctx.renoise(state, step)
+
+
+class Bare(GaussianMixtureSampler):
+    """A sampler that can do nothing special."""
+
+    def __init__(self) -> None:
+        super().__init__(num_steps=3, eta=0.0)
+        self.capabilities = frozenset()
+
+
+def test_missing_capabilities_are_named() -> None:
+    ctx = toy_context(Bare())
+    state = ctx.advance(ctx.init(1))
+    with pytest.raises(
+        CapabilityError, match=r"Mutation 'step_noise' needs a sampler with 'step_noise'.*stochastic="
+    ):
+        ctx.mutate(state, StepNoise(0.1))
+    with pytest.raises(CapabilityError, match="Going back to an earlier step needs a sampler with 'renoise'"):
+        ctx.renoise(state, 0)
+    with pytest.raises(CapabilityError, match="Scoring at step 1 of 3 needs a sampler with 'preview'"):
+        ctx.score(state)
+
+
+def test_initial_noise_is_mutated_at_step_0_only() -> None:
+    ctx = toy_context()
+    state = ctx.init(2)
+    assert ctx.mutate(state, Blend(0.2), [1, 1, 0]).uids == (2, 3, 4)
+    with pytest.raises(ConfigError, match="acts on initial noise, step 0, but the state is at step 1"):
+        ctx.mutate(ctx.advance(state), Blend(0.2))
+
+
+# Scores
+
+
+def test_finished_particles_are_scored_once() -> None:
+    ctx = toy_context()
+    state = ctx.finish(ctx.init(3))
+    first = ctx.score(state)
+    assert torch.equal(ctx.score(state.select([2, 2, 0])), first[[2, 2, 0]])
+    assert ctx.ledger.spent == Cost(nfe=15, decodes=3, verifier_calls=3)
+    assert ctx.best is not None and ctx.best.score.value == first.max()
+    position = torch.from_numpy(position_of(ctx.best.load()))
+    assert torch.equal(position.float(), state.latents[int(first.argmax())])
+
+
+def test_new_particles_among_known_ones() -> None:
+    ctx = toy_context()
+    state = ctx.finish(ctx.init(4))
+    ctx.score(state.select([1]))
+    ctx.score(state)
+    assert ctx.ledger.spent.verifier_calls == 4
+    assert [event.uids for event in events(ctx, "score")] == [(1,), (0, 2, 3)]
+
+
+def test_previews_are_scored_each_time_and_are_no_results() -> None:
+    ctx = toy_context()
+    state = ctx.advance(ctx.init(2), 2)
+    ctx.score(state)
+    ctx.score(state)
+    assert ctx.ledger.spent == Cost(nfe=4, decodes=4, verifier_calls=4)
+    assert ctx.best is None and not ctx.candidates
+    assert ctx.best_preview is not None and ctx.best_preview.step == 2
+    assert all(event.preview for event in events(ctx, "score") + events(ctx, "decode"))
+
+
+def test_nan_is_unscored() -> None:
+    ctx = toy_context(verifier=Scripted([NAN, -5.0, NAN]))
+    scores = ctx.score(ctx.finish(ctx.init(3)))
+    assert scores.isnan().tolist() == [True, False, True]
+    assert ctx.best is not None and ctx.best.uid == 1
+    (event,) = events(ctx, "score")
+    assert event.reasons == ("scripted returned NaN", None, "scripted returned NaN")
+
+
+def picky(images: list[Media], prompts: list[str]) -> list[float]:
+    if any(position_of(image)[0] < 0 for image in images):
+        raise RuntimeError("left of centre")
+    return [1.0] * len(images)
+
+
+def test_a_verifier_that_raises_costs_only_the_sample_it_raises_on() -> None:
+    ctx = toy_context(verifier=FunctionVerifier(picky))
+    state = ctx.finish(ctx.init(8))
+    scores = ctx.score(state)
+    bad = state.latents[:, 0] < 0
+    assert bad.any() and not bad.all()
+    assert torch.equal(scores.isnan(), bad)
+    (event,) = events(ctx, "score")
+    assert {reason for reason in event.reasons if reason} == {"picky raised RuntimeError: left of centre"}
+    # once together, then one by one
+    assert ctx.ledger.spent.verifier_calls == 16
+
+
+def test_retries_of_a_failing_verifier_stay_within_the_budget() -> None:
+    ctx = toy_context(verifier=FunctionVerifier(picky), verifier_calls=11)
+    scores = ctx.score(ctx.finish(ctx.init(8)))
+    assert ctx.ledger.spent.verifier_calls == 11
+    assert scores[3:].isnan().all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_wrong_number_of_scores(count: int) -> None:
+    verifier = FunctionVerifier(lambda images, prompts: [0.0] * count)
+    ctx = toy_context(verifier=verifier)
+    state = ctx.finish(ctx.init(2))
+    with pytest.raises(
+        VerifierError, match=f"must return one score per sample, 2 here, but returned {count}"
+    ):
+        ctx.score(state)
+
+
+def test_a_plain_function_is_a_verifier() -> None:
+    def brightness(images: list[Media], prompts: list[str]) -> list[float]:
+        assert prompts == ["x"] * len(images)
+        return [float(i) for i in range(len(images))]
+
+    ctx = toy_context(verifier=FunctionVerifier(brightness))
+    assert ctx.score(ctx.finish(ctx.init(3))).tolist() == [0, 1, 2]
+
+
+# Micro-batches and memory
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 3, 100])
+def test_micro_batches(max_batch: int) -> None:
+    whole = toy_context()
+    expected = whole.finish(whole.init(7))
+    sampler = Watched(num_steps=5)
+    ctx = toy_context(sampler, max_batch=max_batch)
+    state = ctx.finish(ctx.init(7))
+    ctx.score(state)
+    assert torch.allclose(state.latents, expected.latents, atol=1e-6) and state.uids == expected.uids
+    assert max(sampler.batches) == min(max_batch, 7)
+    assert ctx.ledger.spent == Cost(nfe=35, decodes=7, verifier_calls=7)
+
+
+@pytest.mark.parametrize(("max_rows", "batch"), [(1, 1), (3, 3), (5, 3)])
+def test_out_of_memory_halves_the_batch(max_rows: int, batch: int) -> None:
+    plain = toy_context()
+    expected = plain.finish(plain.init(12))
+    plain.score(expected)
+    sampler = Watched(num_steps=5, max_rows=max_rows)
+    ctx = toy_context(sampler, nfe=60)
+    state = ctx.finish(ctx.init(12))
+    ctx.score(state)
+    assert torch.allclose(state.latents, expected.latents, atol=1e-6)
+    assert results(ctx) == pytest.approx(results(plain))
+    assert ctx.max_batch == batch
+    # exactly the budget: what failed is not charged twice
+    assert ctx.ledger.spent == plain.ledger.spent == Cost(nfe=60, decodes=12, verifier_calls=12)
+    failed = [rows for rows in sampler.batches if rows > max_rows]
+    assert len(failed) == len(set(failed)), "a size that failed is not tried again"
+
+
+def test_out_of_memory_while_decoding_only() -> None:
+    class Narrow(Watched):
+        def advance(self, state: State, steps: int = 1) -> State:
+            self.max_rows, limit = None, self.max_rows
+            try:
+                return super().advance(state, steps)
+            finally:
+                self.max_rows = limit
+
+    ctx = toy_context(Narrow(num_steps=5, max_rows=2))
+    ctx.score(ctx.finish(ctx.init(8)))
+    assert len(ctx.candidates) == 8 and ctx.ledger.spent.decodes == 8 and ctx.max_batch == 2
+
+
+def test_one_sample_that_does_not_fit() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=5, max_rows=0))
+    with pytest.raises(PipelineError, match=r"One sample at a time must fit into memory.*half precision"):
+        ctx.advance(ctx.init(4))
+
+
+def test_other_errors_of_the_sampler_pass() -> None:
+    class Broken(GaussianMixtureSampler):
+        def advance(self, state: State, steps: int = 1) -> State:
+            raise RuntimeError("shapes do not match")
+
+    ctx = toy_context(Broken(num_steps=5))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        ctx.advance(ctx.init(4))
+    assert ctx.max_batch is None
+
+
+# Budgets
+
+
+def test_steps_that_cannot_be_paid_for_are_not_begun() -> None:
+    ctx = toy_context(nfe=17)
+    state = ctx.init(3)
+    with pytest.raises(BudgetSpent):
+        ctx.finish(state.select([0, 1, 2, 2]))
+    assert ctx.ledger.spent.nfe == 0
+    ctx.finish(state)
+    assert ctx.ledger.spent.nfe == 15
+
+
+def test_a_budget_that_ends_scoring_keeps_the_best_so_far() -> None:
+    ctx = toy_context(verifier=Scripted([0.1, 0.7, 0.9]), verifier_calls=2)
+    state = ctx.finish(ctx.init(3))
+    with pytest.raises(BudgetSpent):
+        ctx.score(state)
+    assert results(ctx) == {0: 0.1, 1: 0.7}
+    assert ctx.best is not None and ctx.best.uid == 1
+    assert ctx.ledger.spent.verifier_calls == 2
+
+
+def test_a_time_limit_ends_scoring_with_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+
+    class Slow(GaussianMixtureSampler):
+        def decode(self, state: State) -> list[Media]:
+            with self._meter.phase("decode"):
+                clock.now += len(state)
+            return super().decode(state)
+
+    ctx = toy_context(Slow(num_steps=5), seconds=6.5, max_batch=2)
+    state = ctx.finish(ctx.init(10))
+    with pytest.raises(BudgetSpent):
+        ctx.score(state)
+    assert len(ctx.candidates) == 6 and ctx.best is not None
+    assert ctx.ledger.elapsed <= 6.5
+
+
+def test_time_stops_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+
+    class Slow(GaussianMixtureSampler):
+        def _step(self, state: State) -> State:
+            clock.now += 1
+            return super()._step(state)
+
+    ctx = toy_context(Slow(num_steps=5), seconds=3)
+    with pytest.raises(BudgetSpent):
+        ctx.finish(ctx.init(1))
+    assert ctx.ledger.elapsed == 3
+
+
+def test_plans_under_a_time_limit_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = toy_context(verifier=SlowReward(FakeClock(monkeypatch), 2.0), seconds=9)
+    assert ctx.affordable(ctx.cost()) == 1
+    ctx.score(ctx.finish(ctx.init(1)))
+    assert ctx.affordable(ctx.cost()) == 3
+    assert [event.values["seconds"] for event in events(ctx, "note")] == [9, 7]
+    assert not events(toy_context(nfe=5), "note")
+
+
+def test_every_event_has_the_cost_so_far() -> None:
+    ctx = toy_context(max_batch=2)
+    state = ctx.advance(ctx.init(3), 2)
+    ctx.score(state)
+    ctx.score(ctx.finish(state))
+    spent = [(e.kind, e.spent.nfe, e.spent.decodes, e.spent.verifier_calls) for e in ctx._journal.events]
+    assert spent == [
+        ("init", 0, 0, 0),
+        ("advance", 4, 0, 0),
+        ("advance", 6, 0, 0),
+        ("decode", 6, 2, 0),
+        ("decode", 6, 3, 0),
+        ("score", 6, 3, 3),
+        ("advance", 12, 3, 3),
+        ("advance", 15, 3, 3),
+        ("decode", 15, 5, 3),
+        ("decode", 15, 6, 3),
+        ("score", 15, 6, 6),
+    ]
+
+
+def test_costs_of_a_plan() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=5, guidance=True))
+    assert ctx.cost() == Cost(nfe=10, decodes=1, verifier_calls=1)
+    assert ctx.cost(2, scored=False) == Cost(nfe=4)
+    assert ctx.cost(step=3) == Cost(nfe=4, decodes=1, verifier_calls=1)
+
+
+# Randomness
+
+
+def test_row_seeds_are_recorded() -> None:
+    ctx = toy_context(seed=42)
+    ctx.init(3)
+    (event,) = events(ctx, "init")
+    assert event.seeds == (42, row_seed(42, 1), row_seed(42, 2))
+
+
+def test_choices_are_fixed_by_seed_and_operation() -> None:
+    first, second, other = toy_context(seed=1), toy_context(seed=1), toy_context(seed=2)
+    draws = [ctx.rng().random() for ctx in (first, second, other)]
+    assert draws[0] == draws[1] != draws[2]
+    first.init(1)
+    assert first.rng().random() != draws[0]
+
+
+def test_results_do_not_depend_on_who_else_is_there() -> None:
+    class Off(TargetReward):
+        def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+            return [Score(value=s.value + 1) for s in super().score(media, prompts)]
+
+    def final(ctx: SearchContext) -> State:
+        state = ctx.advance(ctx.init(6), 2)
+        return ctx.finish(ctx.select(state, [5, 1]))
+
+    many, few = toy_context(), toy_context(verifier=Off(), max_batch=1)
+    assert torch.allclose(final(many).latents, final(few).latents, atol=1e-6)

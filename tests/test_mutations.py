@@ -1,0 +1,141 @@
+"""Mutations keep the distribution of what they change, exactly where the mathematics says so."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tts_vision.context import apply_mutation
+from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.mutations import (
+    AddStepNoise,
+    Blend,
+    Mutation,
+    Neighbour,
+    StepNoise,
+    describe,
+    from_description,
+    neighbours,
+)
+from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.types import Prompt, State
+
+ROWS, DIM = 200, 64
+
+
+def noise(seed: int) -> torch.Tensor:
+    return torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def state(latents: torch.Tensor, **carry: Any) -> State:
+    return State(latents, 0, tuple(range(len(latents))), Prompt("x"), 0, carry)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.95, 0.999])
+def test_neighbours_have_exact_cosine_and_equal_norm(tau: float) -> None:
+    x = 3 * noise(0)
+    y = neighbours(x, noise(1), tau)
+    assert y.dtype == x.dtype and y.shape == x.shape
+    cosine = torch.cosine_similarity(x.double(), y.double())
+    assert torch.allclose(cosine, torch.full_like(cosine, tau), atol=1e-6)
+    assert torch.allclose(x.norm(dim=1), y.norm(dim=1), rtol=1e-5)
+
+
+def test_siblings_have_cosine_tau_squared() -> None:
+    x = noise(0)
+    siblings = torch.cosine_similarity(neighbours(x, noise(1), 0.95), neighbours(x, noise(2), 0.95))
+    assert siblings.mean() == pytest.approx(0.95**2, abs=0.005)
+
+
+def test_neighbours_are_flattened_per_row() -> None:
+    x, v = noise(0), noise(1)
+    shaped = neighbours(x.view(ROWS, 4, 4, 4), v.view(ROWS, 4, 4, 4), 0.9)
+    assert torch.equal(shaped.view(ROWS, DIM), neighbours(x, v, 0.9))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2, 1.0])
+def test_blend_stays_standard_normal(beta: float) -> None:
+    x = noise(0)
+    y = Blend(beta).apply(state(x), noise(1)).latents
+    assert y.std() == pytest.approx(1, abs=0.02)
+    assert torch.cosine_similarity(x.flatten(), y.flatten(), 0) == pytest.approx(
+        math.sqrt(1 - beta**2), abs=0.02
+    )
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_step_noise_is_replaced_not_added(beta: float) -> None:
+    mean, std = noise(0), 0.4
+    injected = std * noise(1)
+    before = state(
+        mean + injected, step_noise=injected, step_noise_std=torch.full((ROWS,), std), preview=mean
+    )
+    after = StepNoise(beta).apply(before, noise(2))
+    added = after.latents - mean
+    assert added.std() == pytest.approx(std, rel=0.02)
+    assert torch.allclose(added, math.sqrt(1 - beta**2) * injected + beta * std * noise(2), atol=1e-6)
+    # what it carries is its new noise, so it can be mutated again
+    assert torch.allclose(after.carry["step_noise"], added, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.equal(before.latents, mean + injected)
+
+
+def test_released_code_doubles_the_variance() -> None:
+    injected = 0.4 * noise(1)
+    before = state(injected, step_noise=injected, step_noise_std=torch.full((ROWS,), 0.4))
+    after = AddStepNoise().apply(before, noise(2))
+    assert after.latents.var() == pytest.approx(2 * 0.4**2, rel=0.03)
+    assert after.step == before.step - 1
+    elite = AddStepNoise(scale=0).apply(before, noise(2))
+    assert torch.equal(elite.latents, before.latents)
+    blended = AddStepNoise(scale=0, blend=0.6).apply(before, noise(2))
+    assert torch.allclose(blended.latents, 0.8 * injected + 0.6 * noise(2))
+
+
+def test_std_per_row() -> None:
+    injected = torch.zeros(2, 3, 5)
+    before = state(injected, step_noise=injected, step_noise_std=torch.tensor([0.0, 2.0]))
+    after = StepNoise(1.0).apply(before, torch.ones(2, 3, 5))
+    assert (after.latents[0] == 0).all() and (after.latents[1] == 2).all()
+
+
+@pytest.mark.parametrize("mutation", [Blend(0.2), Neighbour(0.9)])
+def test_predictions_of_the_parent_are_dropped(mutation: Mutation) -> None:
+    child = mutation.apply(state(noise(0), preview=noise(1), other=noise(2)), noise(3))
+    assert set(child.carry) == {"other"}
+
+
+def test_deterministic_steps_carry_nothing_to_mutate() -> None:
+    sampler = GaussianMixtureSampler(num_steps=3, eta=0.0)
+    after = sampler.advance(sampler.init(Prompt("x"), (0,), seed=0))
+    with pytest.raises(CapabilityError, match="step 1 carries none; build the sampler with stochastic=True"):
+        StepNoise(0.2).apply(after, torch.zeros_like(after.latents))
+
+
+@pytest.mark.parametrize("mutation", [Blend(0.2), Neighbour(0.9), StepNoise(0.3), AddStepNoise(0.0, 0.5)])
+def test_descriptions_make_the_mutation_again(mutation: Mutation) -> None:
+    assert from_description(describe(mutation)) == mutation
+
+
+@pytest.mark.parametrize("mutation", [StepNoise(0.2), AddStepNoise()])
+def test_ghosts_stay_ghosts_at_the_right_step(mutation: Mutation) -> None:
+    sampler = GaussianMixtureSampler(num_steps=3)
+    real = sampler.advance(sampler.init(Prompt("x"), (0, 1), seed=0), 2)
+    assert apply_mutation(mutation, real.ghost()).step == apply_mutation(mutation, real).step
+    assert apply_mutation(mutation, real.ghost()).is_ghost
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Blend(1.5), r"beta must be in \[0, 1\] but got 1.5"),
+        (lambda: StepNoise(-0.1), r"beta must be in \[0, 1\] but got -0.1"),
+        (lambda: Neighbour(1.0), r"tau must be in \[0, 1\) but got 1.0"),
+        (lambda: AddStepNoise(blend=2), "blend must be in"),
+    ],
+)
+def test_rejects(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
