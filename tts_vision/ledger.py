@@ -78,7 +78,7 @@ class Budget:
             )
         if self.verifier_calls is not None and self.verifier_calls < 1:
             raise ConfigError(
-                f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise it to at least 1."
+                f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise it to 1."
             )
         return Budget(nfe=nfe, seconds=self.seconds, verifier_calls=self.verifier_calls)
 
