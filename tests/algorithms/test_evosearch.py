@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_search import events, toy_context
 
+from toy_search import events, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.evosearch import SCHEDULES, evosearch
 from tts_vision.context import SearchContext

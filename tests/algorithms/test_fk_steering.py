@@ -8,8 +8,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from toy_search import events, toy_context
 
+from toy_search import events, toy_context
 from tts_vision.algorithms.fk_steering import (
     Potential,
     check_steps,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from statistics import mean
 
 import pytest
-from toy_search import events, toy_context
 
+from toy_search import events, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.search_over_paths import levels, search_over_paths
 from tts_vision.context import SearchContext

@@ -7,8 +7,8 @@ from statistics import mean
 
 import pytest
 import torch
-from toy_search import Scripted, events, toy_context
 
+from toy_search import Scripted, events, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.zero_order import zero_order
 from tts_vision.context import SearchContext, apply_mutation
