@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,8 +82,7 @@ class DiffusersSampler:
             }.items()
             if present
         )
-        self._nfe_per_step = float(_guidance_passes(pipe, self._call, signature))
-        self._nfe_measured: dict[int, float] = {}
+        self._passes: Mapping[int, float] | None = None
 
     @staticmethod
     def accepts(pipe: Any) -> bool:
@@ -122,7 +121,6 @@ class DiffusersSampler:
         device = self._device()
         generators = self._generators(state)
         rule = self._row_rule(state)
-        before = self._driver.nfe_seen
         segment = self._run(
             state.prompt,
             batch,
@@ -134,7 +132,6 @@ class DiffusersSampler:
             step=rule,
             output_type="latent",
         )
-        self._measure(start, steps, (self._driver.nfe_seen - before) / batch)
         proxy = segment.proxy
         if proxy.prev_sample is None:
             raise PipelineError(
@@ -183,13 +180,12 @@ class DiffusersSampler:
         return self._decoded(state, None)
 
     def cost(self, state: State, steps: int) -> Cost:
-        if not self._nfe_measured:
+        if self._passes is None:
             # guidance is decided in the pipeline's loop, so the loop is asked
             counted = self._driver.passes(self._arguments(state.prompt, 1, "latent"))
-            self._nfe_measured = counted or dict.fromkeys(range(self.num_steps), self._nfe_per_step)
-        per_row = sum(
-            self._nfe_measured.get(i, self._nfe_per_step) for i in range(state.step, state.step + steps)
-        )
+            guess = _guessed_passes(self._call, self._driver.signature)
+            self._passes = counted or dict.fromkeys(range(self.num_steps), guess)
+        per_row = sum(self._passes.get(i, 0) for i in range(state.step, state.step + steps))
         return Cost(nfe=per_row)
 
     # One segment
@@ -327,14 +323,6 @@ class DiffusersSampler:
             n -= (inference - kept) * getattr(scheduler, "order", 1)
         return n
 
-    def _measure(self, start: int, steps: int, nfe: float) -> None:
-        """Replaces the expected cost of the steps by what they really cost, where that is unambiguous."""
-        if steps == 1:
-            self._nfe_measured[start] = nfe
-        elif nfe != sum(self._nfe_measured.get(i, self._nfe_per_step) for i in range(start, start + steps)):
-            for i in range(start, start + steps):
-                self._nfe_measured[i] = nfe / steps
-
     def _rows_of(self, segment: Segment) -> int:
         if segment.entered is None:
             raise PipelineError(
@@ -453,22 +441,11 @@ def _check_call(name: str, call: dict[str, Any], signature: dict[str, inspect.Pa
             raise ConfigError(f"pipeline_kwargs must be arguments of {name} but got {key!r}; {hint}")
 
 
-def _guidance_passes(pipe: Any, call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> int:
-    """Denoiser evaluations per row and step that the call's guidance is expected to take."""
-
-    def value(name: str) -> Any:
-        if name in call:
-            return call[name]
-        default = signature[name].default if name in signature else None
-        return None if default is inspect.Parameter.empty else default
-
-    negative = value("negative_prompt") is not None or value("negative_prompt_embeds") is not None
-    if "true_cfg_scale" in signature:
-        return 2 if float(value("true_cfg_scale") or 0) > 1 and negative else 1
-    configs: list[Any] = [getattr(module, "config", {}) for _, module in modules(pipe, DENOISERS)]
-    distilled = any(c.get("guidance_embeds") or c.get("time_cond_proj_dim") for c in configs)
-    scale = value("guidance_scale")
-    return 2 if isinstance(scale, (int, float)) and scale > 1 and not distilled else 1
+def _guessed_passes(call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> int:
+    """Denoiser evaluations per row and step where the pipeline's loop could not be asked."""
+    default = signature["guidance_scale"].default if "guidance_scale" in signature else None
+    scale = call.get("guidance_scale", default)
+    return 2 if isinstance(scale, (int, float)) and scale > 1 else 1
 
 
 def _levels_or_none(scheduler: Any) -> list[Level] | None:

@@ -252,7 +252,6 @@ class Driver:
     pipe: Any
     meter: Meter
     signature: dict[str, inspect.Parameter] = field(init=False)
-    nfe_seen: float = field(default=0.0, init=False)
     _encoded: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -325,12 +324,15 @@ class Driver:
         proxy = self._proxy(0, None, None, [torch.Generator("cpu")], None)
         counts: dict[int, float] = defaultdict(float)
 
-        def silent(*args: Any, **kwargs: Any) -> Any:
-            x = _denoised(args, kwargs)
-            counts[proxy.done] += len(x)
-            return _Silence(
-                [torch.zeros_like(row) for row in x] if isinstance(x, list) else torch.zeros_like(x)
-            )
+        def silent(module: nn.Module) -> Callable[..., Any]:
+            def answer(*args: Any, **kwargs: Any) -> Any:
+                x = _denoised(args, kwargs)
+                counts[proxy.done] += len(x)
+                return _Silence(
+                    [_zeros(module, row) for row in x] if isinstance(x, list) else _zeros(module, x)
+                )
+
+            return answer
 
         call = {**call, "return_dict": False, "generator": proxy.generators, "output_type": "latent"}
         meter, self.meter = self.meter, NoMeter()
@@ -350,7 +352,7 @@ class Driver:
         latents: Tensor | None,
         entered: list[Tensor],
         vae: Any,
-        denoiser: Callable[..., Any] | None = None,
+        denoiser: Callable[[nn.Module], Callable[..., Any]] | None = None,
     ) -> Iterator[None]:
         """The pipeline with the proxy and the watchers in place, and as it was afterwards.
 
@@ -359,7 +361,7 @@ class Driver:
             latents: In the place of those the pipeline prepares, if given.
             entered: Gets the latents that enter the loop.
             vae: In the place of the pipeline's, if given.
-            denoiser: Answers in the place of the network, if given.
+            denoiser: Makes what answers in the place of a network, if given.
         """
         pipe = self.pipe
         replaced: list[tuple[Any, str, Any]] = []
@@ -383,7 +385,7 @@ class Driver:
                 put(module, "forward", self._remembering(name, module.forward))
             for _, module in modules(pipe, DENOISERS):
                 if denoiser is not None:
-                    put(module, "forward", denoiser)
+                    put(module, "forward", denoiser(module))
                 handles.append(module.register_forward_pre_hook(self._count, with_kwargs=True))
             yield
         finally:
@@ -398,9 +400,7 @@ class Driver:
     @torch.compiler.disable
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Charges a network evaluation before it runs, in rows."""
-        rows = len(_denoised(args, kwargs))
-        self.nfe_seen += rows
-        self.meter.charge(Cost(nfe=rows))
+        self.meter.charge(Cost(nfe=len(_denoised(args, kwargs))))
 
     @staticmethod
     def _cutting(get_timesteps: Callable[..., Any], proxy: SchedulerProxy) -> Callable[..., Any]:
@@ -488,6 +488,14 @@ class _Silence(tuple[Any, ...]):
     @property
     def sample(self) -> Any:
         return self[0]
+
+
+def _zeros(module: nn.Module, x: Tensor) -> Tensor:
+    """An answer to `x`, with the extra channels of a network that predicts its variance too."""
+    config: Any = getattr(module, "config", {})
+    channels = config.get("in_channels")
+    learned = config.get("learn_sigma") or config.get("out_channels") == 2 * (channels or 0)
+    return torch.cat([torch.zeros_like(x)] * 2, dim=1) if learned and x.ndim == 4 else torch.zeros_like(x)
 
 
 def _denoised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
