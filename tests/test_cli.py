@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_plugins import MODEL, VERIFIER
 from typer.testing import CliRunner
 
+from toy_plugins import MODEL, VERIFIER
 from tts_vision.cli import app
 from tts_vision.results import load_result
 
@@ -148,6 +148,19 @@ def test_debug_shows_the_traceback_wherever_it_stands() -> None:
     for args in (["--debug", "generate", " ", *TOY], ["generate", " ", *TOY, "--debug"]):
         result = runner.invoke(app, args)
         assert type(result.exception).__name__ == "ConfigError"
+
+
+def test_an_unexpected_failure_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tts_vision.testing.toys import GaussianMixtureSampler
+
+    def fail(sampler: object, state: object) -> None:
+        raise RuntimeError("device lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GaussianMixtureSampler, "decode", fail)
+        message = refused("generate", "a", *TOY, "-o", "x")
+    assert "stopped with RuntimeError: device lost. 'tts-vision resume x' goes on" in message
+    ok("resume", "x")
 
 
 def test_a_failed_verifier_loses_nothing() -> None:

@@ -407,6 +407,13 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> None:
         begun = (folder / "config.yaml").exists()
         typer.echo(f"Interrupted. {going_on}" if begun else "Interrupted before the search began.", err=True)
         raise typer.Exit(_INTERRUPTED) from None
+    except TTSVisionError:
+        raise
+    except Exception as error:
+        raise TTSVisionError(
+            f"A search must run to its end but stopped with {type(error).__name__}: {error}. {going_on} "
+            "'--debug' shows the traceback."
+        ) from error
     _tell(result, folder)
 
 

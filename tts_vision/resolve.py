@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tts_vision.config import RunConfig, Spec
+from tts_vision.config import ModelOptions, RunConfig, Spec
 from tts_vision.context import SearchContext
 from tts_vision.errors import (
     CapabilityError,
@@ -81,6 +81,12 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
         VerifierError: If the verifier cannot be loaded.
     """
     live = live or Live()
+    if live.pipe is not None and config.model.startswith("<") and config.model_options != ModelOptions():
+        raise ConfigError(
+            f"Model options apply to a model that is loaded by name but got {config.model_options!r} beside "
+            "a live "
+            "pipeline; set it up before you pass it."
+        )
     config = spell_out(config, live)
     entry = find_algorithm(config, live)
     verifier_entry = None if live.verifier is not None else find_verifier(config.verifier)
@@ -110,6 +116,9 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
 def find_algorithm(config: RunConfig, live: Live | None = None) -> Entry:
     """The algorithm that a configuration names, or the live one in its place."""
     if live is None or live.algorithm is None:
+        _refuse_live(
+            "algorithm", config.algorithm, "search(..., algorithm=FUNCTION, output=FOLDER, resume=True)"
+        )
         return lookup("algorithm", config.algorithm)
     known = (entry for entry in entries("algorithm") if entry.target is live.algorithm)
     return next(known, Entry("algorithm", config.algorithm, live.algorithm))

@@ -225,6 +225,15 @@ def make_folder(root: Path, config: RunConfig) -> None:
         replace_file(root / CONFIG, lambda part: part.write_text(config.dump()), "The configuration")
 
 
+def remove_empty_search(root: Path) -> None:
+    """Takes back what `make_folder` made, of a search that never began."""
+    for name in (CONFIG, TRACE):
+        (root / name).unlink(missing_ok=True)
+    for folder in (root / POPULATION, root):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _check_same(recorded: RunConfig, given: RunConfig, root: Path) -> None:
     old, new = recorded.content, given.content
     for key in old:

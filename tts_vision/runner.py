@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.context import SearchContext
-from tts_vision.errors import BudgetSpent, StorageError
+from tts_vision.errors import BudgetSpent, ConfigError, StorageError
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.replays import recreate
@@ -25,6 +25,7 @@ from tts_vision.results import (
     make_folder,
     ranked,
     read_config,
+    remove_empty_search,
     write_result,
 )
 from tts_vision.trace import Event, lineage
@@ -145,7 +146,14 @@ def run(
         make_folder(root, config)
     journal = Journal(root)
     labels = Labels(config, journal) if root is None else SampleFolder(config, journal, root)
-    result = _search(setup, journal, labels, root, progress)
+    try:
+        result = _search(setup, journal, labels, root, progress)
+    except ConfigError:
+        # what an algorithm refuses before its first operation leaves no folder behind
+        if root is not None and all(event.kind == "checkpoint" for event in journal.events):
+            journal.close()
+            remove_empty_search(root)
+        raise
     if root is not None:
         write_result(result, figures=figures)
         journal.close()
