@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from toy_search import FakeClock, Scripted, SlowReward, events, toy_context
+from toy_search import Scripted, events, toy_context
 from tts_vision.context import SearchContext
 from tts_vision.errors import (
     BudgetSpent,
@@ -21,7 +21,7 @@ from tts_vision.errors import (
 from tts_vision.mutations import Blend, StepNoise
 from tts_vision.rng import row_seed
 from tts_vision.scoring import FunctionVerifier
-from tts_vision.testing.contracts import results
+from tts_vision.testing.contracts import FakeClock, SlowReward, results
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward, position_of
 from tts_vision.types import Cost, Media, Prompt, Score, State
 

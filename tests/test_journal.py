@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from toy_search import FakeClock, SlowReward, toy_context
+from toy_search import toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.evosearch import evosearch
 from tts_vision.algorithms.fk_steering import fk_steering
@@ -19,7 +19,7 @@ from tts_vision.context import SearchContext
 from tts_vision.errors import StorageError
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget
-from tts_vision.testing.contracts import Killed, kill_everywhere, results
+from tts_vision.testing.contracts import FakeClock, Killed, SlowReward, kill_everywhere, results
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
 from tts_vision.types import Prompt, Rows, State

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from toy_search import FakeClock
 from tts_vision.errors import BudgetSpent, ConfigError
 from tts_vision.ledger import Budget, Ledger, Remaining
+from tts_vision.testing.contracts import FakeClock
 from tts_vision.types import Cost
 
 

@@ -1,11 +1,9 @@
-"""Search contexts on the closed-form toy, and a clock that only moves when told to."""
+"""Search contexts on the closed-form toy, and a verifier that says what it is told to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import pytest
 
 from tts_vision.context import SearchContext
 from tts_vision.journal import Journal
@@ -42,26 +40,6 @@ def toy_context(
 def events(context: SearchContext, kind: str) -> list[Any]:
     """What a search recorded of one kind."""
     return [event for event in context._journal.events if event.kind == kind]
-
-
-class FakeClock:
-    """Stands in for the wall clock of all ledgers made after it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr("tts_vision.ledger.time.perf_counter", lambda: self.now)
-
-
-class SlowReward(TargetReward):
-    """A verifier that takes time on a fake clock, for each sample."""
-
-    def __init__(self, clock: FakeClock, seconds: float) -> None:
-        super().__init__()
-        self.clock, self.seconds = clock, seconds
-
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        self.clock.now += self.seconds * len(media)
-        return super().score(media, prompts)
 
 
 class Scripted:

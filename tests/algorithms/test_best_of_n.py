@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from toy_search import FakeClock, SlowReward, toy_context
+from toy_search import toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.errors import BudgetSpent, ConfigError
-from tts_vision.testing.contracts import AlgorithmContract, results
+from tts_vision.testing.contracts import AlgorithmContract, FakeClock, SlowReward, results
 from tts_vision.types import State
 
 

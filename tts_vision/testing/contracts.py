@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,23 @@ class AlgorithmContract:
         assert context.ledger.spent.verifier_calls <= calls
         check_result(context, state)
 
+    @pytest.mark.parametrize("seconds", [1.5, 7.5, 30])
+    def test_fits_every_time(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: float,
+    ) -> None:
+        clock = FakeClock(monkeypatch)
+        context = SearchContext(make_sampler(), SlowReward(clock, 1.0), Prompt("x"), seed=SEED)
+        context.ledger.budget = Budget(seconds=seconds)
+        # a forecast may be wrong, so a search may also be stopped here
+        with suppress(BudgetSpent):
+            check_result(context, algorithm(context))
+        assert context.best is not None
+        assert seconds / 3 < clock.now <= seconds
+
     def test_without_limits(
         self,
         algorithm: Callable[..., State],
@@ -337,6 +355,26 @@ class AlgorithmContract:
 
 class Killed(Exception):
     """A simulated kill."""
+
+
+class FakeClock:
+    """Stands in for the wall clock of all ledgers made after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("tts_vision.ledger.time.perf_counter", lambda: self.now)
+
+
+class SlowReward(TargetReward):
+    """A verifier that takes time on a fake clock, for each sample."""
+
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        self.clock.now += self.seconds * len(media)
+        return super().score(media, prompts)
 
 
 class HalfBlind:
