@@ -281,3 +281,22 @@ def test_a_result_without_a_score_says_so() -> None:
     result = Result(None, [candidate(0, float("nan"))], [], Spent(), budget=None, config=config)  # type: ignore[arg-type]
     assert "none of 1 samples could be scored" in repr(result)
     assert result._repr_png_() is None
+
+
+def test_the_winner_of_best_of_n_is_made_again_by_plain_diffusers(tmp_path: Path) -> None:
+    """From the one number in its file, without this package."""
+    from tiny_pipelines import TINY
+
+    tiny = TINY["stable_diffusion"]
+    pipe = tiny.build()
+    call = {"num_inference_steps": 3, **tiny.kwargs}
+    settings: dict[str, Any] = {"verifier": brightness, "budget": "5x", "seed": 3, "pipeline_kwargs": call}
+    search(pipe, "two red circles", output=tmp_path, **settings)
+    with Image.open(tmp_path / "best.png") as image:
+        text: dict[Any, Any] = dict(image.info)
+        found = pixels(image.convert("RGB"))
+    assert text["uid"] != "0"
+    generator = torch.Generator("cpu").manual_seed(int(text["row_seed"]))
+    plain = pipe(text["prompt"], generator=generator, **call).images[0]
+    assert np.array_equal(pixels(plain), found)
+    assert replay(tmp_path, pipe).max_difference == 0
