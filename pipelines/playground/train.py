@@ -46,7 +46,6 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
     _take_sharper_decoder(work_dir, vae)
     pipe = build_pipeline(transformer, text_encoder, vae).to(torch.float16)
     pipe.save_pretrained(output / "flow", safe_serialization=True)
-    _drop_derived_setting(output / "flow" / "vae" / "config.json")
     if (work_dir / "clip.pt").exists():
         model = build_clip(seed=seed + 3)
         average = Average({"clip": model})
@@ -55,17 +54,29 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
         model.half().save_pretrained(output / "clip")
         build_tokenizer("right").save_pretrained(output / "clip")
         build_processor().save_pretrained(output / "clip")
+    _tidy(output)
     size = {
         part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in output.iterdir()
     }
     log(work_dir, f"export: {output}, bytes {size}")
 
 
-def _drop_derived_setting(path: Path) -> None:
-    """Takes out of saved settings the one that the autoencoder derives, and warns of when it is read."""
-    settings = json.loads(path.read_text())
-    settings.pop("block_out_channels", None)
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+def _tidy(folder: Path) -> None:
+    """Makes saved settings portable.
+
+    Takes out the folder a model came from, and the setting that the autoencoder derives and warns of when it is
+    read; names the tokenizer's class as older transformers know it too.
+
+    Args:
+        folder: Where `save_pretrained` wrote.
+    """
+    for path in folder.rglob("*.json"):
+        if path.name == "tokenizer.json":
+            continue
+        settings = json.loads(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+        for key in ("_name_or_path", "block_out_channels"):
+            settings.pop(key, None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _take_sharper_decoder(work_dir: Path, vae: AutoencoderTiny) -> None:
@@ -94,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output", type=Path, default=Path(__file__).with_name("weights"), help="exported weights"
     )
     parser.add_argument("--minutes-vae", type=float, default=12.0)
-    parser.add_argument("--minutes-flow", type=float, default=70.0)
+    parser.add_argument("--minutes-flow", type=float, default=46.0)
     parser.add_argument("--minutes-decoder", type=float, default=5.0)
-    parser.add_argument("--minutes-clip", type=float, default=8.0)
+    parser.add_argument("--minutes-clip", type=float, default=9.0)
     parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
     parser.add_argument("--bank-size", type=int, default=150_000, help="pictures to train on")
     parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")

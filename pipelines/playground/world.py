@@ -248,8 +248,9 @@ def _noun_phrase(group: Group) -> str:
 def metadata(spec: Spec) -> dict[str, Any]:
     """A spec in GenEval's schema.
 
-    For a relation, `include[0]` is the reference and `include[1]` the group that is placed. Groups of more
-    than one exclude one more of their kind, unless both groups are of one kind.
+    For a relation, `include[0]` is the reference and `include[1]` the group that is placed. A prompt that
+    counts means all of its numbers exactly: each group then excludes one more of its kind, unless both groups
+    are of one kind.
 
     Args:
         spec: What to describe.
@@ -268,9 +269,8 @@ def metadata(spec: Spec) -> dict[str, Any]:
         entries[1]["position"] = [spec.relation, 0]
     record: dict[str, Any] = {"tag": spec.tag, "include": entries}
     one_kind = len({group.shape for group in spec.groups}) < len(spec.groups)
-    exclude = [{"class": g.shape, "count": g.count + 1} for g in spec.groups if g.count > 1 and not one_kind]
-    if exclude:
-        record["exclude"] = exclude
+    if any(group.count > 1 for group in spec.groups) and not one_kind:
+        record["exclude"] = [{"class": group.shape, "count": group.count + 1} for group in spec.groups]
     record["prompt"] = caption(spec)
     return record
 

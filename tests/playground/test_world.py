@@ -115,6 +115,11 @@ def test_metadata_follow_the_geneval_schema() -> None:
         {"class": "circle", "count": 1, "position": ["left of", 0]},
     ]
     assert world.parse_prompt("a red circle and a blue square")["tag"] == "color_attr"
+    assert "exclude" not in world.parse_prompt("a red circle and a blue square")
+    assert world.parse_prompt("two red circles left of a blue star")["exclude"] == [
+        {"class": "circle", "count": 3},
+        {"class": "star", "count": 2},
+    ]
 
 
 def test_the_shipped_prompts_are_those_of_the_seed() -> None:
