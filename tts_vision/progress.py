@@ -33,7 +33,7 @@ class ProgressReport:
         self._console = Console(file=stream)
         self._bar: Progress | None = None
         self._context: SearchContext | None = None
-        self._last_line = time.monotonic()
+        self._last_line: float | None = None
 
     def __enter__(self) -> ProgressReport:
         if self._console.is_terminal:
@@ -52,8 +52,11 @@ class ProgressReport:
     def __call__(self, context: SearchContext, event: Event) -> None:
         """Takes note of an event."""
         self._context = context
-        if self._bar is None and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
+        now = time.monotonic()
+        if self._last_line is None:
+            self._last_line = now
+        if self._bar is None and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
             print(status(context), file=self._stream, flush=True)
 
     def _read(self) -> SearchContext | None:
