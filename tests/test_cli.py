@@ -206,6 +206,7 @@ def test_list_shows_kinds_and_parameters() -> None:
     text = ok("list", "evosearch")
     assert "--evolution-schedule" in text
     assert "paper:" in text
+    assert "list[int] | None" in text
     assert "did you mean 'verifiers'" in refused("list", "verifierss")
 
 

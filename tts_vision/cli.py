@@ -471,7 +471,7 @@ def _kind_table(kind: Kind, found: Sequence[Entry]) -> Table:
         table.add_column(head)
     for entry in found:
         facts = _facts(entry)
-        table.add_row(entry.name, entry.summary, facts, ", ".join(_parameters_of(entry)))
+        _add_row(table, entry.name, entry.summary, facts, ", ".join(_parameters_of(entry)))
     return table
 
 
@@ -512,8 +512,15 @@ def _parameter_table(entry: Entry, *, flags: bool) -> Table:
         table.add_column(head)
     for name, p in _parameters_of(entry).items():
         default = "required" if p.default is inspect.Parameter.empty else str(p.default)
-        table.add_row(_as_flag(name) if flags else name, p.type_name, default, p.help)
+        _add_row(table, _as_flag(name) if flags else name, p.type_name, default, p.help)
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """A row of plain text: brackets, as in ``list[int]``, are no markup."""
+    from rich.text import Text
+
+    table.add_row(*map(Text, cells))
 
 
 def _print(table: Table) -> None:

@@ -116,6 +116,7 @@ class Comparison:
     def table(self) -> Table:
         """The summary for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         rows = self.rows()
         table = Table(
@@ -131,7 +132,7 @@ class Comparison:
             line += [_interval(row.score, row.score_low, row.score_high), f"{row.gain:+.4f}"]
             if self.evaluator:
                 line.append(_interval(row.evaluation, row.evaluation_low, row.evaluation_high))
-            table.add_row(*line, f"{row.nfe:.0f}", f"{row.seconds:.1f}")
+            table.add_row(*map(Text, [*line, f"{row.nfe:.0f}", f"{row.seconds:.1f}"]))
         return table
 
     def plot(self) -> Figure:
