@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tts_vision.pipelines.playground import weights_path, world
-from tts_vision.pipelines.playground.checker import evaluate
 
 from tts_vision.errors import ConfigError
+from tts_vision.pipelines.playground import weights_path, world
+from tts_vision.pipelines.playground.checker import evaluate
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score
 
@@ -28,10 +28,18 @@ def _picture(media: Media) -> Image.Image:
 
 @register("verifier", "playground_oracle", paper="GenEval (Ghosh et al. 2023)")
 class PlaygroundOracle:
-    """The playground's exact checker: 1 for a right picture, else the share of demands that are met."""
+    """The playground's exact checker: 1 for a right picture, else the share of demands that are met.
+
+    Args:
+        graded: Whether a wrong picture gets its share of met demands, to tell the better from the worse;
+            else it gets 0, so that a mean over pictures is the share of right ones.
+    """
 
     name = "playground_oracle"
     accepts: frozenset[Modality] = frozenset({"image"})
+
+    def __init__(self, *, graded: bool = True) -> None:
+        self.graded = graded
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         """One score per picture.
@@ -50,7 +58,8 @@ class PlaygroundOracle:
         for item, prompt in zip(media, prompts, strict=True):
             verdict = evaluate(np.asarray(_picture(item)), _record(prompt))
             parts = {"correct": float(verdict.correct), "fraction": verdict.fraction}
-            scores.append(Score(value=verdict.fraction, parts=parts, reason=verdict.reason or None))
+            value = verdict.fraction if self.graded else parts["correct"]
+            scores.append(Score(value=value, parts=parts, reason=verdict.reason or None))
         return scores
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
+
 from tts_vision.pipelines.playground import world
 
 UNKNOWN = "unknown"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import CogView4Pipeline
+
 from tts_vision.pipelines.playground import DEFAULTS, load_pipeline, weights_path, world
 from tts_vision.pipelines.playground.checker import evaluate
 

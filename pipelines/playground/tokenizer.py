@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
+
 from tts_vision.pipelines.playground import world
 
 MAX_TOKENS = 16

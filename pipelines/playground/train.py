@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
+
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 from tts_vision.pipelines.playground.train_clip import build_clip, build_processor, train_clip
 from tts_vision.pipelines.playground.train_flow import (
@@ -64,8 +65,8 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
 def _tidy(folder: Path) -> None:
     """Makes saved settings portable.
 
-    Takes out the folder a model came from, and the setting that the autoencoder derives and warns of when it is
-    read; names the tokenizer's class as older transformers know it too.
+    Takes out the folder a model came from, and the setting that the autoencoder derives and warns of when it
+    is read; names the tokenizer's class as older transformers know it too.
 
     Args:
         folder: Where `save_pretrained` wrote.

@@ -14,6 +14,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
 from tts_vision.pipelines.playground import world
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
 from tts_vision.pipelines.playground.training import (
@@ -169,7 +170,8 @@ def train_clip(
     Returns:
         The model and its averaged weights.
     """
-    model = build_clip(width, seed=seed).to(device).train()
+    model = build_clip(width, seed=seed).train()
+    nn.Module.to(model, device)
     optimisers = build_optimisers({"clip": model}, learning_rate)
     average = Average({"clip": model}, decay=0.995)
     tokenizer = build_tokenizer("right")

@@ -20,6 +20,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 from transformers import GlmConfig, GlmModel
+
 from tts_vision.pipelines.playground import world
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
 from tts_vision.pipelines.playground.train_vae import LATENT_CHANNELS
@@ -178,7 +179,9 @@ def train_flow(
         The two models and their averaged weights.
     """
     transformer, text_encoder = build_flow(size or FlowSize(), seed)
-    modules = {"transformer": transformer.to(device), "text_encoder": text_encoder.to(device)}
+    modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
+    for module in modules.values():
+        module.to(device)
     optimisers = build_optimisers(modules, learning_rate)
     average = Average(modules)
     parameters = [p for module in modules.values() for p in module.parameters()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
+
 from tts_vision.pipelines.playground.training import (
     Bank,
     Budget,

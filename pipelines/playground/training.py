@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from tts_vision.pipelines.playground import world
 
 CAPTIONS_PER_SCENE = 3

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+
 from tts_vision.pipelines.playground import checker, world
 from tts_vision.pipelines.playground.checker import Detection, evaluate, judge
 from tts_vision.pipelines.playground.world import Scene, Thing

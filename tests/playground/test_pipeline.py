@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogView4Pipeline
+
 from tts_vision.pipelines import playground
 from tts_vision.pipelines.playground import measure, world
 from tts_vision.pipelines.playground.checker import evaluate

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tts_vision.pipelines import playground
 from tts_vision.pipelines.playground import train, train_clip, train_flow, train_vae
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary

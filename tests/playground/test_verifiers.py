@@ -1,10 +1,10 @@
 import pytest
 from PIL import Image
-from tts_vision.pipelines.playground import world
-from tts_vision.pipelines.playground.world import Scene, Thing
 
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError
+from tts_vision.pipelines.playground import world
+from tts_vision.pipelines.playground.world import Scene, Thing
 from tts_vision.registry import lookup
 
 RED_LEFT_OF_BLUE = Scene((Thing("circle", "red", 16, 32, 10), Thing("star", "blue", 46, 32, 11)), 128)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tts_vision.pipelines.playground import world
 from tts_vision.pipelines.playground.world import Group, Spec
 
