@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,13 @@ JUDGE = "playground_oracle:graded=false"
 
 
 def evaluation_prompts(n: int) -> list[Prompt]:
-    """`n` of the playground's held-out prompts, the same number of each task form as far as possible."""
+    """`n` distinct prompts of the playground's evaluation set, evenly over the task forms while they last."""
     path = Path(str(files("tts_vision.pipelines.playground").joinpath("prompts.jsonl")))
-    by_form: dict[str, list[Prompt]] = {}
+    by_form: dict[str, dict[str, Prompt]] = {}
     for prompt in read_prompts(path):
-        by_form.setdefault(prompt.metadata["tag"], []).append(prompt)
-    rounds = zip(*by_form.values())
-    return [prompt for group in rounds for prompt in group][:n]
+        by_form.setdefault(prompt.metadata["tag"], {}).setdefault(prompt.text, prompt)
+    rounds = zip_longest(*(form.values() for form in by_form.values()))
+    return [prompt for group in rounds for prompt in group if prompt is not None][:n]
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--output", type=Path, default=Path("runs/playground"), help="where everything is kept"
     )
     parser.add_argument("--budgets", nargs="+", default=["4x", "16x"])
-    parser.add_argument("--prompts", type=int, default=100, help="held-out prompts, up to 300")
+    parser.add_argument("--prompts", type=int, default=100, help="distinct prompts, up to 123")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
     parser.add_argument("--verifier", default="playground_clip")
