@@ -15,7 +15,7 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 demo: setup
-	$(BIN)/tts-vision generate "two red circles" --algorithm evosearch --verifier playground_clip --budget 16x --seed 0
+	$(BIN)/tts-vision generate "two red circles left of a blue star" --algorithm evosearch --seed 2
 
 test: setup
 	$(BIN)/python -m pytest
