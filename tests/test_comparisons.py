@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from toy_plugins import MODEL, VERIFIER
 
+from toy_plugins import MODEL, VERIFIER
 from tts_vision import compare
 from tts_vision.comparisons import Cell, read_prompts, slug
 from tts_vision.errors import ConfigError, UnknownNameError

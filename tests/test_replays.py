@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_plugins import MODEL, VERIFIER, first_coordinate
 
+from toy_plugins import MODEL, VERIFIER, first_coordinate
 from tts_vision import search
 from tts_vision.errors import ConfigError
 from tts_vision.media import pixels

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tiny_pipelines import STOCHASTIC, TINY, with_scheduler
 
 PROMPT = "two red circles"

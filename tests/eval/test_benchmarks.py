@@ -23,7 +23,8 @@ def test_the_benchmark_writes_a_table_and_a_plot_and_resumes(tmp_path, capsys, m
     playground.main(arguments)
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["plain", "best_of_n", "zero_order"]
+    names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    assert names == ["plain", "best_of_n", "zero_order"]
     assert (tmp_path / "plot.png").stat().st_size > 1000
     # nothing is computed a second time
     monkeypatch.setattr("tts_vision.runner._search", None)
