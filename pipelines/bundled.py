@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tts_vision.config import ModelOptions
@@ -34,39 +31,18 @@ def load_playground(name: str = "playground", *, options: ModelOptions | None = 
 
     from tts_vision.pipelines.loading import prepare
     from tts_vision.pipelines.playground import DEFAULTS, load_pipeline
+    from tts_vision.pipelines.playground.quiet import quietly
 
     options = options or ModelOptions()
     device = options.device or "cpu"
     try:
-        with _quiet():
+        with quietly():
             pipe = load_pipeline(dtype=getattr(torch, options.dtype or "float32"))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PipelineError(
             f"The playground's weights must be whole but: {reason[0]}; reinstall tts-vision, or train them "
-            "again "
-            "with 'python -m tts_vision.pipelines.playground.train'."
+            "again with 'python -m tts_vision.pipelines.playground.train'."
         ) from error
     pipe.tts_vision_defaults = dict(DEFAULTS)
     return prepare(pipe, options, device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars and advice, which say nothing about files that ship with the package."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    try:
-        for library in libraries:
-            library.set_verbosity_error()
-            library.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for library, level in zip(libraries, levels):
-            library.set_verbosity(level)
-            library.enable_progress_bar()

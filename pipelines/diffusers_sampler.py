@@ -99,8 +99,7 @@ class DiffusersSampler:
         if self._rows_of(segment) != len(uids):
             raise PipelineError(
                 f"A pipeline must draw one latent per prompt but {self.name} drew {self._rows_of(segment)} "
-                "for "
-                f"{len(uids)}; set max_batch to 1."
+                f"for {len(uids)}; set max_batch to 1."
             )
         total = segment.proxy.total
         if total is not None and total != self.num_steps:
@@ -136,8 +135,7 @@ class DiffusersSampler:
         if proxy.prev_sample is None:
             raise PipelineError(
                 f"A pipeline's loop must call scheduler.step but {self.name} did not between steps {start} "
-                f"and {stop}; "
-                "it cannot be driven step by step."
+                f"and {stop}; it cannot be driven step by step."
             )
         latents = proxy.prev_sample
         output = segment.output
@@ -171,8 +169,7 @@ class DiffusersSampler:
         if not isinstance(estimate, Tensor):
             raise CapabilityError(
                 "A preview needs at least one step since the noise was last changed but the state is at "
-                "step "
-                f"{state.step} without one; advance it first."
+                f"step {state.step} without one; advance it first."
             )
         return self._decoded(replace(state, latents=estimate), self._preview_vae)
 

@@ -35,8 +35,7 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
     if Path(name_or_path).is_file():
         raise PipelineError(
             f"A model must be a hub id or a diffusers folder but {name_or_path!r} is a single file; load "
-            "it with its "
-            "pipeline class's from_single_file, and pass the pipeline to tts_vision.search."
+            "it with its pipeline class's from_single_file, and pass the pipeline to tts_vision.search."
         )
     settings = {"variant": options.variant, "revision": options.revision}
     try:
@@ -53,8 +52,7 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
         raise PipelineError(
             f"A model must be a hub id or a diffusers folder but {name_or_path!r} could not be loaded: "
             f"{type(error).__name__}: {reason[0] if reason else ''}. Check the name, the network, and that "
-            "all "
-            "files are complete."
+            "all files are complete."
         ) from error
     return prepare(pipe, options, device)
 
@@ -131,7 +129,6 @@ def _set_attention(pipe: Any, backend: str) -> None:
     except (ImportError, ModuleNotFoundError, ValueError, RuntimeError, AttributeError) as error:
         raise ConfigError(
             f"attention must be a back end that is installed and that the model supports but {backend!r} "
-            "failed: "
-            f"{error}. Install it (for xformers: pip install 'tts-vision[xformers]') or leave --attention "
-            "out."
+            f"failed: {error}. Install it (for xformers: pip install 'tts-vision[xformers]') or leave "
+            "--attention out."
         ) from error

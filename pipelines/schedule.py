@@ -80,8 +80,7 @@ def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tupl
         return a * (x / norm) - s * output, s * (x / norm) + a * output
     raise PipelineError(
         "A model must predict epsilon, sample, v_prediction or flow_prediction but this scheduler says "
-        f"{kind!r}; "
-        "set prediction_type in its config."
+        f"{kind!r}; set prediction_type in its config."
     )
 
 

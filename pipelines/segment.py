@@ -442,8 +442,7 @@ class Driver:
                 if first.shape != latents.shape:
                     raise PipelineError(
                         f"Latents that go on must be shaped as the pipeline's own, {tuple(first.shape)}, "
-                        "but are "
-                        f"{tuple(latents.shape)}; its loop cannot be driven in segments."
+                        f"but are {tuple(latents.shape)}; its loop cannot be driven in segments."
                     )
                 first = latents.to(first.device)
             entered.append(first)

@@ -318,8 +318,7 @@ def compare(
     if foreign := sorted(set(base) - {"model_options", "sampler_options"}):
         raise ConfigError(
             f"--set of 'compare' takes model.KEY, sampler.KEY and pipeline.KEY but got {foreign[0]!r}; "
-            "parameters "
-            "of an algorithm are written '--algorithm name:key=value'."
+            "parameters of an algorithm are written '--algorithm name:key=value'."
         )
     texts = [Prompt(text) for text in prompts or []] + (read_prompts(prompts_file) if prompts_file else [])
     if not texts:

@@ -316,9 +316,8 @@ def read_prompts(path: Path | str) -> list[Prompt]:
             prompts.append(Prompt(record["prompt"], {k: v for k, v in record.items() if k != "prompt"}))
         except (ValueError, KeyError) as error:
             raise ConfigError(
-                f"A line of JSON prompts must be an object with 'prompt' but line {number} of {str(path)!r} "
-                "is not "
-                f"({error!r}); mend it."
+                f"A line of JSON prompts must be an object with 'prompt' but line {number} of "
+                f"{str(path)!r} is not ({error!r}); mend it."
             ) from error
     if not prompts:
         raise ConfigError(f"A file of prompts must hold at least one but {str(path)!r} is empty; add a line.")

@@ -280,8 +280,7 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
             names = [group.replace("KEY", ".".join(path[1:])) for group in groups] if len(path) > 1 else []
             raise ConfigError(
                 f"An override must name one of {', '.join([*RunConfig.model_fields, *groups])} but got "
-                f"{key!r}; "
-                f"{did_you_mean(key, names or RunConfig.model_fields)}"
+                f"{key!r}; {did_you_mean(key, names or RunConfig.model_fields)}"
             )
         result = _assign(result, path, _read_value(text), key)
     return result

@@ -83,9 +83,8 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
     live = live or Live()
     if live.pipe is not None and config.model.startswith("<") and config.model_options != ModelOptions():
         raise ConfigError(
-            f"Model options apply to a model that is loaded by name but got {config.model_options!r} beside "
-            "a live "
-            "pipeline; set it up before you pass it."
+            f"Model options apply to a model that is loaded by name but got {config.model_options!r} "
+            "beside a live pipeline; set it up before you pass it."
         )
     config = spell_out(config, live)
     entry = find_algorithm(config, live)
@@ -96,9 +95,8 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
     if sampler.modality not in verifier.accepts:
         raise ConfigError(
             f"Verifier {verifier.name!r} scores {' and '.join(sorted(verifier.accepts))} but "
-            f"{sampler.name!r} makes "
-            f"{sampler.modality}; choose another verifier ('tts-vision list verifiers' shows what each "
-            "scores)."
+            f"{sampler.name!r} makes {sampler.modality}; choose another verifier ('tts-vision list "
+            "verifiers' shows what each scores)."
         )
     prompt = Prompt(config.prompt, config.prompt_metadata)
     sample = SearchContext(sampler, verifier, prompt, seed=config.seed).cost()
@@ -137,9 +135,8 @@ def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
     if isinstance(pipe, Sampler):
         if options != type(options)():
             raise ConfigError(
-                f"Sampler options must be given to a sampler when it is made but got {options!r} beside the "
-                "sampler "
-                f"{pipe.name!r}; leave out pipeline_kwargs and sampler_options."
+                f"Sampler options must be given to a sampler when it is made but got {options!r} beside "
+                f"the sampler {pipe.name!r}; leave out pipeline_kwargs and sampler_options."
             )
         return pipe
     if options.stochastic is None:
@@ -151,10 +148,9 @@ def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
             return sampler
     raise PipelineError(
         "A pipeline must be one that a sampler drives "
-        f"({', '.join(entry.name for entry in samplers) or 'none here'}): "
-        "a diffusers text-to-image or text-to-video pipeline with a scheduler, or an object with the "
-        "methods of "
-        f"tts_vision.Sampler; but got {type(pipe).__module__}.{type(pipe).__qualname__}."
+        f"({', '.join(entry.name for entry in samplers) or 'none here'}): a diffusers text-to-image or "
+        "text-to-video pipeline with a scheduler, or an object with the methods of tts_vision.Sampler; "
+        f"but got {type(pipe).__module__}.{type(pipe).__qualname__}."
     )
 
 
@@ -242,8 +238,7 @@ def _as_verifier(value: Any, text: str) -> Verifier:
         return FunctionVerifier(value)
     raise ConfigError(
         "A verifier must be a name, an object with name, accepts and score, or a function f(images, "
-        "prompts) -> "
-        f"floats, but {text} is {type(value).__qualname__}; give one of these."
+        f"prompts) -> floats, but {text} is {type(value).__qualname__}; give one of these."
     )
 
 
@@ -268,8 +263,7 @@ def _check_capabilities(entry: Entry, sampler: Sampler) -> None:
     remedy = "set stochastic=True (--stochastic)" if noise else "choose another algorithm or model"
     raise CapabilityError(
         f"Algorithm {entry.name!r} needs a sampler with {', '.join(sorted(entry.needs))} but "
-        f"{sampler.name!r} lacks "
-        f"{', '.join(missing)}; {remedy}."
+        f"{sampler.name!r} lacks {', '.join(missing)}; {remedy}."
     )
 
 
@@ -277,8 +271,7 @@ def _refuse_live(key: str, text: str, remedy: str) -> None:
     if text.startswith("<"):
         raise ConfigError(
             f"A search started from Python with a live {key} cannot be started from its configuration "
-            "alone, but "
-            f"{key} is {text!r}; call {remedy} with the same object."
+            f"alone, but {key} is {text!r}; call {remedy} with the same object."
         )
 
 

@@ -357,9 +357,8 @@ def load_result(root: Path | str) -> Result:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
-            f"{str(root / RESULT)!r} must be what a search wrote but cannot be read ({error!r}); delete it, "
-            "and "
-            f"'tts-vision resume {root}' writes it again."
+            f"{str(root / RESULT)!r} must be what a search wrote but cannot be read ({error!r}); delete "
+            f"it, and 'tts-vision resume {root}' writes it again."
         ) from error
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.playground import weights_path, world
 from tts_vision.pipelines.playground.checker import evaluate
+from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score
 
@@ -95,7 +96,8 @@ class PlaygroundClip:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         folder = weights_path("clip") if path is None else path
-        self._model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        with quietly():
+            self._model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._processor = CLIPImageProcessor.from_pretrained(folder)
 
