@@ -149,3 +149,7 @@ def test_remaining_is_a_snapshot() -> None:
     ledger.charge(Cost(nfe=4))
     assert left == Remaining(nfe=5)
     assert left.times(Cost(nfe=2)) == 2 and ledger.affordable(Cost(nfe=2)) == 0
+
+
+def test_peak_memory_is_measured_without_an_accelerator_too() -> None:
+    assert Ledger().read().peak_memory > 10 * 2**20

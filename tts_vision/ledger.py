@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class Spent(BaseModel):
         nfe, decodes, verifier_calls: As in `Cost`.
         seconds: Wall-clock seconds by phase.
         elapsed: Wall-clock seconds in all, overhead included.
-        peak_memory: Peak bytes allocated on the accelerator; 0 without one.
+        peak_memory: Peak bytes: allocated on the accelerator, or of the whole process without one.
     """
 
     nfe: float = 0
@@ -232,7 +233,7 @@ class Ledger:
             verifier_calls=self.spent.verifier_calls,
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(self.elapsed, 6),
-            peak_memory=torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
+            peak_memory=_peak_memory(),
         )
 
     def restore(self, spent: Spent) -> None:
@@ -243,3 +244,14 @@ class Ledger:
 
     def _rate(self, phase: Phase, done: float) -> float:
         return self.seconds.get(phase, 0.0) / done if done else 0.0
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
