@@ -148,15 +148,17 @@ class SchedulerProxy:
 
     def _do_step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         index = self._offset + self.start + self.done
-        if self.levels is None:
-            try:
-                self.levels = noise_levels(self.inner)
-            except PipelineError:
-                self.levels = []
         x0 = eps = None
-        if self.levels:
-            x0, eps = predictions(self.inner, model_output, sample, self.levels[index])
-            self.preview = x0.to(sample.dtype)
+        last = self.stop is None or self.start + self.done == self.stop - 1
+        if self._rule is not None or last:  # a preview needs no more than the last step's prediction
+            if self.levels is None:
+                try:
+                    self.levels = noise_levels(self.inner)
+                except PipelineError:
+                    self.levels = []
+            if self.levels:
+                x0, eps = predictions(self.inner, model_output, sample, self.levels[index])
+                self.preview = x0.to(sample.dtype)
         self.done += 1
         if self._rule is not None:
             if x0 is None or eps is None:
@@ -508,6 +510,7 @@ def _denoised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 _MISSING = object()
 
 
+@functools.cache
 def _checks_for_interrupts(pipeline: type) -> bool:
     """Whether the loop has the check by which a callback stops a pipeline, at the top of each step."""
     try:
