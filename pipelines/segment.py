@@ -260,7 +260,7 @@ class Driver:
         self.signature = dict(inspect.signature(type(self.pipe).__call__).parameters)
         self.scheduler = copy.deepcopy(self.pipe.scheduler)
         self.slices_itself = hasattr(self.pipe, "get_timesteps")
-        self.interruptible = _checks_for_interrupts(type(self.pipe))
+        self.interruptible = _checks_for_interrupts(type(self.pipe).__call__)
 
     def _proxy(
         self,
@@ -511,10 +511,10 @@ _MISSING = object()
 
 
 @functools.cache
-def _checks_for_interrupts(pipeline: type) -> bool:
+def _checks_for_interrupts(call: Callable[..., Any]) -> bool:
     """Whether the loop has the check by which a callback stops a pipeline, at the top of each step."""
     try:
-        return "if self.interrupt:" in inspect.getsource(pipeline.__call__)
+        return "if self.interrupt:" in inspect.getsource(call)
     except OSError:  # no source at hand
         return False
 
