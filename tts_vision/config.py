@@ -173,9 +173,10 @@ class RunConfig(_Settings):
         if values.get("verifier") is None:
             model = values.get("model", PLAYGROUND)
             if model != PLAYGROUND:
+                remedy = "name one ('tts-vision list verifiers' shows all)."
                 raise ConfigError(
-                    f"A search needs a verifier but none was given for model {model!r}; name one "
-                    "('tts-vision list verifiers' shows all)."
+                    f"A search needs a verifier but none was given for model {model!r}; "
+                    + did_you_mean(str(model), [PLAYGROUND], remedy)
                 )
             values["verifier"] = PLAYGROUND_VERIFIER
         return values
