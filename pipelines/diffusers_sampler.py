@@ -14,7 +14,14 @@ from torch import Tensor
 
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
-from tts_vision.pipelines.schedule import draws_noise, is_flow, noise_levels, pack, unpack
+from tts_vision.pipelines.schedule import (
+    draws_noise,
+    is_flow,
+    levels_if_known,
+    noise_levels,
+    pack,
+    unpack,
+)
 from tts_vision.pipelines.segment import DENOISERS, Driver, NoMeter, Segment, Step, initial_scale, modules
 from tts_vision.pipelines.stochastic import Level, ddim_std, ddim_step, diffusion, euler_step, renoise
 from tts_vision.registry import register
@@ -61,7 +68,6 @@ class DiffusersSampler:
         self._prompt_lists = self._count_name != "num_images_per_prompt"
         self.modality = "video" if "num_frames" in signature else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
-        self._options = options
         self._step_rule = _step_rule(options, self._driver.scheduler) if options.stochastic else None
         scheduler = self._planned_schedule()
         self.num_steps = self._planned_steps(scheduler)
@@ -69,16 +75,17 @@ class DiffusersSampler:
         self._native_noise = self._step_rule is None and draws_noise(scheduler, eta)
         noisy = self._step_rule is not None or self._native_noise
         self.last_noisy_step = self.num_steps - 2 if noisy else -1
-        levels = _levels_or_none(scheduler)
-        self._levels = levels
+        self._levels = self._own_levels(scheduler)
+        if self._step_rule is not None:
+            noise_levels(scheduler)  # says what the scheduler lacks, if anything
         self.capabilities = frozenset(
             name
             for name, present in {
                 "noise": "latents" in signature and not self._driver.slices_itself,
                 "stochastic": noisy,
                 "step_noise": self._step_rule is not None,
-                "renoise": levels is not None,
-                "preview": levels is not None,
+                "renoise": self._levels is not None,
+                "preview": self._levels is not None,
             }.items()
             if present
         )
@@ -109,7 +116,7 @@ class DiffusersSampler:
         scale = float(initial_scale(segment.proxy.inner))
         if "noise" in self.capabilities and scale != 1.0:
             latents = latents / scale
-        self._levels = _levels_or_none(segment.proxy.inner) or self._levels
+        self._levels = self._own_levels(segment.proxy.inner) or self._levels
         carry: dict[str, Tensor | Rows] = {}
         if self._native_noise:
             carry = _generator_rows(generators, uids)
@@ -160,7 +167,7 @@ class DiffusersSampler:
         x = state.latents.to(self._device())
         noise = row_noise(state.seed, "renoise", state.uids, to_step, x)
         latents = renoise(x.float(), now, earlier, noise.float()).to(x.dtype)
-        if to_step == 0:
+        if to_step == 0 and "noise" in self.capabilities:
             latents = latents / float(initial_scale(self._planned_schedule()))
         return replace(state, latents=latents, step=to_step, carry={}, shared={})
 
@@ -278,6 +285,11 @@ class DiffusersSampler:
 
     def _device(self) -> torch.device:
         return torch.device(self._driver.pipe._execution_device)
+
+    def _own_levels(self, scheduler: Any) -> list[Level] | None:
+        """Noise levels by this sampler's steps; image to image takes only the last of a schedule."""
+        levels = levels_if_known(scheduler)
+        return None if levels is None else levels[-(self.num_steps + 1) :]
 
     def _known_levels(self) -> list[Level]:
         if self._levels is None:
@@ -443,13 +455,6 @@ def _guessed_passes(call: dict[str, Any], signature: dict[str, inspect.Parameter
     default = signature["guidance_scale"].default if "guidance_scale" in signature else None
     scale = call.get("guidance_scale", default)
     return 2 if isinstance(scale, (int, float)) and scale > 1 else 1
-
-
-def _levels_or_none(scheduler: Any) -> list[Level] | None:
-    try:
-        return noise_levels(scheduler)
-    except PipelineError:
-        return None
 
 
 def _generator_rows(generators: list[torch.Generator], uids: Sequence[int]) -> dict[str, Tensor | Rows]:

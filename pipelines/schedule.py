@@ -43,6 +43,14 @@ def noise_levels(scheduler: Any) -> list[Level]:
     return [Level(math.sqrt(a), math.sqrt(1 - a)) for a in kept]
 
 
+def levels_if_known(scheduler: Any) -> list[Level] | None:
+    """`noise_levels`, or None where the scheduler's numbers do not tell them."""
+    try:
+        return noise_levels(scheduler)
+    except PipelineError:
+        return None
+
+
 def is_flow(scheduler: Any) -> bool:
     """Whether the scheduler integrates a rectified flow."""
     config = scheduler.config

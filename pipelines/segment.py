@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.errors import PipelineError
-from tts_vision.pipelines.schedule import noise_levels, predictions, step, takes_history
+from tts_vision.pipelines.schedule import levels_if_known, predictions, step, takes_history
 from tts_vision.pipelines.stochastic import Level
 from tts_vision.types import Cost, Meter, Phase
 
@@ -152,17 +152,13 @@ class SchedulerProxy:
         last = self.stop is None or self.start + self.done == self.stop - 1
         if self._rule is not None or last:  # a preview needs no more than the last step's prediction
             if self.levels is None:
-                try:
-                    self.levels = noise_levels(self.inner)
-                except PipelineError:
-                    self.levels = []
+                self.levels = levels_if_known(self.inner)
             if self.levels:
                 x0, eps = predictions(self.inner, model_output, sample, self.levels[index])
                 self.preview = x0.to(sample.dtype)
         self.done += 1
         if self._rule is not None:
-            if x0 is None or eps is None:
-                noise_levels(self.inner)  # says what the scheduler lacks
+            # a sampler refuses such a rule where levels are unknown
             assert x0 is not None and eps is not None and self.levels is not None
             x, added, self.added_std = self._rule(sample, model_output, x0, eps, self.levels, index)
             self.added, self.prev_sample = added, x.to(sample.dtype)

@@ -13,6 +13,7 @@ from tts_vision.config import SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.pipelines.diffusers_sampler import UNDRIVABLE, DiffusersSampler
+from tts_vision.pipelines.schedule import noise_levels
 from tts_vision.rng import row_seed
 from tts_vision.types import Prompt, State
 
@@ -194,6 +195,22 @@ def test_renoised_states_have_the_noise_level_of_the_step(name, scheduler):
     noise = start.latents - kept * state.latents / (1 if name == "flux" or scheduler is None else scale)
     assert abs(float(noise.std()) - 1) < 0.1
     assert torch.isfinite(stepwise(sampler, start).latents).all()
+
+
+def test_image_to_image_goes_back_to_the_level_of_its_own_step():
+    """Its steps are the last of the scheduler's, so its levels are too."""
+    entry = TINY["stable_diffusion_img2img"]
+    sampler = sampler_of(build(entry), entry)
+    state = sampler.advance(sampler.init(PROMPT, list(range(4)), seed=5), sampler.num_steps - 1)
+    whole = noise_levels(sampler._planned_schedule())
+    skipped = len(whole) - 1 - sampler.num_steps
+    assert skipped > 0
+    for to_step in (0, 1):
+        back = sampler.renoise(state, to_step)
+        now, earlier = whole[skipped + state.step], whole[skipped + to_step]
+        kept = earlier.alpha / now.alpha
+        expected = (earlier.sigma**2 - (kept * now.sigma) ** 2) ** 0.5
+        assert abs(float((back.latents - kept * state.latents).std()) / expected - 1) < 0.1
 
 
 def test_the_winner_is_re_made_by_the_plain_pipeline_from_its_seed():
