@@ -110,7 +110,11 @@ class DiffusersSampler:
             )
         total = segment.proxy.total
         if total is not None and total != self.num_steps:
-            self.num_steps, self.last_noisy_step = total, total - 2 if self.last_noisy_step >= 0 else -1
+            # a search has planned by the number that was promised
+            raise PipelineError(
+                f"A pipeline must take the steps that its scheduler plans, {self.num_steps}, but {self.name} "
+                f"takes {total}; set num_inference_steps (or timesteps, sigmas) so that they agree."
+            )
         assert segment.entered is not None
         latents = segment.entered
         scale = float(initial_scale(segment.proxy.inner))
