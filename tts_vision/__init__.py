@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from tts_vision.replays import Replay, replay
     from tts_vision.results import Result, load_result
     from tts_vision.runner import resume, search
-    from tts_vision.types import Cost, Media, Prompt, Sampler, Score, State, Verifier, Video
+    from tts_vision.types import (
+        Cost,
+        DifferentiableVerifier,
+        FeatureExtractor,
+        Media,
+        Prompt,
+        Sampler,
+        Score,
+        State,
+        Verifier,
+        Video,
+    )
 
 __all__ = [
     "Budget",
@@ -35,6 +46,8 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "Cost",
+    "DifferentiableVerifier",
+    "FeatureExtractor",
     "Media",
     "ModelOptions",
     "PipelineError",
@@ -78,7 +91,18 @@ _HOMES = {
     "replays": ("Replay", "replay"),
     "results": ("Result", "load_result"),
     "runner": ("resume", "search"),
-    "types": ("Cost", "Media", "Prompt", "Sampler", "Score", "State", "Verifier", "Video"),
+    "types": (
+        "Cost",
+        "DifferentiableVerifier",
+        "FeatureExtractor",
+        "Media",
+        "Prompt",
+        "Sampler",
+        "Score",
+        "State",
+        "Verifier",
+        "Video",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

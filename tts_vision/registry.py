@@ -25,12 +25,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from tts_vision.errors import ConfigError, UnknownNameError
 
-Kind: TypeAlias = Literal["algorithm", "verifier", "sampler", "model"]
+Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model"]
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
 
 PACKAGES: dict[Kind, str] = {
     "algorithm": "tts_vision.algorithms",
     "verifier": "tts_vision.verifiers",
+    "features": "tts_vision.verifiers",
     "sampler": "tts_vision.pipelines",
     "model": "tts_vision.pipelines",
 }

@@ -275,3 +275,35 @@ class Verifier(Protocol):
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         """One score per sample, in order. `media` and `prompts` have the same length."""
+
+
+@runtime_checkable
+class DifferentiableVerifier(Verifier, Protocol):
+    """A verifier that gives gradients with respect to pixels."""
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards that carry the gradient of `pixels`; as `score`, up to rounding and resizing.
+
+        Args:
+            pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device.
+            prompts: One per picture.
+
+        Returns:
+            ``(B,)``, higher is better, on the device of `pixels`.
+        """
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Embeds samples, for clustering and diversity.
+
+    Attributes:
+        name: Shown in reports.
+        accepts: Modalities it can embed.
+    """
+
+    name: str
+    accepts: frozenset[Modality]
+
+    def features(self, media: Sequence[Media]) -> Tensor:
+        """``(B, D)`` float32 on the CPU, one row per sample."""

@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tts_vision.context import SearchContext
@@ -30,7 +32,16 @@ from tts_vision.ledger import Budget, Ledger
 from tts_vision.mutations import StepNoise
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
-from tts_vision.types import Media, Prompt, Rows, Sampler, Score, State, Verifier
+from tts_vision.types import (
+    DifferentiableVerifier,
+    Media,
+    Prompt,
+    Rows,
+    Sampler,
+    Score,
+    State,
+    Verifier,
+)
 
 SEED = 7
 
@@ -232,6 +243,56 @@ class VerifierContract:
 
     def test_tells_samples_apart(self, verifier: Verifier, media: Sequence[Media], prompt: Prompt) -> None:
         assert len(set(values(verifier.score(media, [prompt] * len(media))))) > 1
+
+
+class DifferentiableVerifierContract(VerifierContract):
+    """What a `DifferentiableVerifier` must do besides; `media` are pictures of one size."""
+
+    @pytest.fixture
+    def resize_tolerance(self) -> float:
+        """Largest difference to `score` that another way of resizing may make."""
+        return 1e-2
+
+    @pytest.fixture
+    def pixels(self, media: Sequence[Media]) -> Tensor:
+        """The samples as ``(B, 3, H, W)`` in [0, 1]."""
+        arrays = [np.asarray(m.convert("RGB"), dtype=np.float32) for m in media if isinstance(m, Image.Image)]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 255
+
+    def test_rewards_are_its_scores(
+        self,
+        verifier: DifferentiableVerifier,
+        media: Sequence[Media],
+        pixels: Tensor,
+        prompt: Prompt,
+        resize_tolerance: float,
+    ) -> None:
+        assert isinstance(verifier, DifferentiableVerifier)
+        rewards = verifier.rewards(pixels, [prompt] * len(media))
+        assert rewards.shape == (len(media),)
+        expected = values(verifier.score(media, [prompt] * len(media)))
+        assert rewards.tolist() == pytest.approx(expected, abs=resize_tolerance)
+
+    def test_gradient_is_the_slope(
+        self, verifier: DifferentiableVerifier, pixels: Tensor, prompt: Prompt
+    ) -> None:
+        x = pixels.clamp(0.1, 0.9).requires_grad_()
+        prompts = [prompt] * len(x)
+        (gradient,) = torch.autograd.grad(verifier.rewards(x, prompts).sum(), x)
+        assert gradient.isfinite().all() and all(row.abs().max() > 0 for row in gradient)
+        direction = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        with torch.no_grad():
+            # long enough to rise above the rounding of float32, short enough to be straight
+            h = 0.05
+            rise = verifier.rewards(x + h * direction, prompts) - verifier.rewards(x - h * direction, prompts)
+        slope = gradient.flatten(1).norm(dim=1) * 2 * h
+        assert rise.tolist() == pytest.approx(slope.tolist(), rel=0.1, abs=1e-5)
+
+    def test_rows_do_not_mix(self, verifier: DifferentiableVerifier, pixels: Tensor, prompt: Prompt) -> None:
+        x = pixels.clone().requires_grad_()
+        rewards = verifier.rewards(x, [prompt] * len(x))
+        (gradient,) = torch.autograd.grad(rewards[0], x)
+        assert gradient[0].abs().max() > 0 and not gradient[1:].any()
 
 
 class AlgorithmContract:
