@@ -1,0 +1,79 @@
+"""Frames of a clip: which ones a paper looks at, and the chosen ones as pictures.
+
+Each choice is a pure function of how many frames there are; it returns their indices in order. Where a
+clip is shorter than what is asked for, frames repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tts_vision.types import Media, Video
+from tts_vision.verifiers._base import UnusableSample
+
+
+def evenly(total: int, count: int, *, nearest: bool = False) -> list[int]:
+    """`count` of `total` frames from the first to the last, both included.
+
+    Args:
+        total: Frames of the clip, at least 1.
+        count: Frames wanted, at least 1.
+        nearest: Rounds to the nearest frame, as Qwen2-VL's tools do; else down, as VideoScore's
+            evaluation and CogVLM2-Video do.
+    """
+    if nearest:
+        return [int(at) for at in torch.linspace(0, total - 1, count).round()]
+    return [int(at) for at in np.linspace(0, total - 1, count)]
+
+
+def starts(total: int, count: int) -> list[int]:
+    """The first frame of each of `count` equal intervals, as VideoScore's example; all of a shorter clip."""
+    return [int(i * (total / count)) for i in range(count)] if total > count else list(range(total))
+
+
+def middles(total: int, count: int) -> list[int]:
+    """The middle frame of each of `count` equal intervals, as VBench; the last repeats in a shorter clip."""
+    if total < count:
+        return [min(i, total - 1) for i in range(count)]
+    edges = [int(at) for at in np.linspace(0, total, count + 1)]
+    return [(a + b - 1) // 2 for a, b in zip(edges, edges[1:])]
+
+
+def each_second(total: int, fps: float, limit: int) -> list[int]:
+    """The frame nearest to each whole second from 0 on, at most `limit`, as VisionReward.
+
+    Args:
+        total: Frames of the clip, at least 1.
+        fps: Frames per second.
+        limit: Most frames.
+    """
+    times = np.arange(total) / fps
+    seconds = range(min(round(float(times[-1])) + 1, limit))
+    return [int(np.abs(times - second).argmin()) for second in seconds]
+
+
+def clip(sample: Media, name: str) -> Video:
+    """The sample, if it is a clip that can be looked at.
+
+    Raises:
+        UnusableSample: If it is no clip, or has no frames or pixels.
+    """
+    if not isinstance(sample, Video):
+        raise UnusableSample(f"{name} scores clips but got a picture; use a verifier of pictures")
+    frames = sample.frames
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.numel():
+        raise UnusableSample(
+            f"a clip must be (T, H, W, 3) with frames and pixels but is {tuple(frames.shape)}"
+        )
+    if not sample.fps > 0:
+        raise UnusableSample(f"a clip must have positive frames per second but has {sample.fps}")
+    return sample
+
+
+def pictures(video: Video, indices: Sequence[int]) -> list[Image.Image]:
+    """The frames at `indices` as RGB pictures, in that order, repeats allowed."""
+    return [Image.fromarray(video.frames[i].numpy()) for i in indices]
