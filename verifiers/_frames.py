@@ -7,6 +7,7 @@ clip is shorter than what is asked for, frames repeat.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def middles(total: int, count: int) -> list[int]:
     if total < count:
         return [min(i, total - 1) for i in range(count)]
     edges = [int(at) for at in np.linspace(0, total, count + 1)]
-    return [(a + b - 1) // 2 for a, b in zip(edges, edges[1:])]
+    return [(a + b - 1) // 2 for a, b in pairwise(edges)]
 
 
 def each_second(total: int, fps: float, limit: int) -> list[int]:
