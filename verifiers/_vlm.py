@@ -303,6 +303,8 @@ class VisionLanguageModel:
         self.load()
         if len(pictures) != len(questions):
             raise ValueError(f"Got {len(pictures)} lists of pictures for {len(questions)} questions.")
+        for question in questions:
+            turns(question)
         results: list[Any] = []
         for at in range(0, len(questions), self.batch_size):
             some = slice(at, at + self.batch_size)
@@ -316,7 +318,7 @@ class VisionLanguageModel:
         questions: Sequence[Question],
     ) -> list[Any]:
         try:
-            inputs = self._inputs(pictures, questions).to(self.device, self.dtype)
+            inputs = self._inputs(pictures, questions)
         except (UnusableSample, ValueError, TypeError, RuntimeError, IndexError) as error:
             if len(questions) > 1:  # pictures that cannot be stacked, or one that cannot be used
                 each = zip(pictures, questions)
@@ -324,7 +326,7 @@ class VisionLanguageModel:
             if isinstance(error, UnusableSample):
                 raise
             raise UnusableSample(f"the model cannot take this sample: {error}") from error
-        return forward(inputs)
+        return forward(inputs.to(self.device, self.dtype))
 
 
 def turns(question: Question) -> list[str]:

@@ -16,7 +16,8 @@ CHAT = (
 )
 TEXT = (
     "yes Yes YES no No NO first First FIRST second Second SECOND the user asks an assistant system "
-    "You are a helpful assistant. Does this figure show the picture of two red circles? Please answer "
+    "You are a helpful assistant. Does this figure show the picture of two red circles? "
+    "Please answer yes or no "
 )
 
 
