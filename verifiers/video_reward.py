@@ -79,7 +79,7 @@ class VideoReward(BatchedVerifier):
 
         config = processor_from(AutoConfig, self.base, self.name)
         config.text_config.vocab_size = len(tokenizer)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=()):
             head = nn.Linear(config.text_config.hidden_size, 1, bias=False)
             self._model = nn.ModuleDict({"model": Qwen2VLModel(config), "rm_head": head})
         # the head of the language model comes with the weights, and is not used

@@ -1,0 +1,218 @@
+"""VisionReward's checklists: yes-or-no questions with weights, for clips and for pictures.
+
+The models that VisionReward asks (CogVLM2 of its own training) are not in transformers and cannot be loaded.
+These verifiers keep the published arithmetic, and ask another model. Their values are on the published
+scale, but they are not VisionReward's: another model says yes to other things, and the weights were fitted
+to the answers of the authors' model.
+
+Questions and weights are read from files as published (`VisionReward_video_qa_select.txt` and `weight.json`;
+`VisionReward_image_qa_select.txt` and `weight_select.json`); none come with this package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from tts_vision.errors import ConfigError
+from tts_vision.registry import register
+from tts_vision.types import Media, Modality, Prompt, Score, Video
+from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
+from tts_vision.verifiers._frames import clip, each_second, pictures
+from tts_vision.verifiers._vlm import VisionLanguageModel
+
+PLACEHOLDER = "[[prompt]]"
+ALIGNMENT = 'Does this figure show "{prompt}"? Please answer yes or no.'
+# of the picture's checklist, by their numbers from 0: a no to body, face or hands voids what asks about them
+MASKS = {0: (22, 23, 24, 28, 29), 1: (25, 26), 2: (27,)}
+NOTES = {
+    "licence": "questions and weights: the user's files; checkpoint: its own (Qwen2.5-VL-7B: Apache-2.0)",
+    "weights": "Qwen/Qwen2.5-VL-7B-Instruct in place of THUDM/VisionReward-Video and -Image",
+}
+
+
+class Checklist(BatchedVerifier):
+    """A vision-language model that answers a list of questions about each sample."""
+
+    def __init__(
+        self, questions: Path, checkpoint: str, soft: bool, device: str | None, dtype: str, batch_size: int
+    ) -> None:
+        super().__init__(device=device, dtype=dtype)
+        self.questions = [line.strip() for line in _text(questions).splitlines() if line.strip()]
+        self.soft = soft
+        self._judge = VisionLanguageModel(
+            checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
+        )
+
+    def _load(self) -> None:
+        self._judge.load()
+
+    def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
+        """The score that follows from the answers."""
+        raise NotImplementedError
+
+    def _pictures(self, sample: Any) -> list[Image.Image]:
+        """What the model looks at."""
+        return [sample]
+
+    def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
+        scores = []
+        for sample, prompt in zip(samples, prompts, strict=True):
+            shown = self._pictures(sample)
+            asked = [question.replace(PLACEHOLDER, prompt.text) for question in self.questions]
+            try:
+                yes = self._judge.yes_probabilities([shown] * len(asked), asked)
+                answers = [2 * p - 1 if self.soft else (1.0 if p > 0.5 else -1.0) for p in yes]
+                scores.append(self._value(answers, shown, prompt.text))
+            except UnusableSample as error:
+                scores.append(Score.unscored(str(error)))
+        return scores
+
+
+@register("verifier", "vision_reward", paper="VisionReward (Xu et al. 2024)", notes=NOTES)
+class VisionReward(Checklist):
+    """VisionReward's checklist for clips, asked of any transformers vision-language model.
+
+    The value is the mean of weight times answer, +1 for yes and -1 for no; the parts are the answers. It is
+    not VisionReward's score: its model cannot be loaded; see the module.
+
+    Args:
+        questions: The published file of questions, one a line, ``[[prompt]]`` for the prompt.
+        weights: The published JSON list of as many weights.
+        checkpoint: Folder or hub id of an instruction-tuned model that takes several pictures.
+        soft: Whether an answer is 2 P(yes) - 1 instead of +1 or -1, so that fewer clips tie.
+        frames: Most frames it looks at: the one nearest to each second from 0 on.
+        device: Where it computes; by default the accelerator, if there is one.
+        dtype: Precision of its weights: float32, bfloat16 or float16.
+        batch_size: Questions computed at once.
+    """
+
+    name = "vision_reward"
+    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+
+    def __init__(
+        self,
+        *,
+        questions: Path,
+        weights: Path,
+        checkpoint: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+        soft: bool = False,
+        frames: int = 24,
+        device: str | None = None,
+        dtype: str = "bfloat16",
+        batch_size: int = 1,
+    ) -> None:
+        super().__init__(questions, checkpoint, soft, device, dtype, batch_size)
+        if frames < 1:
+            raise ConfigError(f"frames must be at least 1 but got {frames}; raise it.")
+        self.frames = frames
+        self.weights = _numbers(_json(weights), weights, len(self.questions))
+
+    def _usable(self, sample: Media) -> Video:
+        return clip(sample, self.name)
+
+    def _pictures(self, sample: Video) -> list[Image.Image]:
+        return pictures(sample, each_second(len(sample.frames), sample.fps, self.frames))
+
+    def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
+        value = linear(answers, self.weights) / len(answers)
+        return Score(value=value, parts=dict(zip(self.questions, answers)))
+
+
+@register("verifier", "vision_reward_image", paper="VisionReward (Xu et al. 2024)", notes=NOTES)
+class VisionRewardImage(Checklist):
+    """VisionReward's checklist for pictures, asked of any transformers vision-language model.
+
+    The value is a linear function of the alignment with the prompt (VQAScore, by the same model) and of the
+    answers, +1 for yes, -1 for no and 0 where there is no body, face or hand to ask about; these are also
+    the parts. It is not VisionReward's score: its models cannot be loaded; see the module.
+
+    Args:
+        questions: The published file of 30 questions, one a line.
+        weights: The published JSON file with ``coef`` (28) and ``intercept``.
+        checkpoint: Folder or hub id of an instruction-tuned model.
+        soft: Whether an answer is 2 P(yes) - 1 instead of +1 or -1, so that fewer pictures tie.
+        device: Where it computes; by default the accelerator, if there is one.
+        dtype: Precision of its weights: float32, bfloat16 or float16.
+        batch_size: Questions computed at once.
+    """
+
+    name = "vision_reward_image"
+
+    def __init__(
+        self,
+        *,
+        questions: Path,
+        weights: Path,
+        checkpoint: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+        soft: bool = False,
+        device: str | None = None,
+        dtype: str = "bfloat16",
+        batch_size: int = 1,
+    ) -> None:
+        super().__init__(questions, checkpoint, soft, device, dtype, batch_size)
+        if len(self.questions) != 30:
+            raise ConfigError(
+                f"{str(questions)!r} must hold the 30 questions that the masks are about but holds "
+                f"{len(self.questions)}; give the published file of selected questions."
+            )
+        found = _json(weights)
+        if not isinstance(found, Mapping):
+            raise ConfigError(
+                f"{str(weights)!r} must map coef and intercept to numbers; give the published file."
+            )
+        self.coefficients = _numbers(found.get("coef"), weights, 1 + 30 - len(MASKS))
+        (self.intercept,) = _numbers(found.get("intercept"), weights, 1)
+
+    def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
+        (alignment,) = self._judge.yes_probabilities([shown], [ALIGNMENT.replace("{prompt}", prompt)])
+        kept = unmasked(answers)
+        value = linear([alignment, *kept.values()], self.coefficients) + self.intercept
+        return Score(
+            value=value, parts={"alignment": alignment} | {self.questions[i]: x for i, x in kept.items()}
+        )
+
+
+def linear(features: Sequence[float], weights: Sequence[float]) -> float:
+    """The sum of weight times feature."""
+    return sum(w * x for w, x in zip(weights, features, strict=True))
+
+
+def unmasked(answers: Sequence[float]) -> dict[int, float]:
+    """Answers by question number without those of the masks; 0 for what a mask voids."""
+    void = {i for mask, about in MASKS.items() if answers[mask] <= 0 for i in about}
+    return {i: 0.0 if i in void else answer for i, answer in enumerate(answers) if i not in MASKS}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{str(path)!r} must be a text file that can be read but: {error}; check the path."
+        ) from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{str(path)!r} must be JSON but: {error}; give the published weights.") from error
+
+
+def _numbers(found: Any, path: Path, count: int) -> list[float]:
+    if (
+        not isinstance(found, list)
+        or len(found) != count
+        or not all(isinstance(n, int | float) for n in found)
+    ):
+        held = f"{len(found)} entries" if isinstance(found, list) else type(found).__name__
+        raise ConfigError(
+            f"{str(path)!r} must list {count} numbers for its questions but has {held}; give the file "
+            "that was published with these questions."
+        )
+    return [float(number) for number in found]
