@@ -58,7 +58,11 @@ class BatchedVerifier(ABC):
 
     @abstractmethod
     def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
-        """Scores of one batch, at most `batch_size`, of what `_usable` returned."""
+        """Scores of one batch, at most `batch_size`, of what `_usable` returned.
+
+        Raises:
+            UnusableSample: If a sample turns out only here to be one that cannot be scored.
+        """
 
     def _usable(self, sample: Media) -> Any:
         """The sample as `_score_batch` takes it: by default an RGB picture.
@@ -89,9 +93,18 @@ class BatchedVerifier(ABC):
                 scores[i] = Score.unscored(str(error))
         for at in range(0, len(usable), self.batch_size):
             batch = usable[at : at + self.batch_size]
-            found = self._score_batch([s for _, s in batch], [prompts[i] for i, _ in batch])
+            found = self._found([s for _, s in batch], [prompts[i] for i, _ in batch])
             scores.update(zip((i for i, _ in batch), map(_finite, found), strict=True))
         return [scores[i] for i in range(len(media))]
+
+    def _found(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
+        """Scores of a batch; of each sample alone, if one of them turns out to be unusable."""
+        try:
+            return self._score_batch(samples, prompts)
+        except UnusableSample as error:
+            if len(samples) == 1:
+                return [Score.unscored(str(error))]
+            return [score for s, p in zip(samples, prompts) for score in self._found([s], [p])]
 
 
 def default_device() -> str:

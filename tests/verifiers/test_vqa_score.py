@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tiny_vlms
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+
+from samples import clips, pictures
+from tts_vision import Prompt
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.registry import lookup
+from tts_vision.testing.contracts import VerifierContract
+from tts_vision.types import Media
+from tts_vision.verifiers.vqa_score import VQAScore
+
+TINY = {"device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vlms.qwen_vl(tmp_path_factory.mktemp("vqa"))
+
+
+@pytest.fixture(scope="module")
+def verifier(folder: Path) -> VQAScore:
+    return VQAScore(checkpoint=str(folder), batch_size=2, **TINY)
+
+
+class TestContract(VerifierContract):
+    @pytest.fixture
+    def verifier(self, verifier: VQAScore) -> VQAScore:
+        return verifier
+
+    @pytest.fixture
+    def media(self) -> Sequence[Media]:
+        return pictures(4)
+
+
+def test_asks_the_published_question(folder: Path, verifier: VQAScore) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    picture = pictures(1)[0]
+    text = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        'Does this figure show "a {red} dog"? Please answer yes or no.<|im_end|>\n<|im_start|>assistant\n'
+    )
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(**processor(text=[text], images=[picture], return_tensors="pt")).logits[0, -1]
+    vocabulary = processor.tokenizer.get_vocab()
+    sums = [
+        sum(math.exp(logits[vocabulary[t]]) for w in words for t in (w, f"Ġ{w}") if t in vocabulary)
+        for words in (("yes", "Yes", "YES"), ("no", "No", "NO"))
+    ]
+    (score,) = verifier.score([picture], [Prompt("a {red} dog")])
+    assert score.value == pytest.approx(sums[0] / sum(sums))
+
+
+def test_the_question_can_be_another(folder: Path, verifier: VQAScore) -> None:
+    other = VQAScore(checkpoint=str(folder), template="{prompt}, yes?", **TINY)
+    picture, prompt = pictures(1), [Prompt("a dog")]
+    assert other.score(picture, prompt)[0].value != verifier.score(picture, prompt)[0].value
+    with pytest.raises(ConfigError, match="template must contain"):
+        VQAScore(template="Is it good?")
+
+
+def test_odd_samples_cost_only_themselves(verifier: VQAScore) -> None:
+    good = pictures(1)[0]
+    odd = [
+        good,
+        Image.new("RGB", (1, 1), "red"),
+        Image.new("RGBA", (30, 30), (255, 0, 0, 80)),
+        good.convert("L"),
+        clips(1)[0],
+        Image.new("RGB", (900, 2)),  # longer than Qwen's processor takes
+        good,
+    ]
+    scores = verifier.score(odd, [Prompt("a dog")] * len(odd))
+    (alone,) = verifier.score([good], [Prompt("a dog")])
+    assert [math.isnan(score.value) for score in scores] == [False] * 4 + [True, True, False]
+    assert "got a clip" in (scores[4].reason or "") and "cannot take" in (scores[5].reason or "")
+    assert scores[0].value == pytest.approx(alone.value, abs=1e-6) == scores[6].value
+    assert verifier.score([], []) == []
+
+
+def test_weights_are_loaded_strictly(tmp_path: Path) -> None:
+    folder = tiny_vlms.qwen_vl(tmp_path)
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    state["model.layers.0.wrong"] = state.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(VerifierError, match=r"'vqa_score'.*up_proj.*wrong"):
+        VQAScore(checkpoint=str(folder), **TINY).load()
+
+
+def test_is_registered() -> None:
+    assert lookup("verifier", "vqa_score").target is VQAScore
+
+
+@pytest.mark.download
+def test_real_weights_know_a_red_circle() -> None:
+    """A drawn red circle is more likely to show "a red circle" than "a blue square"."""
+    checkpoint = os.environ.get("TTS_VISION_VLM")
+    if not checkpoint:
+        pytest.skip("set TTS_VISION_VLM to a checkpoint of an image-text-to-text model")
+    drawn = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(drawn).ellipse((64, 64, 192, 192), fill="red")
+    verifier = VQAScore(checkpoint=checkpoint)
+    right, wrong = verifier.score([drawn] * 2, [Prompt("a red circle"), Prompt("a blue square")])
+    assert right.value > 0.5 > wrong.value
