@@ -119,10 +119,8 @@ def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build(checkpoint: Path, base: Path) -> VideoReward:
-    return VideoReward(
-        checkpoint=str(checkpoint), base=str(base), device="cpu", dtype="float32", batch_size=2
-    )
+def build(checkpoint: Path, base: Path, dtype: str = "float32") -> VideoReward:
+    return VideoReward(checkpoint=str(checkpoint), base=str(base), device="cpu", dtype=dtype, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +139,9 @@ class TestContract(VerifierContract):
         return [clips(1, frames=2)[0], *clips(2, frames=8, seed=1)]
 
 
+@pytest.mark.parametrize("size", [(48, 40), (640, 420)], ids=["enlarged", "reduced"])
 def test_is_the_head_on_the_reward_tokens_of_qwen2_vl(
-    checkpoint: Path, base: Path, tiny: VideoReward
+    checkpoint: Path, base: Path, tiny: VideoReward, size: tuple[int, int]
 ) -> None:
     """Computed as published: updates beside the weights, one clip, frames resized, words then numbers."""
     from torchvision.transforms import InterpolationMode
@@ -173,8 +172,8 @@ def test_is_the_head_on_the_reward_tokens_of_qwen2_vl(
                 lambda _, x, y, a=halves[0], b=halves[1]: y + LORA_ALPHA / RANK * (x[0] @ a.T @ b.T)
             )
 
-    video = clips(1, frames=16)[0]  # 2 seconds: 4 frames
-    frames = video.frames[[0, 5, 10, 15]].permute(0, 3, 1, 2)
+    video = clips(1, frames=17, size=size)[0]  # 2 seconds: 4 frames
+    frames = video.frames[[0, 5, 11, 16]].permute(0, 3, 1, 2)
     frames = resize(
         frames,
         smart_resize(*frames.shape[2:], 28, MIN_PIXELS, MAX_PIXELS),
@@ -277,6 +276,11 @@ def test_weights_that_are_merged_already_load_too(tmp_path: Path, base: Path, ti
     assert build(tmp_path, base).score(video, [PROMPT])[0].value == pytest.approx(
         tiny.score(video, [PROMPT])[0].value
     )
+
+
+def test_half_precision(checkpoint: Path, base: Path, tiny: VideoReward) -> None:
+    rough, exact = (v.score(clips(1), [PROMPT])[0] for v in (build(checkpoint, base, "bfloat16"), tiny))
+    assert list(rough.parts.values()) == pytest.approx(list(exact.parts.values()), abs=0.3)
 
 
 def test_loading_leaves_the_global_random_state_alone(checkpoint: Path, base: Path) -> None:

@@ -124,6 +124,12 @@ def test_one_aspect_can_be_the_value(checkpoint: Path) -> None:
     assert score.value == score.parts["dynamic_degree"]
 
 
+def test_half_precision(checkpoint: Path, tiny: VideoScore) -> None:
+    half = VideoScore(checkpoint=str(checkpoint), frames=4, device="cpu")
+    rough, exact = (v.score(clips(1), [PROMPT])[0] for v in (half, tiny))
+    assert list(rough.parts.values()) == pytest.approx(list(exact.parts.values()), abs=0.3)
+
+
 def test_the_prompt_matters_and_cannot_ask_for_a_frame(tiny: VideoScore) -> None:
     video = clips(1)[0]
     plain, other, odd = tiny.score(

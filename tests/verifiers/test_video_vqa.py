@@ -52,6 +52,13 @@ def test_is_the_yes_probability_of_the_frames(checkpoint: Path, tiny: VideoVQA) 
     assert all(0 < score.value < 1 for score in scores)
 
 
+def test_half_precision(checkpoint: Path, tiny: VideoVQA) -> None:
+    half = VideoVQA(checkpoint=str(checkpoint), frames=3, device="cpu")
+    assert half.score(clips(1), [PROMPT])[0].value == pytest.approx(
+        tiny.score(clips(1), [PROMPT])[0].value, abs=0.1
+    )
+
+
 def test_the_question_is_the_users(checkpoint: Path, tiny: VideoVQA) -> None:
     other = VideoVQA(
         checkpoint=str(checkpoint), frames=3, question="{prompt}? yes or no", device="cpu", dtype="float32"
