@@ -11,7 +11,7 @@ from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 from tts_vision.verifiers._frames import clip, middles, pictures
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
-QUESTION = 'These are frames of a video in order. Does this video show "{prompt}"? Please answer yes or no.'
+TEMPLATE = 'These are frames of a video in order. Does this video show "{prompt}"? Please answer yes or no.'
 
 
 @register(
@@ -31,7 +31,7 @@ class VideoVQA(BatchedVerifier):
 
     Args:
         checkpoint: Folder or hub id of an instruction-tuned model that takes several pictures.
-        question: What is asked; ``{prompt}`` stands for the prompt.
+        template: The question; ``{prompt}`` stands for the prompt.
         frames: Frames it looks at: the middle ones of as many equal intervals, or all of a shorter clip.
         device: Where it computes; by default the accelerator, if there is one.
         dtype: Precision of its weights: float32, bfloat16 or float16.
@@ -45,24 +45,24 @@ class VideoVQA(BatchedVerifier):
         self,
         *,
         checkpoint: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-        question: str = QUESTION,
+        template: str = TEMPLATE,
         frames: int = 8,
         device: str | None = None,
         dtype: str = "bfloat16",
         batch_size: int = 1,
     ) -> None:
         super().__init__(device=device, dtype=dtype, batch_size=batch_size)
-        if "{prompt}" not in question:
-            raise ConfigError(f"question must contain {{prompt}} but is {question!r}; add it.")
+        if "{prompt}" not in template:
+            raise ConfigError(f"template must contain {{prompt}} but is {template!r}; put it in.")
         if frames < 1:
             raise ConfigError(f"frames must be at least 1 but got {frames}; raise it.")
-        self.question, self.frames = question, frames
-        self._judge = VisionLanguageModel(
+        self.template, self.frames = template, frames
+        self._vlm = VisionLanguageModel(
             checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
         )
 
     def _load(self) -> None:
-        self._judge.load()
+        self._vlm.load()
 
     def _usable(self, sample: Media) -> Video:
         return clip(sample, self.name)
@@ -72,9 +72,9 @@ class VideoVQA(BatchedVerifier):
             pictures(video, middles(len(video.frames), min(self.frames, len(video.frames))))
             for video in samples
         ]
-        questions = [self.question.replace("{prompt}", prompt.text) for prompt in prompts]
+        questions = [self.template.replace("{prompt}", prompt.text) for prompt in prompts]
         try:
-            return [Score(value=value) for value in self._judge.yes_probabilities(frames, questions)]
+            return [Score(value=value) for value in self._vlm.yes_probabilities(frames, questions)]
         except UnusableSample as error:
             if len(samples) == 1:
                 return [Score.unscored(str(error))]

@@ -44,12 +44,12 @@ class Checklist(BatchedVerifier):
         super().__init__(device=device, dtype=dtype)
         self.questions = [line.strip() for line in _text(questions).splitlines() if line.strip()]
         self.soft = soft
-        self._judge = VisionLanguageModel(
+        self._vlm = VisionLanguageModel(
             checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
         )
 
     def _load(self) -> None:
-        self._judge.load()
+        self._vlm.load()
 
     def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
         """The score that follows from the answers."""
@@ -65,7 +65,7 @@ class Checklist(BatchedVerifier):
             shown = self._pictures(sample)
             asked = [question.replace(PLACEHOLDER, prompt.text) for question in self.questions]
             try:
-                yes = self._judge.yes_probabilities([shown] * len(asked), asked)
+                yes = self._vlm.yes_probabilities([shown] * len(asked), asked)
                 answers = [2 * p - 1 if self.soft else (1.0 if p > 0.5 else -1.0) for p in yes]
                 scores.append(self._value(answers, shown, prompt.text))
             except UnusableSample as error:
@@ -169,7 +169,7 @@ class VisionRewardImage(Checklist):
         (self.intercept,) = _numbers(found.get("intercept"), weights, 1)
 
     def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
-        (alignment,) = self._judge.yes_probabilities([shown], [ALIGNMENT.replace("{prompt}", prompt)])
+        (alignment,) = self._vlm.yes_probabilities([shown], [ALIGNMENT.replace("{prompt}", prompt)])
         kept = unmasked(answers)
         value = linear([alignment, *kept.values()], self.coefficients) + self.intercept
         return Score(

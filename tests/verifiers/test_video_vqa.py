@@ -61,12 +61,12 @@ def test_half_precision(checkpoint: Path, tiny: VideoVQA) -> None:
 
 def test_the_question_is_the_users(checkpoint: Path, tiny: VideoVQA) -> None:
     other = VideoVQA(
-        checkpoint=str(checkpoint), frames=3, question="{prompt}? yes or no", device="cpu", dtype="float32"
+        checkpoint=str(checkpoint), frames=3, template="{prompt}? yes or no", device="cpu", dtype="float32"
     )
     video = clips(1)
     assert other.score(video, [PROMPT])[0].value != tiny.score(video, [PROMPT])[0].value
-    with pytest.raises(ConfigError, match="question must contain"):
-        VideoVQA(question="Is it good?")
+    with pytest.raises(ConfigError, match="template must contain"):
+        VideoVQA(template="Is it good?")
 
 
 def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: VideoVQA) -> None:
