@@ -12,6 +12,7 @@ Questions and weights are read from files as published (`VisionReward_video_qa_s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +44,10 @@ class Checklist(BatchedVerifier):
     ) -> None:
         super().__init__(device=device, dtype=dtype)
         self.questions = [line.strip() for line in _text(questions).splitlines() if line.strip()]
+        if not self.questions:
+            raise ConfigError(
+                f"{str(questions)!r} must hold questions but is empty; give the published file."
+            )
         self.soft = soft
         self._vlm = VisionLanguageModel(
             checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
@@ -66,8 +71,7 @@ class Checklist(BatchedVerifier):
             asked = [question.replace(PLACEHOLDER, prompt.text) for question in self.questions]
             try:
                 yes = self._vlm.yes_probabilities([shown] * len(asked), asked)
-                answers = [2 * p - 1 if self.soft else (1.0 if p > 0.5 else -1.0) for p in yes]
-                scores.append(self._value(answers, shown, prompt.text))
+                scores.append(self._value([answer(p, self.soft) for p in yes], shown, prompt.text))
             except UnusableSample as error:
                 scores.append(Score.unscored(str(error)))
         return scores
@@ -175,6 +179,13 @@ class VisionRewardImage(Checklist):
         return Score(
             value=value, parts={"alignment": alignment} | {self.questions[i]: x for i, x in kept.items()}
         )
+
+
+def answer(yes: float, soft: bool) -> float:
+    """The answer of a model that says yes with this probability; NaN stays NaN, lest it pass for a no."""
+    if soft or math.isnan(yes):
+        return 2 * yes - 1
+    return 1.0 if yes > 0.5 else -1.0
 
 
 def linear(features: Sequence[float], weights: Sequence[float]) -> float:

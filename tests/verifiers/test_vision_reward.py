@@ -110,6 +110,14 @@ def test_masks_in_closed_form() -> None:
     assert linear([1.0, -1.0, 0.0], [0.5, 0.25, 8.0]) == 0.25
 
 
+def test_a_model_that_answers_nan_does_not_say_no(folder: Path) -> None:
+    verifier = build(VisionReward, folder, "clip")
+    verifier.load()
+    verifier._vlm._model.lm_head.weight.fill_(math.nan)
+    (score,) = verifier.score(clips(1), [PROMPT])
+    assert math.isnan(score.value) and "NaN" in (score.reason or "")
+
+
 def test_unusable_samples_are_unscored_and_spoil_nothing(folder: Path) -> None:
     verifier = build(VisionReward, folder, "clip", soft=True)
     good = clips(1)[0]
@@ -132,6 +140,7 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(folder: Path) -> None:
         ("clip", "json", '[0.1, 0.2, "x"]', "must list 3 numbers"),
         ("clip", "json", "[0.1,", "must be JSON"),
         ("clip", "txt", None, "must be a text file"),
+        ("clip", "txt", " \n", "must hold questions but is empty"),
         ("picture", "txt", "one\ntwo", "must hold the 30 questions .* but holds 2"),
         ("picture", "json", "[1]", "must map coef and intercept"),
         ("picture", "json", '{"coef": [1]}', "must list 28 numbers"),
