@@ -14,13 +14,14 @@ from tts_vision.verifiers._frames import clip, pictures, starts
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 Aspect: TypeAlias = Literal[
+    "mean",
     "visual_quality",
     "temporal_consistency",
     "dynamic_degree",
     "text_to_video_alignment",
     "factual_consistency",
 ]
-ASPECTS: tuple[str, ...] = get_args(Aspect)
+ASPECTS: tuple[str, ...] = get_args(Aspect)[1:]
 
 # word for word, because the model was trained on it (TIGER-Lab/VideoScore, Apache-2.0)
 TEMPLATE = """
@@ -76,7 +77,7 @@ class VideoScore(BatchedVerifier):
         self,
         *,
         checkpoint: str = "TIGER-Lab/VideoScore-v1.1",
-        aspect: Literal["mean"] | Aspect = "mean",
+        aspect: Aspect = "mean",
         frames: int = 48,
         device: str | None = None,
         dtype: str = "bfloat16",
