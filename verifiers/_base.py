@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from tts_vision.errors import ConfigError
 from tts_vision.types import Media, Modality, Prompt, Score, Video
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ScoreBatch: TypeAlias = Callable[[list[Any], list[Prompt]], list[Score]]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -78,9 +79,15 @@ class BatchedVerifier(ABC):
             self._load()
             self._loaded = True
 
-    @torch.no_grad()
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         """One score per sample, in order."""
+        return self._in_batches(self._score_batch, media, prompts)
+
+    @torch.no_grad()
+    def _in_batches(
+        self, score_batch: ScoreBatch, media: Sequence[Media], prompts: Sequence[Prompt]
+    ) -> list[Score]:
+        """What `score_batch` says of each sample, in order, unscored where it cannot be used."""
         if not media:
             return []
         self.load()
@@ -93,18 +100,19 @@ class BatchedVerifier(ABC):
                 scores[i] = Score.unscored(str(error))
         for at in range(0, len(usable), self.batch_size):
             batch = usable[at : at + self.batch_size]
-            found = self._found([s for _, s in batch], [prompts[i] for i, _ in batch])
+            found = _one_by_one(score_batch, [s for _, s in batch], [prompts[i] for i, _ in batch])
             scores.update(zip((i for i, _ in batch), map(_finite, found), strict=True))
         return [scores[i] for i in range(len(media))]
 
-    def _found(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
-        """Scores of a batch; of each sample alone, if one of them turns out to be unusable."""
-        try:
-            return self._score_batch(samples, prompts)
-        except UnusableSample as error:
-            if len(samples) == 1:
-                return [Score.unscored(str(error))]
-            return [score for s, p in zip(samples, prompts) for score in self._found([s], [p])]
+
+def _one_by_one(score_batch: ScoreBatch, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
+    """Scores of a batch; of each sample alone, if one of them turns out to be unusable."""
+    try:
+        return score_batch(samples, prompts)
+    except UnusableSample as error:
+        if len(samples) == 1:
+            return [Score.unscored(str(error))]
+        return [score for s, p in zip(samples, prompts) for score in _one_by_one(score_batch, [s], [p])]
 
 
 def default_device() -> str:

@@ -237,6 +237,21 @@ class VisionLanguageModel:
             ids.update(dict.fromkeys(single))
         return list(ids)
 
+    def token_id(self, token: str) -> int:
+        """The token that is written just so.
+
+        Raises:
+            VerifierError: If there is none.
+        """
+        self.load()
+        found = self._tokenizer.convert_tokens_to_ids(token)
+        if found is None or found == self._tokenizer.unk_token_id:
+            raise VerifierError(
+                f"The vocabulary of {self.owner!r} must have {token!r} but that of {self.checkpoint!r} does "
+                "not; choose another model."
+            )
+        return int(found)
+
     def _load(self) -> Any:
         """Loads the processor and its tokenizer; returns the model, on the CPU."""
         from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -72,7 +72,12 @@ def read_state(path: Path, owner: str) -> dict[str, Tensor]:
 
 
 def load_strictly(
-    module: nn.Module, state: Mapping[str, Tensor], owner: str, *, ignore: Collection[str] = ()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    owner: str,
+    *,
+    ignore: Collection[str] = (),
+    assign: bool = False,
 ) -> None:
     """Loads `state` into `module`: every key must fit, none may be missing.
 
@@ -82,6 +87,7 @@ def load_strictly(
         owner: The verifier, for messages.
         ignore: Names, or prefixes that end in a dot, in `state` that are known not to be weights (buffers
             of older versions), or in `module` that it makes by itself.
+        assign: Whether the module takes the tensors themselves, as one without memory of its own must.
 
     Raises:
         VerifierError: If a key is missing, unexpected, or of another shape; names them.
@@ -101,7 +107,7 @@ def load_strictly(
             f"{tuple(given[key].shape)} instead of {tuple(wanted[key].shape)} ({len(other)} differ); give "
             "the checkpoint of this model size."
         )
-    module.load_state_dict(given, strict=False)
+    module.load_state_dict(given, strict=False, assign=assign)
 
 
 def check_keys(owner: str, *, missing: Collection[str], unexpected: Collection[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
@@ -147,3 +149,82 @@ def idefics3(folder: Path) -> Path:
         chat_template=CHAT.replace("PICTURE", "<image>"),
     ).save_pretrained(folder)
     return folder
+
+
+def llava_next(folder: Path, *, shards: int = 2, tied: bool = False) -> Path:
+    """A LLaVA-OneVision in the layout of LLaVA-NeXT: its key names, its config.json, in shards."""
+    words = tokenizer([])
+    language, tower, rest = llava_parts(len(words), tied)
+    state = {key: value for key, value in language.state_dict().items() if not (tied and "lm_head" in key)}
+    for key, value in tower.state_dict().items():
+        inner = key.removeprefix("vision_model.")  # older versions of transformers have it in the key
+        state[f"model.vision_tower.vision_tower.vision_model.{inner}"] = value
+    state |= rest
+    folder.mkdir(exist_ok=True)
+    for i in range(shards):
+        some = {key: state[key].clone() for key in sorted(state)[i::shards]}
+        save_file(some, folder / f"model-{i + 1:05}-of-{shards:05}.safetensors", metadata={"format": "pt"})
+    settings = {
+        "architectures": ["LlavaQwenForCausalLM"],
+        "model_type": "llava",
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_aspect_ratio": "anyres_max_9",
+        "use_sliding_window": False,
+        **LLAVA_LANGUAGE,
+        "vocab_size": language.config.vocab_size,
+        "tie_word_embeddings": tied,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 20, "top_p": 0.8}))
+    words.save_pretrained(folder)
+    return folder
+
+
+LLAVA_LANGUAGE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_theta": 50000.0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+}
+
+
+def llava_parts(tokens: int, tied: bool = False) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+    """What a LLaVA-OneVision is made of: language model, vision tower, and the tensors between them."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+    settings = {**LLAVA_LANGUAGE, "vocab_size": tokens + 5, "tie_word_embeddings": tied}
+    language = Qwen2ForCausalLM(Qwen2Config(**settings))
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=16,
+            image_size=384,
+            patch_size=14,
+            vision_use_head=False,
+        )
+    )
+    randomise(language, 1)
+    if not tied:  # its answers are often yes or no
+        ids = tokenizer([]).convert_tokens_to_ids
+        head = language.lm_head.weight.data
+        head[ids("yes")] *= 20.0
+        head[ids("no")] = 0.7 * head[ids("yes")]
+    randomise(tower, 2)
+    generator = torch.Generator().manual_seed(3)
+    shapes = {
+        "model.mm_projector.0.weight": (32, 32),
+        "model.mm_projector.0.bias": (32,),
+        "model.mm_projector.2.weight": (32, 32),
+        "model.mm_projector.2.bias": (32,),
+        "model.image_newline": (32,),
+    }
+    rest = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    return language.eval(), tower.eval(), rest
