@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
@@ -228,3 +228,11 @@ def llava_parts(tokens: int, tied: bool = False) -> tuple[Any, Any, dict[str, to
     }
     rest = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     return language.eval(), tower.eval(), rest
+
+
+def rename_key(file: Path, old: str, new: str) -> None:
+    """Renames the one tensor whose name ends with `old`, in a file of weights."""
+    state = load_file(file)
+    (key,) = (key for key in state if key.endswith(old))
+    state[key.removesuffix(old) + new] = state.pop(key)
+    save_file(state, file, metadata={"format": "pt"})

@@ -1,0 +1,223 @@
+"""A vision-language model as a judge with a rubric, on this machine or behind an endpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tts_vision.errors import ConfigError
+from tts_vision.registry import register
+from tts_vision.types import Prompt, Score
+from tts_vision.verifiers._base import BatchedVerifier
+from tts_vision.verifiers._cache import DiskCache, key_of
+from tts_vision.verifiers._endpoint import ChatEndpoint, Reply
+from tts_vision.verifiers._vlm import Question, VisionLanguageModel
+
+Metric = Literal[
+    "accuracy_to_prompt",
+    "creativity_and_originality",
+    "visual_quality_and_realism",
+    "consistency_and_cohesion",
+    "emotional_or_thematic_resonance",
+    "overall_score",
+]
+
+
+class Aspect(BaseModel):
+    """A judgement of one aspect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    explanation: str
+    score: float = Field(ge=0, le=10)
+
+
+class Rubric(BaseModel):
+    """Judgements of all aspects."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    accuracy_to_prompt: Aspect
+    creativity_and_originality: Aspect
+    visual_quality_and_realism: Aspect
+    consistency_and_cohesion: Aspect
+    emotional_or_thematic_resonance: Aspect
+    overall_score: Aspect
+
+
+INSTRUCTIONS = """\
+You judge a picture that a text-to-image model made for this prompt:
+{prompt}
+
+Give each aspect a score from 0 (worst) to 10 (best), and explain it in one or two sentences that name what \
+you see. Use the whole range: 10 means that nothing could be better.
+- accuracy_to_prompt: Is everything there that the prompt asks for, and only that: objects, their number, \
+colours, attributes, actions, positions, written text?
+- creativity_and_originality: Is the idea fresh within what the prompt asks for?
+- visual_quality_and_realism: Light, texture, anatomy, perspective, sharpness; or skill in the style that \
+is asked for. Flaws such as blur, artefacts or deformed parts cost points.
+- consistency_and_cohesion: Do all parts belong to one scene and one style, without contradiction?
+- emotional_or_thematic_resonance: Does the picture carry the mood or theme that the prompt calls for?
+- overall_score: All of it together; accuracy to the prompt counts most.
+
+Answer with one JSON object that has these six keys, each with an object of the form \
+{"explanation": "...", "score": 0}, and write nothing else."""
+AGAIN = "That answer cannot be used: {error}. Answer with nothing but the JSON object that was asked for."
+
+
+@register(
+    "verifier",
+    "vlm_judge",
+    paper="Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps (Ma et al. 2025)",
+    notes={
+        "licence": "of the model; Apache-2.0 for the default",
+        "weights": "Qwen/Qwen2.5-VL-7B-Instruct, any image-text-to-text model, or an endpoint",
+    },
+)
+class VLMJudge(BatchedVerifier):
+    """A vision-language model that judges six aspects by a rubric, each from 0 to 10.
+
+    The value is one aspect, all are parts, and the explanation of the value is the reason. An answer that
+    does not follow the rubric is asked for once more; then the picture is unscored.
+
+    Args:
+        metric: The aspect that is the value.
+        checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template.
+        base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, to ask instead.
+        model: Name of the model at `base_url`.
+        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
+        structured: Whether the endpoint is told the JSON schema of the answer; not all know how.
+        temperature: Of the endpoint's sampling; none leaves it to the server.
+        timeout: Seconds until an attempt at the endpoint is given up.
+        retries: Further attempts at the endpoint after a failure that may pass.
+        parallel: Requests to the endpoint under way at once.
+        cache: Folder of answers that are not asked for again; none by default.
+        max_new_tokens: Longest answer of a model on this machine.
+        device: Where it computes; by default the accelerator, if there is one.
+        dtype: Precision of its weights: float32, bfloat16 or float16.
+        batch_size: Pictures computed at once on this machine.
+    """
+
+    name = "vlm_judge"
+
+    def __init__(
+        self,
+        *,
+        metric: Metric = "overall_score",
+        checkpoint: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+        base_url: str | None = None,
+        model: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        structured: bool = True,
+        temperature: float | None = 0.0,
+        timeout: float = 60.0,
+        retries: int = 4,
+        parallel: int = 4,
+        cache: Path | None = None,
+        max_new_tokens: int = 800,
+        device: str | None = None,
+        dtype: str = "bfloat16",
+        batch_size: int = 4,
+    ) -> None:
+        # an endpoint sees to its own parallelism
+        super().__init__(device=device, dtype=dtype, batch_size=batch_size if base_url is None else 2**20)
+        if metric not in Rubric.model_fields:
+            raise ConfigError(f"metric must be one of {', '.join(Rubric.model_fields)} but got {metric!r}.")
+        if model is not None and base_url is None:
+            raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
+        self.metric = metric
+        self.structured = structured
+        self.max_new_tokens = max_new_tokens
+        self.cache = None if cache is None else DiskCache(cache)
+        self._judge: VisionLanguageModel | ChatEndpoint
+        self._asked: list[Any]
+        if base_url is None:
+            self._asked = [checkpoint, dtype, max_new_tokens]
+            self._judge = VisionLanguageModel(
+                checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
+            )
+        else:
+            self._asked = [base_url, model, temperature, structured]
+            self._judge = ChatEndpoint(
+                base_url,
+                model or "",
+                owner=self.name,
+                key_variable=key_variable,
+                timeout=timeout,
+                retries=retries,
+                parallel=parallel,
+                temperature=temperature,
+            )
+
+    def _load(self) -> None:
+        if isinstance(self._judge, VisionLanguageModel):
+            self._judge.load()
+
+    def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
+        questions = [INSTRUCTIONS.replace("{prompt}", prompt.text) for prompt in prompts]
+        keys = [key_of(s, q, AGAIN, self._asked) for s, q in zip(samples, questions)]
+        verdicts: dict[str, Rubric | str] = {}
+        for key in dict.fromkeys(keys) if self.cache else ():
+            verdict = _parsed(self.cache.get(key)) if self.cache else ""
+            if isinstance(verdict, Rubric):
+                verdicts[key] = verdict
+        new = {key: i for i, key in enumerate(keys) if key not in verdicts}
+        found = self._judged([samples[i] for i in new.values()], [questions[i] for i in new.values()])
+        for key, verdict in zip(new, found, strict=True):
+            verdicts[key] = verdict
+            if self.cache and isinstance(verdict, Rubric):
+                self.cache.put(key, verdict.model_dump())
+        return [self._score(verdicts[key]) for key in keys]
+
+    def _judged(self, samples: list[Image.Image], questions: list[str]) -> list[Rubric | str]:
+        """Verdicts, or the reasons why there are none."""
+        replies = self._ask(samples, list(questions))
+        verdicts = [reply.reason or _parsed(_json(reply.text)) for reply in replies]
+        # what was no rubric is asked for once more, with what was wrong; what failed has been tried enough
+        wrong = [i for i, v in enumerate(verdicts) if isinstance(v, str) and not replies[i].reason]
+        dialogues = [
+            [questions[i], replies[i].text, AGAIN.replace("{error}", str(verdicts[i]))] for i in wrong
+        ]
+        for i, reply in zip(wrong, self._ask([samples[i] for i in wrong], dialogues)):
+            verdict = reply.reason or _parsed(_json(reply.text))
+            told = " ".join(reply.text.split())[:80]
+            verdicts[i] = f"{verdict}; it said {told!r}" if isinstance(verdict, str) and told else verdict
+        return verdicts
+
+    def _ask(self, samples: list[Image.Image], questions: list[Any]) -> list[Reply]:
+        shown, asked = [[sample] for sample in samples], list[Question](questions)
+        if isinstance(self._judge, ChatEndpoint):
+            schema = Rubric.model_json_schema() if self.structured else None
+            return self._judge.ask(shown, asked, schema=schema, schema_name="rubric")
+        return [
+            Reply(text) for text in self._judge.generate(shown, asked, max_new_tokens=self.max_new_tokens)
+        ]
+
+    def _score(self, verdict: Rubric | str) -> Score:
+        if isinstance(verdict, str):
+            return Score.unscored(verdict)
+        parts = {name: getattr(verdict, name).score for name in Rubric.model_fields}
+        return Score(
+            value=parts[self.metric], parts=parts, reason=getattr(verdict, self.metric).explanation or None
+        )
+
+
+def _json(text: str) -> str:
+    """The JSON object in an answer, which may stand in a code fence or after some words."""
+    start, end = text.find("{"), text.rfind("}")
+    return text[start : end + 1] if 0 <= start < end else text
+
+
+def _parsed(answer: Any) -> Rubric | str:
+    """The rubric in JSON text or in what was kept; else what is wrong with it."""
+    try:
+        if isinstance(answer, str):
+            return Rubric.model_validate_json(answer)
+        return Rubric.model_validate(answer)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"the answer does not follow the rubric: {where + ': ' if where else ''}{first['msg']}"
