@@ -24,20 +24,14 @@ class UnusableSample(Exception):
     """A sample that a verifier cannot score; the message is the reason."""
 
 
-class BatchedVerifier(ABC):
-    """A verifier whose model loads on first use and scores in batches of its own choosing.
-
-    A subclass sets `name` and `accepts`, loads in `_load`, and scores one batch in `_score_batch`. Samples
-    that cannot be used are unscored with the reason; all others are scored as if those were not there.
+class LazyModel(ABC):
+    """What loads its model on first use.
 
     Args:
         device: Where it computes; by default the accelerator, if there is one.
         dtype: Precision of its weights: float32, bfloat16 or float16.
         batch_size: Samples computed at once.
     """
-
-    name: str
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"image"})
 
     def __init__(self, *, device: str | None = None, dtype: str = "float32", batch_size: int = 8) -> None:
         if batch_size < 1:
@@ -57,6 +51,24 @@ class BatchedVerifier(ABC):
             VerifierError: If its weights cannot be found or do not fit.
         """
 
+    def load(self) -> None:
+        """Loads the model, so that later calls only compute; called by a search before it spends anything."""
+        if not self._loaded:
+            self._load()
+            self._loaded = True
+
+
+class BatchedVerifier(LazyModel):
+    """A verifier whose model loads on first use and scores in batches of its own choosing.
+
+    A subclass sets `name` and `accepts`, loads in `_load`, and scores one batch in `_score_batch`. Samples
+    that cannot be used are unscored with the reason; all others are scored as if those were not there.
+    Its parameters are those of `LazyModel`.
+    """
+
+    name: str
+    accepts: ClassVar[frozenset[Modality]] = frozenset({"image"})
+
     @abstractmethod
     def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
         """Scores of one batch, at most `batch_size`, of what `_usable` returned.
@@ -72,12 +84,6 @@ class BatchedVerifier(ABC):
             UnusableSample: If it cannot be scored.
         """
         return picture(sample, self.name)
-
-    def load(self) -> None:
-        """Loads the model, so that later calls only compute; called by a search before it spends anything."""
-        if not self._loaded:
-            self._load()
-            self._loaded = True
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         """One score per sample, in order."""

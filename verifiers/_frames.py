@@ -75,6 +75,18 @@ def clip(sample: Media, name: str) -> Video:
     return sample
 
 
+def moving(sample: Media, name: str) -> Video:
+    """The sample, if it is a clip of two frames or more.
+
+    Raises:
+        UnusableSample: If it is not.
+    """
+    video = clip(sample, name)
+    if len(video.frames) < 2:
+        raise UnusableSample(f"{name} compares frames of a clip but it has only one")
+    return video
+
+
 def pictures(video: Video, indices: Sequence[int]) -> list[Image.Image]:
     """The frames at `indices` as RGB pictures, in that order, repeats allowed."""
     return [Image.fromarray(video.frames[i].numpy()) for i in indices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ def find_file(checkpoint: str, filename: str, owner: str) -> Path:
     """A file of weights.
 
     Args:
-        checkpoint: A file, a folder that holds `filename`, or a repository on the Hugging Face hub.
+        checkpoint: A file, a folder that holds `filename`, a repository on the Hugging Face hub, or an
+            address ``https://...`` of a file, which torch.hub keeps.
         filename: Its name inside a folder or repository.
         owner: The verifier, for messages.
 
     Raises:
         VerifierError: If it is not there and cannot be downloaded.
     """
+    if checkpoint.startswith("https://"):
+        return _downloaded(checkpoint, owner)
     path = Path(checkpoint).expanduser()
     if path.is_file():
         return path
@@ -41,6 +45,21 @@ def find_file(checkpoint: str, filename: str, owner: str) -> Path:
         return Path(hf_hub_download(checkpoint, filename))
     except Exception as error:  # the hub's client raises a dozen kinds
         raise _unreachable(f"{checkpoint}/{filename}", owner, error) from error
+
+
+def _downloaded(url: str, owner: str) -> Path:
+    """The file at `url` in the cache of torch.hub, checked against the digest in its name if it has one."""
+    name = url.rsplit("/", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.is_file():
+        return path
+    digest = re.search(r"-([0-9a-f]{8,})\.", name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
+    except Exception as error:  # of the network, the disk, or a wrong digest
+        raise _unreachable(url, owner, error) from error
+    return path
 
 
 def read_state(path: Path, owner: str) -> dict[str, Tensor]:

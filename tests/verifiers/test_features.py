@@ -1,0 +1,145 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_backbones import tiny_clip, tiny_dino, tiny_dinov2
+
+from samples import clips, pictures
+from tts_vision import Video
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.registry import lookup
+from tts_vision.types import FeatureExtractor
+from tts_vision.verifiers._backbones import clip_standard_pixels, standard_pixels
+from tts_vision.verifiers._features import PictureFeatures
+from tts_vision.verifiers.clip_features import ClipFeatures
+from tts_vision.verifiers.dino_features import DinoFeatures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    tiny_dino(folder / "dino")
+    tiny_dinov2(folder / "dinov2")
+    tiny_clip(folder / "clip")
+    return folder
+
+
+MAKERS: dict[str, Callable[..., PictureFeatures]] = {
+    "dino": DinoFeatures,
+    "dinov2": DinoFeatures,
+    "clip": ClipFeatures,
+}
+
+
+@pytest.fixture(params=["dino", "dinov2", "clip"], scope="module")
+def extractor(request: pytest.FixtureRequest, folder: Path) -> PictureFeatures:
+    return MAKERS[request.param](checkpoint=str(folder / request.param), device="cpu", batch_size=3)
+
+
+def test_one_row_each_in_order_whatever_the_batch(extractor: PictureFeatures) -> None:
+    assert isinstance(extractor, FeatureExtractor) and extractor.accepts == {"image", "video"}
+    media = [*pictures(3), *clips(2, frames=5, seed=7)]
+    rows = extractor.features(media)
+    assert rows.shape == (5, extractor.size) and rows.dtype == torch.float32 and rows.device.type == "cpu"
+    assert rows.unique(dim=0).shape[0] == 5
+    assert torch.equal(rows, extractor.features(media))
+    assert torch.allclose(rows.flip(0), extractor.features(media[::-1]), atol=1e-4)
+    assert torch.allclose(rows, torch.cat([extractor.features([m]) for m in media]), atol=1e-4)
+    assert extractor.features([]).shape == (0, extractor.size)
+
+
+def test_a_clip_is_the_mean_of_its_frames(extractor: PictureFeatures) -> None:
+    video = clips(1, frames=15)[0]
+    extractor.frames = 8
+    frames = [Image.fromarray(video.frames[t].numpy()) for t in range(0, 15, 2)]
+    assert torch.allclose(extractor.features([video])[0], extractor.features(frames).mean(0), atol=1e-5)
+    short = Video(video.frames[:3])
+    frames = [Image.fromarray(frame.numpy()) for frame in short.frames]
+    assert torch.allclose(extractor.features([short])[0], extractor.features(frames).mean(0), atol=1e-5)
+
+
+def test_odd_pictures_are_embedded_as_what_they_show(extractor: PictureFeatures) -> None:
+    picture = pictures(1)[0]
+    see_through = picture.convert("RGBA")
+    rows = extractor.features([picture, see_through, picture.convert("L"), Image.new("RGB", (1, 1))])
+    assert rows.isfinite().all() and torch.allclose(rows[0], rows[1], atol=1e-4)
+    assert not torch.allclose(rows[0], rows[2], atol=1e-4)
+
+
+def test_a_sample_without_features_is_an_error_that_names_it(extractor: PictureFeatures) -> None:
+    good = pictures(1)[0]
+    with pytest.raises(VerifierError, match=r"sample 1 \(from 0\) is not: a clip must be"):
+        extractor.features([good, Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8))])
+    with pytest.raises(VerifierError, match=r"sample 2 \(from 0\) is not: .* got str"):
+        extractor.features([good, good, "a path"])  # type: ignore[list-item]
+
+
+def test_dino_against_transformers(folder: Path) -> None:
+    from transformers import Dinov2Model
+
+    media = pictures(2, size=(60, 90))
+    tokens = Dinov2Model.from_pretrained(folder / "dinov2")(
+        standard_pixels(media, resize=256, crop=224)
+    ).last_hidden_state
+    for pool, expected in (("cls", tokens[:, 0]), ("patches_mean", tokens[:, 1:].mean(1))):
+        found = DinoFeatures(checkpoint=str(folder / "dinov2"), pool=pool, device="cpu").features(media)  # type: ignore[arg-type]
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_clip_against_transformers(folder: Path) -> None:
+    from transformers import CLIPModel
+
+    media = pictures(2, size=(60, 90))
+    model = CLIPModel.from_pretrained(folder / "clip")
+    vision = model.vision_model(clip_standard_pixels(model, media)).pooler_output
+    found = ClipFeatures(checkpoint=str(folder / "clip"), device="cpu").features(media)
+    assert torch.allclose(found, model.visual_projection(vision), atol=1e-5)
+    assert not torch.allclose(found.norm(dim=-1), torch.ones(2), atol=1e-2)  # as documented, not normalised
+
+
+@pytest.mark.parametrize("kind", ["dino", "clip"])
+def test_half_precision(kind: str, folder: Path) -> None:
+    media = pictures(2)
+    whole, half = (
+        MAKERS[kind](checkpoint=str(folder / kind), device="cpu", dtype=dtype).features(media)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(whole, half).min() > 0.99
+
+
+def test_numbers_that_are_not_finite_are_an_error(folder: Path) -> None:
+    extractor = ClipFeatures(checkpoint=str(folder / "clip"), device="cpu")
+    extractor.load()
+    extractor._model.visual_projection.weight[0, 0] = torch.nan
+    with pytest.raises(VerifierError, match=r"sample 0 \(from 0\) is not: .* not finite"):
+        extractor.features(pictures(1))
+
+
+def test_parameters_are_checked() -> None:
+    with pytest.raises(ConfigError, match="frames must be at least 1"):
+        DinoFeatures(frames=0)
+    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+        ClipFeatures(batch_size=0)
+    with pytest.raises(VerifierError, match="clip_features"):
+        ClipFeatures(checkpoint="/nowhere").load()
+    assert lookup("features", "dino_features").target is DinoFeatures
+    assert lookup("features", "clip_features").target is ClipFeatures
+
+
+@pytest.mark.download
+@pytest.mark.parametrize("kind", ["dino", "clip"])
+def test_published_weights_put_views_of_one_picture_together(kind: str) -> None:
+    """Checks that a picture is nearer to its mirror image than to another; needs a folder in
+    TTS_VISION_DINO_FEATURES or TTS_VISION_CLIP_FEATURES.
+    """
+    name = f"TTS_VISION_{kind.upper()}_FEATURES"
+    if not Path(os.environ.get(name, "")).is_dir() or name not in os.environ:
+        pytest.skip(f"set {name} to a folder")
+    a, b = pictures(2, size=(256, 256))
+    mirrored = a.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    rows = torch.nn.functional.normalize(MAKERS[kind](checkpoint=os.environ[name]).features([a, mirrored, b]))
+    assert rows[0] @ rows[1] > rows[0] @ rows[2]
