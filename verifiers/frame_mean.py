@@ -1,0 +1,98 @@
+"""A verifier of pictures as a verifier of clips: the mean over their frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+
+from PIL import Image
+
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.registry import register
+from tts_vision.scoring import calls_of, warm_up
+from tts_vision.types import Media, Modality, PooledVerifier, Prompt, Score, Verifier
+from tts_vision.verifiers._base import UnusableSample
+from tts_vision.verifiers._frames import clip, evenly, pictures
+
+REMEDY = "join verifiers around it: 'ensemble(frame_mean(clip_score), frame_mean(pickscore))'"
+
+
+def over_frames(scores: Sequence[Score]) -> Score:
+    """Mean and minimum of the frames that have a score; without any, the first reason."""
+    values = [score.value for score in scores if not math.isnan(score.value)]
+    if not values:
+        return Score.unscored(f"no frame could be scored: {scores[0].reason}")
+    mean = sum(values) / len(values)
+    return Score(value=mean, parts={"mean": mean, "min": min(values)})
+
+
+@register("verifier", "frame_mean", notes={"licence": "that of its member", "weights": "those of its member"})
+class FrameMean:
+    """Mean score of evenly spaced frames of a clip, by a verifier of pictures: ``frame_mean(clip_score)``.
+
+    Frames that the member cannot score are left out; ``parts`` gives the mean and the minimum of the others.
+
+    Args:
+        frames: Frames that are scored, from the first to the last; all of a shorter clip.
+    """
+
+    accepts: frozenset[Modality] = frozenset({"video"})
+
+    def __init__(self, members: Sequence[Verifier], *, frames: int = 8) -> None:
+        if len(members) != 1:
+            names = ", ".join(member.name for member in members) or "none"
+            raise ConfigError(f"frame_mean is made of one verifier but got {names}; {REMEDY}.")
+        if frames < 1:
+            raise ConfigError(f"frames must be at least 1 but got {frames}; raise it.")
+        (self.member,) = members
+        if "image" not in self.member.accepts:
+            raise ConfigError(
+                f"The member of frame_mean must score pictures but {self.member.name!r} scores "
+                f"{' and '.join(sorted(self.member.accepts))}; use it without frame_mean."
+            )
+        if isinstance(self.member, PooledVerifier):
+            raise ConfigError(
+                f"The member of frame_mean must score each frame by itself but {self.member.name!r} compares "
+                f"samples; {REMEDY}."
+            )
+        self.frames = frames
+        self.name = f"frame_mean({self.member.name})"
+
+    def load(self) -> None:
+        """Loads the member."""
+        warm_up(self.member)
+
+    def calls(self, n: int) -> dict[str, int]:
+        """Calls of the member for `n` clips, by name; fewer are made for clips shorter than `frames`."""
+        return calls_of(self.member, n * self.frames)
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        """One score per clip, on the scale of the member.
+
+        Raises:
+            VerifierError: If the member does not return one score per frame.
+        """
+        views = [self._views(sample) for sample in media]
+        frames = [frame for view in views if not isinstance(view, str) for frame in view]
+        asked = [p for view, p in zip(views, prompts) if not isinstance(view, str) for _ in view]
+        found = list(self.member.score(frames, asked)) if frames else []
+        if len(found) != len(frames):
+            raise VerifierError(
+                f"Verifier {self.member.name!r} must return one score per frame, {len(frames)} here, but "
+                f"returned {len(found)}; return NaN for a frame that it cannot score."
+            )
+        rest = iter(found)
+        return [
+            Score.unscored(view) if isinstance(view, str) else over_frames(list(islice(rest, len(view))))
+            for view in views
+        ]
+
+    def _views(self, sample: Media) -> list[Image.Image] | str:
+        """The frames that are scored, or why there are none."""
+        try:
+            video = clip(sample, self.name)
+        except UnusableSample as error:
+            return str(error)
+        total = len(video.frames)
+        return pictures(video, evenly(total, min(self.frames, total)))

@@ -1,0 +1,119 @@
+"""Subject and background consistency: how alike the frames of a clip look to DINO or CLIP."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tts_vision.registry import register
+from tts_vision.types import Media, Modality, Prompt, Score, Video
+from tts_vision.verifiers._backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    clip_embeddings,
+    dino_tokens,
+    load_clip,
+    load_dino,
+)
+from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD, BatchedVerifier
+from tts_vision.verifiers._frames import moving
+
+CHECKPOINTS = {"dino": "facebook/dino-vitb16", "clip": "openai/clip-vit-base-patch32"}
+
+
+def consistency(features: Tensor) -> tuple[float, float]:
+    """Mean of max(0, cosine) of each later frame to the one before it, and to the first.
+
+    Args:
+        features: ``(T, D)``, two frames or more.
+    """
+    unit = F.normalize(features.double(), dim=-1)
+    later = unit[1:]
+    previous, first = (later * unit[:-1]).sum(-1), (later * unit[:1]).sum(-1)
+    return float(previous.clamp(min=0).mean()), float(first.clamp(min=0).mean())
+
+
+def vbench_pixels(frames: Tensor, model: Literal["dino", "clip"]) -> Tensor:
+    """Frames as VBench gives them to DINO or CLIP.
+
+    They are resized as numbers in [0, 255] that are neither filtered nor rounded nor clipped: to 224 on the
+    shorter edge, bilinear and uncropped for DINO, bicubic and cropped in the centre for CLIP.
+
+    Args:
+        frames: ``(T, H, W, 3)`` uint8.
+        model: For which model.
+
+    Returns:
+        ``(T, 3, h, w)`` float32.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
+    pixels = frames.permute(0, 3, 1, 2).float()
+    if model == "dino":
+        pixels = TF.resize(pixels, [224], InterpolationMode.BILINEAR, antialias=False)
+        return TF.normalize(pixels / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    pixels = TF.resize(pixels, [224], InterpolationMode.BICUBIC, antialias=False)
+    return TF.normalize(TF.center_crop(pixels, [224]) / 255, list(CLIP_MEAN), list(CLIP_STD))
+
+
+@register(
+    "verifier",
+    "temporal_consistency",
+    paper="VBench (Huang et al. 2024), subject and background consistency",
+    notes={"licence": "Apache-2.0 (DINO), MIT (CLIP)", "weights": ", ".join(CHECKPOINTS.values())},
+)
+class TemporalConsistency(BatchedVerifier):
+    """How alike the frames of a clip are: VBench's subject (DINO) or background (CLIP) consistency.
+
+    In [0, 1]: the mean over all frames but the first of max(0, cosine) to the previous and to the first
+    frame, of which `parts` gives each. A clip that stands still gets 1. The prompt is not read.
+
+    Args:
+        features: ``dino`` for subjects, ``clip`` for backgrounds.
+        checkpoint: Folder or hub id; by default the one of VBench for these features.
+        device: Where it computes; by default the accelerator, if there is one.
+        dtype: Precision of its weights: float32, bfloat16 or float16.
+        batch_size: Frames computed at once.
+    """
+
+    name = "temporal_consistency"
+    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+
+    def __init__(
+        self,
+        *,
+        features: Literal["dino", "clip"] = "dino",
+        checkpoint: str | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, batch_size=batch_size)
+        self.features, self.checkpoint = features, checkpoint or CHECKPOINTS[features]
+
+    def _load(self) -> None:
+        load = load_dino if self.features == "dino" else load_clip
+        self._model = load(self.checkpoint, self.name, self.dtype).to(self.device)
+
+    def _usable(self, sample: Media) -> Video:
+        return moving(sample, self.name)
+
+    def _score_batch(self, samples: list[Video], prompts: list[Prompt]) -> list[Score]:
+        return [self._score(video) for video in samples]
+
+    def _score(self, video: Video) -> Score:
+        chunks = video.frames.split(self.batch_size)
+        previous, first = consistency(torch.cat([self._embed(frames) for frames in chunks]))
+        return Score(value=(previous + first) / 2, parts={"previous": previous, "first": first})
+
+    def _embed(self, frames: Tensor) -> Tensor:
+        pixels = vbench_pixels(frames, self.features)
+        return (
+            dino_tokens(self._model, pixels)[0]
+            if self.features == "dino"
+            else clip_embeddings(self._model, pixels)
+        )
