@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tts_vision.config import PLAYGROUND, RunConfig, Spec, did_you_mean, override, read_yaml
-from tts_vision.errors import ConfigError, TTSVisionError, UnknownNameError
+from tts_vision.errors import ConfigError, HoldoutWarning, TTSVisionError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -164,6 +165,10 @@ Verifier = Annotated[
     str | None,
     typer.Option("--verifier", "-v", help="What scores. (default: playground_clip, on the playground)"),
 ]
+HoldoutVerifier = Annotated[
+    str | None,
+    typer.Option(help="A verifier that judges the samples after the search and never guides it."),
+]
 BudgetText = Annotated[
     str | None,
     typer.Option("--budget", "-b", help="'16x', 'nfe=2000', 'seconds=60 and nfe=500', ... (default: 16x)"),
@@ -215,6 +220,7 @@ def generate(
     model: Model = None,
     algorithm: Algorithm = None,
     verifier: Verifier = None,
+    holdout_verifier: HoldoutVerifier = None,
     budget: BudgetText = None,
     seed: Annotated[int | None, typer.Option(help="Root seed. (default: 0)")] = None,
     output: Output = None,
@@ -242,6 +248,7 @@ def generate(
     if algorithm is not None and Spec.parse(algorithm).name != values.get("algorithm"):
         values.pop("algorithm_params", None)  # they were another algorithm's
     flags = {"prompt": prompt, "model": model, "algorithm": algorithm, "verifier": verifier}
+    flags |= {"holdout_verifier": holdout_verifier}
     values |= _given({**flags, "budget": budget, "seed": seed, "max_batch": max_batch})
     pipeline = _pipeline(steps, guidance_scale, negative_prompt)
     sampler = _given({"stochastic": stochastic, "eta": eta})
@@ -399,7 +406,8 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> None:
 
     going_on = f"'tts-vision resume {folder}' goes on from where it stopped."
     try:
-        with ProgressReport(sys.stderr) as report:
+        with ProgressReport(sys.stderr) as report, warnings.catch_warnings():
+            warnings.simplefilter("ignore", HoldoutWarning)  # `_tell` says it
             observe: Observer = report
             result = run(config, output=folder, resume=resume, progress=observe)
     except KeyboardInterrupt:
@@ -425,6 +433,14 @@ def _tell(result: Result, folder: Path) -> None:
     limit = f" of {result.budget.nfe:g}" if result.budget.nfe else ""
     typer.echo(f"best    {file}")
     typer.echo(f"score   {best.score.value:.4f} by {result.config.verifier}{compared}")
+    if best.score.parts:
+        typer.echo("        " + ", ".join(f"{name} {value:.4f}" for name, value in best.score.parts.items()))
+    if (holdout := result.holdout) is not None:
+        name, ranks = result.config.holdout_verifier, holdout.spearman
+        agree = "" if ranks is None else f"; rank agreement with the guide {ranks:.2f}"
+        typer.echo(f"holdout {holdout.best:.4f} by {name}  (first sample {holdout.first:.4f}{agree})")
+        if holdout.fell:
+            typer.echo(f"warning {holdout.warning(result.config.verifier, str(name))}")
     typer.echo(
         f"spent   {spent.nfe:g}{limit} nfe, {spent.verifier_calls} verifier calls, {spent.elapsed:.1f} s; "
         f"{len(result.population)} samples"

@@ -17,7 +17,7 @@ import numpy as np
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name, plain
 from tts_vision.errors import ConfigError, VerifierError
-from tts_vision.figures import Point, best_so_far, draw_scaling
+from tts_vision.figures import Point, draw_scaling
 from tts_vision.journal import storage
 from tts_vision.resolve import Live, find_verifier, load_model, load_verifier, spell_out
 from tts_vision.results import Result, is_finished, load_result, replace_file
@@ -271,8 +271,8 @@ def compare(
     for config in {(arm, config.verifier): config for arm, config in configs}.values():
         spell_out(config)
         find_verifier(config.verifier)
-    judge = None if evaluator is None else load_verifier(evaluator, find_verifier(evaluator))
-    guides = {c.verifier: load_verifier(c.verifier, find_verifier(c.verifier)) for _, c in configs}
+    judge = None if evaluator is None else load_verifier(find_verifier(evaluator))
+    guides = {name: load_verifier(find_verifier(name)) for name in {c.verifier for _, c in configs}}
     pipe = load_model(configs[0][1]) if named else pipe_or_id
     with storage(root, "The comparison"):
         root.mkdir(parents=True, exist_ok=True)
@@ -286,7 +286,7 @@ def compare(
             math.nan if judge is None or result.winner is None else _evaluate(judge, evaluator, result)
         )
         cells.append(_cell(arm, result, evaluation, root))
-        curves.append(best_so_far(result.trace))
+        curves.append(result.curve())
         if progress is not None:
             progress(len(cells), len(configs), cells[-1])
     comparison = Comparison(budget, evaluator, cells, curves, root)
@@ -361,7 +361,7 @@ def _evaluate(judge: Verifier, evaluator: str | None, result: Result) -> float:
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("evaluator") != evaluator:
         prompt = Prompt(result.config.prompt, result.config.prompt_metadata)
-        score = safe_scores(judge, [result.best.load()], prompt, lambda calls: None)[0]
+        score = safe_scores(judge, [result.best.load()], [prompt])[0]
         known = {"evaluator": evaluator, "value": repr(score.value), "reason": score.reason}
         replace_file(path, lambda part: part.write_text(json.dumps(known)), "The evaluation")
     return float(known["value"])

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,30 +31,64 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A plugin and its parameters, written ``name``, ``name:key=value,key=value``, ``module:attr`` or
-    ``file.py@name``; the last two take parameters as well."""
+    """A plugin, its members and its parameters, as text.
+
+    ``name``, ``name:key=value,key=value``, ``module:attr`` or ``file.py@name``; the last two take parameters
+    as well. A plugin made of others names them in parentheses: ``ensemble(hpsv2.1, clip_score):how=zscore``.
+    """
 
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
+    members: tuple[Spec, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Spec:
         """Reads what `str` writes.
 
         Raises:
-            ConfigError: If there is no name.
+            ConfigError: If there is no name, or parentheses do not match.
         """
-        name, *rest = _PARAMS.split(text.strip(), maxsplit=1)
-        if not name:
+        head, inside, tail = _parenthesised(text.strip())
+        name, *rest = _PARAMS.split(head + tail, maxsplit=1)
+        if not name or (inside is not None and name != head):
             raise ConfigError(
-                f"A plugin is written 'name' or 'name:key=value,key=value' but got {text!r}; name it."
+                "A plugin is written 'name', 'name:key=value,key=value' or 'name(member, member):key=value' "
+                f"but got {text!r}; name it first."
             )
         pairs = [pair.partition("=") for pair in (_NEXT_PARAM.split(rest[0]) if rest else [])]
-        return cls(name, {key.strip(): value.strip() for key, _, value in pairs})
+        members = () if inside is None else tuple(cls.parse(part) for part in _members(inside))
+        return cls(name, {key.strip(): value.strip() for key, _, value in pairs}, members)
 
     def __str__(self) -> str:
+        members = f"({', '.join(map(str, self.members))})" if self.members else ""
         params = ",".join(f"{key}={value}" for key, value in self.params.items())
-        return f"{self.name}:{params}" if params else self.name
+        return f"{self.name}{members}:{params}" if params else f"{self.name}{members}"
+
+
+def _parenthesised(text: str) -> tuple[str, str | None, str]:
+    """The text before, inside and after the parentheses behind a name; inside is None without any."""
+    start = text.find("(")
+    first_param = _PARAMS.search(text)
+    if start < 0 or (first_param is not None and first_param.start() < start):
+        return text, None, ""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if not depth:
+            return text[:start].rstrip(), text[start + 1 : at], text[at + 1 :].lstrip()
+    raise ConfigError(f"Parentheses of a plugin must match but got {text!r}; close them.")
+
+
+def _members(text: str) -> list[str]:
+    """The parts between the outer commas; ``key=value`` after a comma still belongs to the part before it."""
+    parts, depth = [""], 0
+    for at, char in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if char == "," and not depth and not _NEXT_PARAM.match(text, at):
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
 
 
 class _Settings(BaseModel):
@@ -139,6 +173,7 @@ class RunConfig(_Settings):
         algorithm: A registered search algorithm, ``module:attr`` or ``file.py@name``.
         algorithm_params: Its parameters.
         verifier: What scores, as a `Spec`; by default the playground's own on the playground.
+        holdout_verifier: What judges the outcome beside it, as a `Spec`, and never guides the search.
         budget: As `tts_vision.ledger.Budget.parse` reads it.
         seed: Root seed.
         max_batch: Particles computed at once; by default all, and fewer when memory runs out. Decides
@@ -155,6 +190,7 @@ class RunConfig(_Settings):
     algorithm: str = "best_of_n"
     algorithm_params: dict[str, Any] = Field(default_factory=dict)
     verifier: str
+    holdout_verifier: str | None = None
     budget: str = "16x"
     seed: int = Field(default=0, ge=0, lt=2**63)
     max_batch: int | None = Field(default=None, ge=1)
@@ -168,6 +204,11 @@ class RunConfig(_Settings):
         values = dict(values)
         if isinstance(values.get("algorithm"), str):
             spec = Spec.parse(values["algorithm"])
+            if spec.members:
+                raise ConfigError(
+                    f"An algorithm has no members in parentheses but got {values['algorithm']!r}; write "
+                    f"'{spec.name}:key=value'."
+                )
             values["algorithm"] = spec.name
             values["algorithm_params"] = {**spec.params, **(values.get("algorithm_params") or {})}
         if values.get("verifier") is None:
@@ -272,7 +313,7 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
             )
         if len(path) == 2 and path[0] == "verifier":
             spec = Spec.parse(str(result.get("verifier") or PLAYGROUND_VERIFIER))
-            result["verifier"] = str(Spec(spec.name, {**spec.params, path[1]: text}))
+            result["verifier"] = str(replace(spec, params={**spec.params, path[1]: text}))
             continue
         if len(path) > 1 and path[0] in SECTIONS:
             path = [*SECTIONS[path[0]], *path[1:]]

@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tts_vision.calibration import preview_pairs, spearman
 from tts_vision.errors import (
     BudgetSpent,
     CapabilityError,
@@ -26,7 +28,7 @@ from tts_vision.ledger import Ledger, Remaining
 from tts_vision.media import read_media, write_media
 from tts_vision.mutations import Mutation, describe
 from tts_vision.rng import choice_generator, row_noise, row_seed
-from tts_vision.scoring import safe_scores
+from tts_vision.scoring import calls_of, safe_scores
 from tts_vision.trace import (
     Advance,
     Checkpoint,
@@ -40,7 +42,18 @@ from tts_vision.trace import (
     Scored,
     Select,
 )
-from tts_vision.types import Cost, Media, Prompt, Sampler, Score, State, Verifier
+from tts_vision.types import (
+    AnchoredVerifier,
+    Cost,
+    Media,
+    PooledVerifier,
+    PreviewVerifier,
+    Prompt,
+    Sampler,
+    Score,
+    State,
+    Verifier,
+)
 
 
 @dataclass
@@ -86,8 +99,15 @@ class Candidate:
 class MediaStore:
     """Where finished samples go: in memory; the result folder has a subclass that writes files."""
 
-    def save(self, uid: int, media: Media, score: Score | None = None) -> str | None:
-        """Stores a finished sample; returns its name, if it has one."""
+    def save(self, uid: int, media: Media, score: Score, *, settled: bool = True) -> str | None:
+        """Stores a finished sample; returns its name, if it has one.
+
+        Args:
+            uid: The particle.
+            media: The sample.
+            score: Its verdict.
+            settled: Whether the value of the verdict is final.
+        """
         return None
 
     def path(self, name: str) -> Path | None:
@@ -157,7 +177,12 @@ class SearchContext:
         """What one particle costs from `step` on for `steps` steps (by default to the end), and its score."""
         probe = State(torch.empty(1), step, (0,), self._prompt, self._seed)
         cost = self._sampler.cost(probe, self.num_steps - step if steps is None else steps)
-        return cost + Cost(decodes=1, verifier_calls=1) if scored else cost
+        return cost + self.score_cost if scored else cost
+
+    @property
+    def score_cost(self) -> Cost:
+        """What it costs to decode and score one sample."""
+        return Cost(decodes=1, verifier_calls=sum(calls_of(self._verifier, 1).values()))
 
     def affordable(self, each: Cost) -> int | None:
         """How many times `each` can still be spent; None without a limit."""
@@ -326,30 +351,44 @@ class SearchContext:
         if preview:
             self._require("preview", f"scoring at step {state.step} of {self.num_steps}")
         op, past = self._begin("score")
-        scores: dict[int, Score] = {}
         todo = list(range(len(state)))
         if not preview:
-            scores = {i: self.candidates[u].score for i, u in enumerate(state.uids) if u in self.candidates}
             first_of: dict[int, int] = {}
             for i in todo:
                 first_of.setdefault(state.uids[i], i)
-            todo = [i for i in first_of.values() if i not in scores]
+            todo = [i for uid, i in first_of.items() if uid not in self.candidates]
         if past:
             verdicts = self._recorded_scores(past)
             _check_repeats(set(verdicts) <= set(state.uids))
         elif self._journal.is_spent:
             verdicts = {}
         else:
-            left, each = self.ledger.remaining(), Cost(decodes=1, verifier_calls=1)
+            left, each = self.ledger.remaining(), self.score_cost
             # a limit of time says nothing before anything was measured
             paid = (left if left.forecast(each) else replace(left, seconds=None)).times(each)
             pay = todo if paid is None else todo[:paid]
             verdicts = self._score_rows(op, state.select(pay), preview) if pay else {}
         if any(state.uids[i] not in verdicts for i in todo):
             raise BudgetSpent
-        scores.update({i: verdicts[state.uids[i]] for i in todo})
-        by_uid = {state.uids[i]: score for i, score in scores.items()}
-        return torch.tensor([by_uid[uid].value for uid in state.uids], dtype=torch.float64)
+        if not preview:
+            return self.standing(state)
+        return torch.tensor([verdicts[uid].value for uid in state.uids], dtype=torch.float64)
+
+    def standing(self, state: State) -> Tensor:
+        """The scores of finished particles as they stand now; costs nothing.
+
+        Where a verifier compares samples with each other (`PooledVerifier`), they change as samples are
+        added; an algorithm that compares new samples with old ones asks for both anew.
+
+        Returns:
+            ``(B,)`` float64; NaN where a sample could not be scored.
+        """
+        return torch.tensor([self.candidates[u].score.value for u in state.uids], dtype=torch.float64)
+
+    @property
+    def op(self) -> int:
+        """The number of the next operation."""
+        return self._op
 
     def note(self, **values: float) -> None:
         """Reports numbers about the search itself (effective sample size, generation) to the trace."""
@@ -459,24 +498,32 @@ class SearchContext:
         decode = self._sampler.preview if preview else self._sampler.decode
         for a, b in self._batches(len(rows)):
             part = rows.select(range(a, b))
-            if media and not self.ledger.affords(Cost(decodes=b - a, verifier_calls=b)):
+            calls = self.score_cost.verifier_calls * b
+            if media and not self.ledger.affords(Cost(decodes=b - a, verifier_calls=calls)):
                 break  # time runs out: score what is decoded
             self.ledger.charge(Cost(decodes=b - a))
             decoded = self._halving(part, decode, lambda lists: [m for group in lists for m in group])
             media += decoded
             self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
 
-        def charge(n: int) -> None:
-            self.ledger.charge(Cost(verifier_calls=n))
-
+        verifier, prompts, trust = self._verifier, [self._prompt] * len(media), None
+        judge = verifier.score
+        if isinstance(verifier, AnchoredVerifier) and self.best is not None and not preview:
+            judge = partial(verifier.score_beside, best=self.best.load(), best_score=self.best.score)
         with self.ledger.phase("verify"):
-            scores = safe_scores(self._verifier, media, self._prompt, charge)
+            scores = safe_scores(verifier, media, prompts, charge=self.ledger.charge_calls, score=judge)
+            if isinstance(verifier, PreviewVerifier) and preview:
+                pairs = preview_pairs(self._journal.events)
+                verifier.fit(pairs)
+                scores = [verifier.expected(score, rows.step) for score in scores]
+                trust = spearman(pairs.get(rows.step, []))
         files = []
         for uid, sample, score in zip(rows.uids, media, scores):
-            name = None if preview else self._store.save(uid, sample, score)
+            name = None if preview else self._store.save(uid, sample, score, settled=not self._pools)
             files.append(name or "")
             path = self._store.path(name) if name else None
             self._keep(Candidate(uid, score, rows.step, None if name else sample, path))
+        self._settle()
         self._record(
             Scored(
                 op=op,
@@ -487,6 +534,7 @@ class SearchContext:
                 parts=tuple(score.parts for score in scores),
                 reasons=tuple(score.reason for score in scores),
                 files=tuple(files),
+                trust=trust,
             )
         )
         return dict(zip(rows.uids, scores))
@@ -502,7 +550,22 @@ class SearchContext:
                 verdicts[uid] = Score(value=value, parts=parts, reason=reason)
                 path = self._store.path(name) if name else None
                 self._keep(Candidate(uid, verdicts[uid], event.step, path=path))
+        self._settle()
         return verdicts
+
+    @property
+    def _pools(self) -> bool:
+        return isinstance(self._verifier, PooledVerifier)
+
+    def _settle(self) -> None:
+        """Brings the values of all finished samples up to date, where they depend on each other."""
+        if not isinstance(self._verifier, PooledVerifier):
+            return
+        pool = list(self.candidates.values())
+        for candidate, value in zip(pool, self._verifier.pool([c.score for c in pool]), strict=True):
+            candidate.score = candidate.score.model_copy(update={"value": value})
+        scored = [c for c in pool if not math.isnan(c.score.value)]
+        self.best = max(scored, key=lambda c: c.score.value, default=None)
 
     def _keep(self, candidate: Candidate) -> None:
         finished = candidate.step == self.num_steps

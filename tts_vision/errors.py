@@ -37,3 +37,7 @@ class StorageError(TTSVisionError):
 
 class BudgetSpent(Exception):
     """The next operation would exceed the budget. Ends a search; never reaches the user."""
+
+
+class HoldoutWarning(UserWarning):
+    """The guiding verifier rose while the one that was held out fell."""

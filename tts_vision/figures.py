@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,48 +22,72 @@ _BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
 
 
 class Point(NamedTuple):
-    """The best score after a sample was scored, and what had been spent by then."""
+    """One finished and scored sample, the best one by then, and what had been spent."""
 
     nfe: float
     seconds: float
+    uid: int
+    value: float
+    best_uid: int
     best: float
 
 
-def best_so_far(events: Sequence[Event]) -> list[Point]:
+def best_so_far(events: Sequence[Event], final: Mapping[int, float] | None = None) -> list[Point]:
     """How the best score grew; one point per finished and scored sample.
 
     Samples that were scored together share evenly what was spent since the scoring before.
+
+    Args:
+        events: The trace.
+        final: Scores as they stand at the end, by uid, where they differ from those in the trace.
     """
     points: list[Point] = []
-    best, nfe, seconds = -math.inf, 0.0, 0.0
+    best_uid, best, nfe, seconds = -1, -math.inf, 0.0, 0.0
     for event in events:
         if event.kind != "score" or event.preview:
             continue
         n = len(event.values)
-        for i, value in enumerate(event.values, start=1):
-            best = best if math.isnan(value) else max(best, value)
-            if best > -math.inf:
-                share = i / n
-                points.append(
-                    Point(
-                        nfe + share * (event.spent.nfe - nfe),
-                        seconds + share * (event.spent.elapsed - seconds),
-                        best,
-                    )
-                )
+        for i, (uid, recorded) in enumerate(zip(event.uids, event.values), start=1):
+            value = recorded if final is None else final.get(uid, recorded)
+            if math.isnan(value):
+                continue
+            if value > best:
+                best_uid, best = uid, value
+            spent = event.spent
+            at = (nfe + i / n * (spent.nfe - nfe), seconds + i / n * (spent.elapsed - seconds))
+            points.append(Point(*at, uid, value, best_uid, best))
         nfe, seconds = event.spent.nfe, event.spent.elapsed
     return points
 
 
-def scaling(events: Sequence[Event], *, title: str = "") -> Figure:
-    """The best score so far, against network evaluations and against seconds."""
+def scaling(
+    curve: Sequence[Point],
+    *,
+    held_out: Mapping[int, float] | None = None,
+    holdout: str | None = None,
+    title: str = "",
+) -> Figure:
+    """The best score so far, against network evaluations and against seconds.
+
+    Args:
+        curve: From `best_so_far`.
+        held_out: The holdout's scores by uid, drawn on an axis of their own for the best sample so far.
+        holdout: What the holdout is called.
+        title: Of the figure.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    points = best_so_far(events)
-    draw_scaling(axes[0], [p.nfe for p in points], [p.best for p in points])
-    draw_scaling(axes[1], [p.seconds for p in points], [p.best for p in points])
+    for axis, spent in zip(axes, ([p.nfe for p in curve], [p.seconds for p in curve])):
+        draw_scaling(axis, spent, [p.best for p in curve])
+        if held_out:
+            beside = axis.twinx()
+            values = [held_out.get(p.best_uid, math.nan) for p in curve]
+            beside.step(spent, values, where="post", color=_BEST, linestyle="--", linewidth=1.4)
+            beside.tick_params(axis="y", colors=_BEST)
+            if axis is axes[1]:
+                beside.set_ylabel(f"holdout: {_shorten(holdout or '', 40)}", color=_BEST)
     axes[0].set(xlabel="network evaluations (nfe)", ylabel="best score so far")
     axes[1].set(xlabel="seconds")
     figure.suptitle(_shorten(title, 90), fontsize=11)

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -89,6 +89,7 @@ class Spent(BaseModel):
 
     Attributes:
         nfe, decodes, verifier_calls: As in `Cost`.
+        calls: Verifier calls by the verifier's name.
         seconds: Wall-clock seconds by phase.
         elapsed: Wall-clock seconds in all, overhead included.
         peak_memory: Peak bytes: allocated on the accelerator, or of the whole process without one.
@@ -97,6 +98,7 @@ class Spent(BaseModel):
     nfe: float = 0
     decodes: int = 0
     verifier_calls: int = 0
+    calls: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     elapsed: float = 0.0
     peak_memory: int = 0
@@ -162,10 +164,13 @@ class Ledger:
     Attributes:
         budget: The limits, already resolved.
         spent: What has been charged since the search began, earlier sessions of it included.
+        calls: The verifier calls among it by the verifier's name.
+        seconds: Wall-clock seconds by phase.
     """
 
     budget: Budget = field(default_factory=Budget)
     spent: Cost = field(default_factory=Cost)
+    calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     _elapsed_before: float = 0.0
     _since: float = field(default_factory=lambda: time.perf_counter())
@@ -209,6 +214,16 @@ class Ledger:
             raise BudgetSpent
         self.spent = self.spent + cost
 
+    def charge_calls(self, calls: Mapping[str, int]) -> None:
+        """Charges calls of verifiers by name.
+
+        Raises:
+            BudgetSpent: If they would pass a limit; nothing is charged then.
+        """
+        self.charge(Cost(verifier_calls=sum(calls.values())))
+        for name, n in calls.items():
+            self.calls[name] = self.calls.get(name, 0) + n
+
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
         """Times the enclosed block as `name`; a phase inside another interrupts its clock."""
@@ -231,6 +246,7 @@ class Ledger:
             nfe=self.spent.nfe,
             decodes=self.spent.decodes,
             verifier_calls=self.spent.verifier_calls,
+            calls=dict(self.calls),
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(self.elapsed, 6),
             peak_memory=_peak_memory(),
@@ -239,7 +255,7 @@ class Ledger:
     def restore(self, spent: Spent) -> None:
         """Goes on from a recorded snapshot."""
         self.spent = Cost(spent.nfe, spent.decodes, spent.verifier_calls)
-        self.seconds = dict(spent.seconds)
+        self.calls, self.seconds = dict(spent.calls), dict(spent.seconds)
         self._elapsed_before, self._since = spent.elapsed, time.perf_counter()
 
     def _rate(self, phase: Phase, done: float) -> float:

@@ -22,7 +22,7 @@ from tts_vision.errors import (
 from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters, validate
 from tts_vision.registry import Entry, entries, lookup
-from tts_vision.scoring import FunctionVerifier
+from tts_vision.scoring import FunctionVerifier, warm_up
 from tts_vision.types import Prompt, Sampler, Verifier
 
 HUB_LOADER = "diffusers"
@@ -45,6 +45,7 @@ class Setup:
         config: What it was told, with every parameter of the algorithm spelled out.
         sampler: The generator.
         verifier: What scores.
+        holdout: What judges the outcome and never guides the search, if anything.
         algorithm: The search itself, with its parameters.
         prompt: What to generate.
         budget: The limits.
@@ -53,6 +54,7 @@ class Setup:
     config: RunConfig
     sampler: Sampler
     verifier: Verifier
+    holdout: Verifier | None
     algorithm: Callable[[SearchContext], Any]
     prompt: Prompt
     budget: Budget
@@ -88,16 +90,16 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
         )
     config = spell_out(config, live)
     entry = find_algorithm(config, live)
-    verifier_entry = None if live.verifier is not None else find_verifier(config.verifier)
+    plan = None if live.verifier is not None else find_verifier(config.verifier)
+    held_out = None if config.holdout_verifier is None else find_verifier(config.holdout_verifier)
     sampler = find_sampler(config, live, stochastic=entry.wants_stochastic)
     _check_capabilities(entry, sampler)
-    verifier = load_verifier(config.verifier, verifier_entry, live.verifier)
-    if sampler.modality not in verifier.accepts:
-        raise ConfigError(
-            f"Verifier {verifier.name!r} scores {' and '.join(sorted(verifier.accepts))} but "
-            f"{sampler.name!r} makes {sampler.modality}; choose another verifier ('tts-vision list "
-            "verifiers' shows what each scores)."
-        )
+    verifier = as_verifier(live.verifier, config.verifier) if plan is None else load_verifier(plan)
+    holdout = None if held_out is None else load_verifier(held_out)
+    for judge in (verifier, holdout):
+        if judge is not None:
+            _check_modality(judge, sampler)
+            warm_up(judge)
     prompt = Prompt(config.prompt, config.prompt_metadata)
     sample = SearchContext(sampler, verifier, prompt, seed=config.seed).cost()
     values = validate(entry.target, config.algorithm_params, f"algorithm {entry.name!r}")
@@ -105,6 +107,7 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
         config=config,
         sampler=sampler,
         verifier=verifier,
+        holdout=holdout,
         algorithm=partial(entry.target, **values),
         prompt=prompt,
         budget=Budget.parse(config.budget).resolve(sample),
@@ -189,49 +192,85 @@ def _find_model(name: str) -> Entry:
         ) from None
 
 
-def find_verifier(text: str) -> tuple[Entry, dict[str, str]]:
-    """The plugin that a verifier's spec names, and the parameters in it.
+@dataclass(frozen=True)
+class VerifierPlan:
+    """A verifier that was found by name and not made yet.
+
+    Attributes:
+        text: How it was written.
+        entry: The plugin.
+        params: Its parameters, checked.
+        members: The verifiers it is made of.
+    """
+
+    text: str
+    entry: Entry
+    params: dict[str, Any]
+    members: tuple[VerifierPlan, ...] = ()
+
+
+def find_verifier(text: str) -> VerifierPlan:
+    """The plugin that a verifier's spec names, its parameters and members.
 
     Raises:
-        ConfigError: If there is none, or a parameter is not one of its own.
+        ConfigError: If there is none, a parameter is not one of its own, or members are missing or too many.
     """
     _refuse_live("verifier", text, "search(..., verifier=VERIFIER, output=FOLDER, resume=True)")
-    spec = Spec.parse(text)
+    return _plan_verifier(Spec.parse(text))
+
+
+def _plan_verifier(spec: Spec) -> VerifierPlan:
     entry = lookup("verifier", spec.name)
-    if _is_plugin(entry.target):
-        validate(entry.target, spec.params, f"verifier {entry.name!r}")
-    return entry, dict(spec.params)
-
-
-def load_verifier(text: str, found: tuple[Entry, dict[str, str]] | None, live: Any = None) -> Verifier:
-    """The verifier that was found by name, or the live one in its place.
-
-    Args:
-        text: What it is called in messages.
-        found: What `find_verifier` found.
-        live: A `Verifier`, or a plain function ``f(media, prompts) -> floats``.
-    """
-    if found is None:
-        return _as_verifier(live, text)
-    entry, params = found
     if not _is_plugin(entry.target):
-        return _as_verifier(entry.target, text)
-    values = validate(entry.target, params, f"verifier {entry.name!r}")
-    if not inspect.isclass(entry.target) and _takes_media(entry.target):
-        verifier = FunctionVerifier(partial(entry.target, **values))
-        verifier.name = entry.target.__name__
+        return VerifierPlan(str(spec), entry, dict(spec.params))
+    takes_members = "members" in inspect.signature(entry.target).parameters
+    if takes_members != bool(spec.members):
+        rule, remedy = (
+            ("is made of other verifiers", f"name them: '{spec.name}(clip_score, pickscore)'")
+            if takes_members
+            else ("has no members", f"write '{spec.name}' without parentheses")
+        )
+        raise ConfigError(f"Verifier {spec.name!r} {rule} but got {str(spec)!r}; {remedy}.")
+    values = validate(entry.target, spec.params, f"verifier {entry.name!r}")
+    return VerifierPlan(str(spec), entry, values, tuple(map(_plan_verifier, spec.members)))
+
+
+def load_verifier(plan: VerifierPlan) -> Verifier:
+    """The verifier that was found by name; its model loads on first use, or by `warm_up`.
+
+    Raises:
+        VerifierError: If it cannot be made.
+    """
+    target = plan.entry.target
+    if not _is_plugin(target):
+        return as_verifier(target, plan.text)
+    if not inspect.isclass(target) and _takes_media(target):
+        verifier = FunctionVerifier(partial(target, **plan.params))
+        verifier.name = target.__name__
         return verifier
+    members = tuple(map(load_verifier, plan.members))
     try:
-        return _as_verifier(entry.target(**values), text)
+        made = target(members, **plan.params) if members else target(**plan.params)
+        return as_verifier(made, plan.text)
     except TTSVisionError:
         raise
     except Exception as error:
         raise VerifierError(
-            f"Verifier {text!r} must load but: {_first_line(error)}; check its parameters and its weights."
+            f"Verifier {plan.text!r} must load but: {_first_line(error)}; check its parameters and its "
+            "weights."
         ) from error
 
 
-def _as_verifier(value: Any, text: str) -> Verifier:
+def as_verifier(value: Any, text: str) -> Verifier:
+    """A live object as a verifier: a `Verifier`, or a plain function ``f(media, prompts) -> floats``.
+
+    Args:
+        value: The object.
+        text: What it is called in messages.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
     if isinstance(value, Verifier):
         return value
     if callable(value):
@@ -264,6 +303,17 @@ def _check_capabilities(entry: Entry, sampler: Sampler) -> None:
     raise CapabilityError(
         f"Algorithm {entry.name!r} needs a sampler with {', '.join(sorted(entry.needs))} but "
         f"{sampler.name!r} lacks {', '.join(missing)}; {remedy}."
+    )
+
+
+def _check_modality(verifier: Verifier, sampler: Sampler) -> None:
+    if sampler.modality in verifier.accepts:
+        return
+    each = ", or frame_mean(NAME) to score each frame" if sampler.modality == "video" else ""
+    raise ConfigError(
+        f"Verifier {verifier.name!r} scores {' and '.join(sorted(verifier.accepts))} but "
+        f"{sampler.name!r} makes {sampler.modality}; choose another verifier ('tts-vision list "
+        f"verifiers' shows what each scores){each}."
     )
 
 

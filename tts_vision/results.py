@@ -13,9 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tts_vision.calibration import PreviewTrust, preview_trust
 from tts_vision.config import RunConfig, read_yaml
 from tts_vision.context import Candidate, MediaStore
 from tts_vision.errors import ConfigError, StorageError, VerifierError
+from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal, storage
 from tts_vision.ledger import Budget, Spent
 from tts_vision.media import still, suffix_of, write_media
@@ -25,6 +27,8 @@ from tts_vision.types import Media, Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from tts_vision.figures import Point
 
 CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
 
@@ -93,11 +97,32 @@ class Result:
                 f"A particle must be one of 0 to {known} but got {uid}; see 'population'."
             ) from None
 
+    def curve(self) -> list[Point]:
+        """How the best score grew, by the scores as they stand at the end."""
+        from tts_vision.figures import best_so_far
+
+        return best_so_far(self.trace, {c.uid: c.score.value for c in self.population})
+
+    @property
+    def holdout(self) -> HeldOutReport | None:
+        """What the holdout verifier says of the outcome; None without one."""
+        return holdout_report(self.trace, self.curve())
+
+    @property
+    def preview_trust(self) -> list[PreviewTrust]:
+        """How previews ranked what came of them, by step; empty if none was scored."""
+        return preview_trust(self.trace)
+
     def plot(self) -> Figure:
-        """The best score so far, against network evaluations and against seconds."""
+        """The best score so far, against network evaluations and against seconds; the holdout's beside it."""
         from tts_vision.figures import scaling
 
-        return scaling(self.trace, title=self.config.prompt)
+        return scaling(
+            self.curve(),
+            held_out=held_out(self.trace),
+            title=self.config.prompt,
+            holdout=self.config.holdout_verifier,
+        )
 
     def __repr__(self) -> str:
         if self.winner is None:
@@ -131,7 +156,9 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     )
 
 
-def sample_text(config: RunConfig, uid: int, score: Score, *, from_seed: bool) -> dict[str, str]:
+def sample_text(
+    config: RunConfig, uid: int, score: Score, *, from_seed: bool, settled: bool = True
+) -> dict[str, str]:
     """What a stored sample says about itself.
 
     Args:
@@ -139,12 +166,14 @@ def sample_text(config: RunConfig, uid: int, score: Score, *, from_seed: bool) -
         uid: The particle.
         score: Its verdict.
         from_seed: Whether it is what its row seed alone gives, without fork or mutation.
+        settled: Whether the value of the verdict is final; otherwise only its parts are told.
     """
+    value = repr(score.value) if settled else json.dumps(score.parts, sort_keys=True)
     text = {
         "prompt": config.prompt,
         "seed": str(config.seed),
         "uid": str(uid),
-        "score": repr(score.value),
+        "score": value,
         "verifier": config.verifier,
         "model": config.model,
         "algorithm": config.algorithm,
@@ -161,11 +190,11 @@ class Labels(MediaStore):
         self._seen = 0
         self._seeded: set[int] = set()
 
-    def text(self, uid: int, score: Score) -> dict[str, str]:
+    def text(self, uid: int, score: Score, *, settled: bool = True) -> dict[str, str]:
         """The text of a sample."""
         self._seeded |= _from_seed(self.journal.events[self._seen :])
         self._seen = len(self.journal.events)
-        return sample_text(self.config, uid, score, from_seed=uid in self._seeded)
+        return sample_text(self.config, uid, score, from_seed=uid in self._seeded, settled=settled)
 
 
 class SampleFolder(Labels):
@@ -175,11 +204,10 @@ class SampleFolder(Labels):
         super().__init__(config, journal)
         self.root = root
 
-    def save(self, uid: int, media: Media, score: Score | None = None) -> str | None:
-        score = score or Score.unscored("not scored")
-        value = "unscored" if math.isnan(score.value) else f"{score.value:.4f}"
-        name = f"{POPULATION}/{uid:05d}_{value}{suffix_of(media)}"
-        text = self.text(uid, score)
+    def save(self, uid: int, media: Media, score: Score, *, settled: bool = True) -> str | None:
+        value = "_unscored" if math.isnan(score.value) else f"_{score.value:.4f}" if settled else ""
+        name = f"{POPULATION}/{uid:05d}{value}{suffix_of(media)}"
+        text = self.text(uid, score, settled=settled)
         replace_file(self.root / name, lambda part: write_media(media, part, text), "A sample")
         return name
 
@@ -313,7 +341,9 @@ def report(result: Result) -> dict[str, Any]:
         "plain_score": None if plain_sample is None else _number(plain_sample.score.value),
         "budget_spent": result.budget_spent,
         "budget": {key: value for key, value in asdict(result.budget).items() if value is not None},
-        "spent": result.spent.model_dump(include={"nfe", "decodes", "verifier_calls"}),
+        "spent": result.spent.model_dump(include={"nfe", "decodes", "verifier_calls", "calls"}),
+        "holdout": None if result.holdout is None else result.holdout.as_json(),
+        "preview_trust": [asdict(row) for row in result.preview_trust],
         "lineage": []
         if best is None
         else [a.model_dump(exclude_none=True) for a in result.lineage(best.uid)],

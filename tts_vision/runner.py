@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
@@ -10,7 +11,8 @@ from typing import Any, TypeAlias
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.context import SearchContext
-from tts_vision.errors import BudgetSpent, ConfigError, StorageError
+from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError
+from tts_vision.holdout import judge
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.replays import recreate
@@ -40,6 +42,7 @@ def search(
     *,
     algorithm: str | Callable[..., Any] = "best_of_n",
     verifier: Any = None,
+    holdout_verifier: str | None = None,
     budget: str | Budget = "16x",
     seed: int = 0,
     algorithm_params: Mapping[str, Any] | None = None,
@@ -59,6 +62,8 @@ def search(
         algorithm: Name of a search algorithm, or a function with the signature of one.
         verifier: Name of a verifier (with parameters as ``name:key=value``), a `Verifier`, or a function
             ``f(images, prompts) -> floats``. By default the playground's own, on the playground.
+        holdout_verifier: Name of a verifier that judges all finished samples after the search and never
+            guides it: a gauge of how far the search fitted its verifier rather than the prompt.
         budget: What may be spent: ``"16x"`` (times one plain sample), ``"nfe=2000"``, ``"seconds=60"``,
             ``"verifier_calls=100"``, or several joined by "and".
         seed: Root seed; the first particle starts from it.
@@ -93,6 +98,7 @@ def search(
         algorithm=algorithm if isinstance(algorithm, str) else live_name(algorithm),
         algorithm_params=dict(algorithm_params or {}),
         verifier=verifier if live.verifier is None else live_name(live.verifier),
+        holdout_verifier=holdout_verifier,
         budget=budget if isinstance(budget, str) else _written(budget),
         seed=seed,
         max_batch=max_batch,
@@ -188,6 +194,8 @@ def _search(
         with suppress(StorageError):  # a full disk must not hide what went wrong
             context.interrupted(f"{type(error).__name__}: {error}")
         raise
+    if setup.holdout is not None:
+        judge(setup.holdout, list(context.candidates.values()), setup.prompt, journal, context.op)
     population = ranked(list(context.candidates.values()))
     winner = context.best or context.best_preview
     if winner is not None and winner.media is None and winner.path is None:
@@ -196,7 +204,7 @@ def _search(
         winner.media = recreate(setup.sampler, setup.prompt, setup.config.seed, chain, winner.step)
     for candidate in [*population, *([winner] if winner else [])]:
         candidate.text = labels.text(candidate.uid, candidate.score)
-    return Result(
+    result = Result(
         winner=winner,
         population=population,
         trace=journal.events,
@@ -207,6 +215,10 @@ def _search(
         budget_spent=budget_spent,
         is_preview=winner is not None and context.best is None,
     )
+    if result.holdout is not None and result.holdout.fell:
+        names = (setup.config.verifier, str(setup.config.holdout_verifier))
+        warnings.warn(result.holdout.warning(*names), HoldoutWarning, stacklevel=4)
+    return result
 
 
 def _written(budget: Budget) -> str:

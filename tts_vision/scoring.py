@@ -25,8 +25,30 @@ class FunctionVerifier:
         return [Score(value=float(value)) for value in values]
 
 
+def warm_up(verifier: Verifier) -> None:
+    """Loads what a verifier would load on first use, if it has anything to load.
+
+    Raises:
+        VerifierError: If it cannot be loaded.
+    """
+    load = getattr(verifier, "load", None)
+    if load is not None:
+        load()
+
+
+def calls_of(verifier: Verifier, n: int) -> dict[str, int]:
+    """How many calls of which verifier scoring `n` samples takes; a composite says it for its members."""
+    calls = getattr(verifier, "calls", None)
+    return {verifier.name: n} if calls is None else calls(n)
+
+
 def safe_scores(
-    verifier: Verifier, media: Sequence[Media], prompt: Prompt, charge: Callable[[int], None]
+    verifier: Verifier,
+    media: Sequence[Media],
+    prompts: Sequence[Prompt],
+    *,
+    charge: Callable[[dict[str, int]], None] = lambda calls: None,
+    score: Callable[[Sequence[Media], Sequence[Prompt]], Sequence[Score]] | None = None,
 ) -> list[Score]:
     """Scores of `media`, one each, NaN with a reason where there is none.
 
@@ -36,18 +58,19 @@ def safe_scores(
     Args:
         verifier: What scores.
         media: What is scored.
-        prompt: What all of it was generated for.
-        charge: Called with the number of verifier calls before they are made.
+        prompts: What each was generated for.
+        charge: Called with the number of calls of each verifier before they are made.
+        score: How it scores, if not by its `score`.
 
     Raises:
-        VerifierError: If the verifier does not return one score per sample.
+        VerifierError: If the verifier does not return one score per sample, or cannot score at all.
         BudgetSpent: If `charge` raises it before the first call.
     """
     if not media:
         return []
-    charge(len(media))
+    charge(calls_of(verifier, len(media)))
     try:
-        return _checked(verifier, media, prompt)
+        return _checked(verifier, media, prompts, score or verifier.score)
     except VerifierError:
         raise
     except Exception as error:
@@ -55,16 +78,21 @@ def safe_scores(
     if len(media) == 1:
         return [failure]
     scores: list[Score] = []
-    for sample in media:
+    for sample, prompt in zip(media, prompts):
         try:
-            scores += safe_scores(verifier, [sample], prompt, charge)
+            scores += safe_scores(verifier, [sample], [prompt], charge=charge, score=score)
         except BudgetSpent:
             scores.append(failure)
     return scores
 
 
-def _checked(verifier: Verifier, media: Sequence[Media], prompt: Prompt) -> list[Score]:
-    scores = list(verifier.score(media, [prompt] * len(media)))
+def _checked(
+    verifier: Verifier,
+    media: Sequence[Media],
+    prompts: Sequence[Prompt],
+    score: Callable[[Sequence[Media], Sequence[Prompt]], Sequence[Score]],
+) -> list[Score]:
+    scores = list(score(media, prompts))
     if len(scores) != len(media):
         raise VerifierError(
             f"Verifier {verifier.name!r} must return one score per sample, {len(media)} here, but returned "

@@ -70,7 +70,11 @@ class Decode(_Event):
 
 
 class Scored(_Event):
-    """Verdicts of the verifier, NaN where there is none, with the reason; and where samples are stored."""
+    """Verdicts of the verifier, NaN where there is none, with the reason; and where samples are stored.
+
+    Where previews are calibrated, `trust` is the rank correlation of previews at this step with their
+    finished samples so far.
+    """
 
     kind: Literal["score"] = "score"
     preview: bool = False
@@ -78,6 +82,16 @@ class Scored(_Event):
     parts: tuple[dict[str, float], ...] = ()
     reasons: tuple[str | None, ...] = ()
     files: tuple[str, ...] = ()
+    trust: float | None = None
+
+
+class HeldOut(_Event):
+    """Verdicts on finished samples by a verifier that never guided the search, after its end."""
+
+    kind: Literal["holdout"] = "holdout"
+    values: tuple[float, ...] = ()
+    reasons: tuple[str | None, ...] = ()
+    seconds: float = 0.0
 
 
 class Note(_Event):
@@ -103,7 +117,7 @@ class Done(_Event):
 
 
 Event = Annotated[
-    Init | Advance | Select | Mutate | Renoise | Decode | Scored | Note | Checkpoint | Done,
+    Init | Advance | Select | Mutate | Renoise | Decode | Scored | Note | Checkpoint | Done | HeldOut,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)

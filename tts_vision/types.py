@@ -73,7 +73,7 @@ class Cost:
     Attributes:
         nfe: Denoiser or transformer forwards, counted per row; classifier-free guidance counts two.
         decodes: Latents decoded to pixels.
-        verifier_calls: Samples scored.
+        verifier_calls: Samples scored; by a verifier that is made of others, once for each that sees them.
     """
 
     nfe: float = 0
@@ -275,6 +275,42 @@ class Verifier(Protocol):
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         """One score per sample, in order. `media` and `prompts` have the same length."""
+
+
+@runtime_checkable
+class PooledVerifier(Verifier, Protocol):
+    """A verifier whose values compare samples with each other, such as ranks.
+
+    A search pools all its finished samples, so that every value is up to date whenever one is added.
+    """
+
+    def pool(self, scores: Sequence[Score]) -> list[float]:
+        """The values of samples that are compared with each other, from their `Score.parts`.
+
+        Returns:
+            One value per score; NaN for those that are unscored.
+        """
+
+
+@runtime_checkable
+class AnchoredVerifier(Verifier, Protocol):
+    """A verifier that compares samples by looking at them, and can take one more into the comparison."""
+
+    def score_beside(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], best: Media, best_score: Score
+    ) -> list[Score]:
+        """As `score`, with the best sample so far as an anchor that keeps its score."""
+
+
+@runtime_checkable
+class PreviewVerifier(Verifier, Protocol):
+    """A verifier that learns, while a search runs, what the score of a preview says about the end."""
+
+    def fit(self, pairs: Mapping[int, Sequence[tuple[float, float]]]) -> None:
+        """Learns from pairs of a preview's score and its finished sample's, by the step of the preview."""
+
+    def expected(self, score: Score, step: int) -> Score:
+        """The score to expect of the finished sample, from that of its preview at `step`."""
 
 
 @runtime_checkable

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.context import SearchContext
@@ -89,18 +87,17 @@ def evosearch(
         return best_of_n(ctx)
     S, K, m = plan.evolution, plan.population, plan.elites
     archive: list[list[State]] = [[] for _ in (*S, "end")]
-    scores: list[torch.Tensor] = []
 
     def denoise(x: State, generation: int) -> None:
         for j, step in enumerate(S[generation:], start=generation):
             x = ctx.advance(x, step + strict_reference - x.step)
             archive[j].append(x)
         archive[-1].append(ctx.finish(x))
-        scores.append(ctx.score(archive[-1][-1]))
+        ctx.score(archive[-1][-1])
 
     denoise(ctx.init(K[0]), 0)
     for g, step in enumerate(S):
-        pool, r = State.cat(archive[g]), torch.cat(scores)
+        pool, r = State.cat(archive[g]), ctx.standing(State.cat(archive[-1]))
         ctx.note(generation=g + 1, step=step, pool=len(pool), best=float(r[argmax(r)]))
         parents = winners(r, K[g + 1] - m, ctx.rng(), fraction=tournament)
         children = ctx.mutate(pool, mutation(step, g, beta, strict_reference), parents)

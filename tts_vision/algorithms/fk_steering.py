@@ -15,7 +15,7 @@ from tts_vision.errors import ConfigError
 from tts_vision.ledger import Remaining
 from tts_vision.registry import register
 from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
-from tts_vision.types import Cost, State
+from tts_vision.types import State
 
 Potential: TypeAlias = Literal["max", "diff", "add", "rt"]
 
@@ -147,7 +147,7 @@ def check_steps(steps: list[int], num_steps: int) -> list[int]:
 
 def plan_particles(ctx: SearchContext, left: Remaining, n: int | None, *, previews: int) -> int | None:
     """The number of particles: `n`, or as many as can be paid for; None if that is no population."""
-    each = ctx.cost() + Cost(decodes=previews, verifier_calls=previews)
+    each = ctx.cost() + ctx.score_cost * previews
     if n is not None:
         check_affordable(left, each * n, f"n={n}")
         return n

@@ -30,15 +30,15 @@ def zero_order(
     at_least(1, n=n, starts=starts, neighbours=neighbours)
     step = Neighbour(tau)
     pivot = ctx.init(next_chunk(ctx, n, made=0, chunk=starts))
-    best = math.nan
     done: list[State] = []
     around = pivot
     while True:
         done.append(ctx.finish(around))
         scores = ctx.score(done[-1])
         nearest = argmax(scores)
+        best = math.nan if around is pivot else float(ctx.standing(pivot)[0])
         if scores[nearest] > best or math.isnan(best):
-            pivot, best = ctx.select(around, [nearest]), float(scores[nearest])
+            pivot = ctx.select(around, [nearest])
         count = next_chunk(ctx, n, made=sum(map(len, done)), chunk=neighbours)
         if not count:
             return State.cat(done)

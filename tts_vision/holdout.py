@@ -1,0 +1,139 @@
+"""The gauge of reward hacking: a second verifier that judges finished samples and never guides the search."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tts_vision.context import Candidate
+from tts_vision.journal import Journal
+from tts_vision.scoring import safe_scores
+from tts_vision.trace import Event, HeldOut
+from tts_vision.types import PooledVerifier, Prompt, Verifier
+
+if TYPE_CHECKING:
+    from tts_vision.figures import Point
+
+_BATCH = 64  # samples held in memory at once
+
+
+@dataclass(frozen=True)
+class HeldOutReport:
+    """What the holdout says of a search.
+
+    Attributes:
+        first: Its score of the first sample that was scored.
+        best: Its score of the winner.
+        spearman: Rank correlation of guide and holdout over all samples; None where it is undefined.
+        unscored: Samples that it could not score.
+        calls: Samples that it scored.
+        seconds: Wall-clock time that took, outside the budget.
+        guide_gain: How far the guide's score rose from the first sample to the winner.
+    """
+
+    first: float
+    best: float
+    spearman: float | None
+    unscored: int
+    calls: int
+    seconds: float
+    guide_gain: float
+
+    @property
+    def fell(self) -> bool:
+        """Whether the guide rose while the holdout fell."""
+        return self.guide_gain > 0 and self.best < self.first
+
+    def warning(self, guide: str, holdout: str) -> str:
+        """What to tell when the holdout fell."""
+        return (
+            f"{guide} rose by {self.guide_gain:.4g} from the first sample to the best one, but {holdout}, "
+            f"which it never saw, fell from {self.first:.4g} to {self.best:.4g}: the search may have fitted the "
+            "verifier rather than the prompt; look at the samples, or guide by an ensemble."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The report without what differs between identical runs."""
+        return {
+            "first": _number(self.first),
+            "best": _number(self.best),
+            "spearman": self.spearman,
+            "unscored": self.unscored,
+            "calls": self.calls,
+            "fell": self.fell,
+        }
+
+
+def judge(
+    verifier: Verifier, candidates: Sequence[Candidate], prompt: Prompt, journal: Journal, op: int
+) -> None:
+    """Scores all finished samples by a verifier that did not guide the search, and records it once.
+
+    Args:
+        verifier: The holdout.
+        candidates: The samples, in the order they were made.
+        prompt: What they were made for.
+        journal: Where the verdicts go; nothing is done if they are there.
+        op: Number of the last operation.
+    """
+    if any(event.kind == "holdout" for event in journal.events):
+        return
+    since = time.perf_counter()
+    scores = []
+    size = len(candidates) if isinstance(verifier, PooledVerifier) else _BATCH
+    for at in range(0, len(candidates), max(size, 1)):
+        media = [candidate.load() for candidate in candidates[at : at + size]]
+        scores += safe_scores(verifier, media, [prompt] * len(media))
+    journal.append(
+        HeldOut(
+            op=op,
+            uids=tuple(candidate.uid for candidate in candidates),
+            values=tuple(score.value for score in scores),
+            reasons=tuple(score.reason for score in scores),
+            seconds=round(time.perf_counter() - since, 6),
+            spent=journal.events[-1].spent,
+        )
+    )
+
+
+def held_out(events: Iterable[Event]) -> dict[int, float]:
+    """The holdout's scores by uid; empty without a holdout."""
+    return {
+        uid: value
+        for event in events
+        if event.kind == "holdout"
+        for uid, value in zip(event.uids, event.values)
+    }
+
+
+def holdout_report(events: Sequence[Event], curve: Sequence[Point]) -> HeldOutReport | None:
+    """What the holdout says of a search; None without one.
+
+    Args:
+        events: The trace.
+        curve: How the guide's best score grew.
+    """
+    from tts_vision.calibration import spearman
+
+    event = next((event for event in events if event.kind == "holdout"), None)
+    if event is None or not curve:
+        return None
+    verdicts = held_out(events)
+    guide = {point.uid: point.value for point in curve}
+    pairs = [(value, verdicts.get(uid, math.nan)) for uid, value in guide.items()]
+    return HeldOutReport(
+        first=verdicts.get(curve[0].uid, math.nan),
+        best=verdicts.get(curve[-1].best_uid, math.nan),
+        spearman=spearman([pair for pair in pairs if not any(map(math.isnan, pair))]),
+        unscored=sum(map(math.isnan, event.values)),
+        calls=len(event.values),
+        seconds=event.seconds,
+        guide_gain=curve[-1].best - curve[0].best,
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
