@@ -13,7 +13,7 @@ from torch import Tensor
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier
+from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 
 
 def vbench_pixels(picture: Image.Image, longest: int) -> Tensor:
@@ -40,7 +40,7 @@ def vbench_pixels(picture: Image.Image, longest: int) -> Tensor:
     notes={
         "licence": "PolyForm-Noncommercial-1.0.0 (pyiqa)",
         "weights": "those of the metric, which pyiqa downloads",
-        "install": "pip install pyiqa",
+        "install": "pip install 'tts-vision[quality]'",
     },
 )
 class ImagingQuality(BatchedVerifier):
@@ -87,7 +87,7 @@ class ImagingQuality(BatchedVerifier):
         except ImportError as error:
             raise VerifierError(
                 f"{self.name!r} needs the package pyiqa, which cannot be imported ({error}); "
-                "pip install pyiqa, if its non-commercial licence allows your use."
+                "pip install 'tts-vision[quality]', if its non-commercial licence allows your use."
             ) from error
         settings: dict[str, Any] = (
             {} if self.checkpoint is None else {"pretrained_model_path": self.checkpoint}
@@ -107,5 +107,14 @@ class ImagingQuality(BatchedVerifier):
 
     def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
         sign = -1 if self._model.lower_better else 1
-        pixels = [vbench_pixels(sample, self.longest).to(self.device) for sample in samples]
-        return [Score(value=sign * float(self._model(row)) / self.scale) for row in pixels]
+        return [Score(value=sign * self._quality(sample) / self.scale) for sample in samples]
+
+    def _quality(self, sample: Image.Image) -> float:
+        pixels = vbench_pixels(sample, self.longest).to(self.device)
+        try:
+            return float(self._model(pixels))
+        except Exception as error:  # a metric may not take a picture that is tiny, and says so in its own way
+            raise UnusableSample(
+                f"{self.metric} cannot take a picture of {sample.width}x{sample.height}: "
+                f"{type(error).__name__}: {error}"
+            ) from error

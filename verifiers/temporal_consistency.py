@@ -36,15 +36,16 @@ def consistency(features: Tensor) -> tuple[float, float]:
     return float(previous.clamp(min=0).mean()), float(first.clamp(min=0).mean())
 
 
-def vbench_pixels(frames: Tensor, model: Literal["dino", "clip"]) -> Tensor:
+def vbench_pixels(frames: Tensor, model: Literal["dino", "clip"], size: int = 224) -> Tensor:
     """Frames as VBench gives them to DINO or CLIP.
 
-    They are resized as numbers in [0, 255] that are neither filtered nor rounded nor clipped: to 224 on the
-    shorter edge, bilinear and uncropped for DINO, bicubic and cropped in the centre for CLIP.
+    They are resized as numbers in [0, 255] that are neither filtered nor rounded nor clipped, bilinear and
+    uncropped for DINO, bicubic and cropped in the centre for CLIP.
 
     Args:
         frames: ``(T, H, W, 3)`` uint8.
         model: For which model.
+        size: Of the shorter edge.
 
     Returns:
         ``(T, 3, h, w)`` float32.
@@ -54,10 +55,10 @@ def vbench_pixels(frames: Tensor, model: Literal["dino", "clip"]) -> Tensor:
 
     pixels = frames.permute(0, 3, 1, 2).float()
     if model == "dino":
-        pixels = TF.resize(pixels, [224], InterpolationMode.BILINEAR, antialias=False)
+        pixels = TF.resize(pixels, [size], InterpolationMode.BILINEAR, antialias=False)
         return TF.normalize(pixels / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    pixels = TF.resize(pixels, [224], InterpolationMode.BICUBIC, antialias=False)
-    return TF.normalize(TF.center_crop(pixels, [224]) / 255, list(CLIP_MEAN), list(CLIP_STD))
+    pixels = TF.resize(pixels, [size], InterpolationMode.BICUBIC, antialias=False)
+    return TF.normalize(TF.center_crop(pixels, [size]) / 255, list(CLIP_MEAN), list(CLIP_STD))
 
 
 @register(
@@ -111,9 +112,7 @@ class TemporalConsistency(BatchedVerifier):
         return Score(value=(previous + first) / 2, parts={"previous": previous, "first": first})
 
     def _embed(self, frames: Tensor) -> Tensor:
-        pixels = vbench_pixels(frames, self.features)
-        return (
-            dino_tokens(self._model, pixels)[0]
-            if self.features == "dino"
-            else clip_embeddings(self._model, pixels)
-        )
+        if self.features == "dino":
+            return dino_tokens(self._model, vbench_pixels(frames, "dino"))[0]
+        size = self._model.config.vision_config.image_size
+        return clip_embeddings(self._model, vbench_pixels(frames, "clip", size))
