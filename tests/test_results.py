@@ -18,7 +18,7 @@ from toy_plugins import MODEL, VERIFIER, first_coordinate
 from tts_vision import RunConfig, search
 from tts_vision.context import Candidate
 from tts_vision.errors import ConfigError, StorageError
-from tts_vision.figures import best_so_far, contact_sheet, lineage_svg
+from tts_vision.figures import Point, best_so_far, contact_sheet, lineage_svg
 from tts_vision.ledger import Spent
 from tts_vision.media import pixels, read_media, still, suffix_of, write_media
 from tts_vision.replays import replay
@@ -273,7 +273,20 @@ def test_lineage_of_hundreds_stays_on_one_page() -> None:
 
 
 def test_progress_shares_what_was_spent_among_samples() -> None:
-    assert best_so_far(events()) == [(4.0, 1.0, 1.0), (8.0, 2.0, 1.0), (10.0, 2.5, 1.0), (12.0, 3.0, 3.0)]
+    assert best_so_far(events()) == [
+        Point(4.0, 1.0, uid=0, value=1.0, best_uid=0, best=1.0),
+        Point(10.0, 2.5, uid=2, value=0.5, best_uid=0, best=1.0),
+        Point(12.0, 3.0, uid=3, value=3.0, best_uid=3, best=3.0),
+    ]
+
+
+def test_progress_goes_by_the_scores_at_the_end() -> None:
+    final = {0: 0.2, 2: 0.9, 3: 0.4, 4: float("nan")}
+    assert [(p.uid, p.value, p.best_uid, p.best) for p in best_so_far(events(), final)] == [
+        (0, 0.2, 0, 0.2),
+        (2, 0.9, 2, 0.9),
+        (3, 0.4, 2, 0.9),
+    ]
 
 
 def test_a_result_without_a_score_says_so() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,16 +29,20 @@ class PreviewTrust:
     spearman: float | None
 
 
-def preview_trust(events: Iterable[Event]) -> list[PreviewTrust]:
-    """How well the previews of a search ranked what came of them, by step."""
-    return [PreviewTrust(step, len(pairs), spearman(pairs)) for step, pairs in preview_pairs(events).items()]
+def preview_trust(events: Iterable[Event], final: Mapping[int, float] | None = None) -> list[PreviewTrust]:
+    """How well the previews of a search ranked what came of them, by step; arguments of `preview_pairs`."""
+    pairs = preview_pairs(events, final)
+    return [PreviewTrust(step, len(found), spearman(found)) for step, found in pairs.items()]
 
 
-def preview_pairs(events: Iterable[Event]) -> dict[int, list[tuple[float, float]]]:
+def preview_pairs(
+    events: Iterable[Event], final: Mapping[int, float] | None = None
+) -> dict[int, list[tuple[float, float]]]:
     """Pairs of a preview's score and the mean score of the finished samples that came of it.
 
     Args:
         events: A trace, or the beginning of one.
+        final: Scores of finished samples as they stand at the end, by uid, where those in the trace differ.
 
     Returns:
         Pairs by the step of the preview; steps in order.
@@ -54,7 +58,7 @@ def preview_pairs(events: Iterable[Event]) -> dict[int, list[tuple[float, float]
             if event.preview:
                 previews[uid][event.step] = parts.get(RAW, value)
             else:
-                finals[uid] = value
+                finals[uid] = value if final is None else final.get(uid, value)
     outcomes: dict[tuple[int, int], list[float]] = defaultdict(list)
     for uid, value in finals.items():
         ancestor: int | None = uid

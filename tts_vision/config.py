@@ -50,7 +50,7 @@ class Spec:
         """
         head, inside, tail = _parenthesised(text.strip())
         name, *rest = _PARAMS.split(head + tail, maxsplit=1)
-        if not name or (inside is not None and name != head):
+        if not name:
             raise ConfigError(
                 "A plugin is written 'name', 'name:key=value,key=value' or 'name(member, member):key=value' "
                 f"but got {text!r}; name it first."
@@ -75,7 +75,10 @@ def _parenthesised(text: str) -> tuple[str, str | None, str]:
     for at in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
         if not depth:
-            return text[:start].rstrip(), text[start + 1 : at], text[at + 1 :].lstrip()
+            tail = text[at + 1 :].lstrip()
+            if tail and not _PARAMS.match(tail):
+                return text, None, ""  # parentheses in the name of a file
+            return text[:start].rstrip(), text[start + 1 : at], tail
     raise ConfigError(f"Parentheses of a plugin must match but got {text!r}; close them.")
 
 
@@ -146,6 +149,9 @@ class SamplerOptions(_Settings):
         diffusion: Diffusion coefficient of "euler", as a function of time.
         diffusion_norm: Factor on that coefficient.
         interpolant: Path between noise and data on which stochastic steps of a flow model move.
+        recompute: Whether gradients keep only the inputs of the denoiser's blocks and compute the rest again,
+            which needs less memory and more time; by default on an accelerator. Gradients through several
+            steps compute each of them again unless this is false.
     """
 
     owner: ClassVar[str] = "the sampler"
@@ -157,6 +163,7 @@ class SamplerOptions(_Settings):
     diffusion: str = "square"
     diffusion_norm: float = Field(default=1.0, gt=0)
     interpolant: Literal["linear", "vp"] = "linear"
+    recompute: bool | None = None
 
 
 class RunConfig(_Settings):

@@ -6,7 +6,6 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,13 @@ from tts_vision.errors import (
     PipelineError,
     StorageError,
 )
+from tts_vision.gradients import (
+    carried,
+    differentiable_sampler,
+    differentiable_verifier,
+    safe_rewards,
+    with_gradient,
+)
 from tts_vision.journal import Journal
 from tts_vision.ledger import Ledger, Remaining
 from tts_vision.media import read_media, write_media
@@ -35,7 +41,9 @@ from tts_vision.trace import (
     Decode,
     Done,
     Event,
+    Gradient,
     Init,
+    Measure,
     Mutate,
     Note,
     Renoise,
@@ -43,7 +51,9 @@ from tts_vision.trace import (
     Select,
 )
 from tts_vision.types import (
+    Anchor,
     AnchoredVerifier,
+    CompositeVerifier,
     Cost,
     Media,
     PooledVerifier,
@@ -173,10 +183,20 @@ class SearchContext:
         """Whether copies made at `step` would diverge."""
         return step <= self._sampler.last_noisy_step
 
-    def cost(self, steps: int | None = None, *, scored: bool = True, step: int = 0) -> Cost:
-        """What one particle costs from `step` on for `steps` steps (by default to the end), and its score."""
+    def cost(
+        self, steps: int | None = None, *, scored: bool = True, step: int = 0, gradient: bool = False
+    ) -> Cost:
+        """What one particle costs from `step` on for `steps` steps (by default to the end), and its score.
+
+        With `gradient`, what `gradient` costs for them.
+        """
         probe = State(torch.empty(1), step, (0,), self._prompt, self._seed)
-        cost = self._sampler.cost(probe, self.num_steps - step if steps is None else steps)
+        steps = self.num_steps - step if steps is None else steps
+        if gradient:
+            sampler = differentiable_sampler(self._sampler, "a gradient")
+            cost = sampler.gradient_cost(probe, steps) + self.score_cost
+        else:
+            cost = self._sampler.cost(probe, steps)
         return cost + self.score_cost if scored else cost
 
     @property
@@ -229,35 +249,91 @@ class SearchContext:
         Raises:
             BudgetSpent: If the steps cannot be paid for; ends the search.
         """
-        if not 0 <= steps <= self.num_steps - state.step:
-            raise ConfigError(
-                f"A state can be advanced by 0 to {self.num_steps - state.step} more steps but got {steps}; "
-                f"it stands at step {state.step} of {self.num_steps}."
-            )
+        self._check_steps(state, steps, least=0)
         op, past = self._begin("advance")
         if not steps:
             return state
-        step, done = state.step + steps, {}
-        for event in past:
-            if event.kind == "advance":
-                rows = state.select(range(event.first, min(event.first + len(event.uids), len(state))))
-                _check_repeats((event.from_step, event.step, event.uids) == (state.step, step, rows.uids))
-                done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
-        missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
-        cost = self._sampler.cost(state, steps) * sum(b - a for a, b in missing)
-        if missing and (self._journal.is_spent or not self.ledger.affords(cost)):
-            raise BudgetSpent
-        if missing and state.is_ghost:
-            _check_repeats(False)
-        for gap in missing:
-            for a, b in self._batches(gap[1] - gap[0], offset=gap[0]):
-                part = self._advance_rows(state.select(range(a, b)), steps)
-                part, blob = self._journal.save(part, op, a)
-                done[a] = part
-                self._record(
-                    Advance(op=op, uids=part.uids, from_step=state.step, step=step, first=a, blob=blob)
-                )
+        step, done = state.step + steps, self._recorded_rows(past, state, state.step + steps)
+        for a, b in self._missing_rows(done, state, self._sampler.cost(state, steps)):
+            part = self._advance_rows(state.select(range(a, b)), steps)
+            done[a], blob = self._journal.save(part, op, a)
+            self._record(Advance(op=op, uids=part.uids, from_step=state.step, step=step, first=a, blob=blob))
         return State.cat([done[first] for first in sorted(done)])
+
+    def gradient(self, state: State, steps: int = 1) -> tuple[State, Tensor]:
+        """The state `steps` steps later, carrying the gradient of its reward; and the rewards.
+
+        The reward is that of the finished sample, or before the end of its preview as the last of the steps
+        saw it, so a gradient over one step is that by the latents of `state` of its own preview. It is carried
+        as ``gradient`` beside ``origin``, the latents of `state`, for mutations to use. One of the verifier's
+        calls is charged for each row, and going back through a step like going forth.
+
+        Returns:
+            The state and ``(B,)`` float64 rewards; NaN, with a gradient of 0, where there is none.
+
+        Raises:
+            BudgetSpent: If it cannot be paid for; ends the search.
+            CapabilityError: If the sampler or the verifier gives no gradients.
+        """
+        self._check_steps(state, steps, least=1)
+        sampler = differentiable_sampler(self._sampler, "a gradient")
+        verifier = differentiable_verifier(self._verifier, "a gradient")
+        step = state.step + steps
+        if step < self.num_steps:
+            self._require("preview", f"the gradient of a preview at step {step} of {self.num_steps}")
+        op, past = self._begin("gradient")
+        done = self._recorded_rows(past, state, step)
+        values = {event.first: event.values for event in past if event.kind == "gradient"}
+        cost = sampler.gradient_cost(state, steps)
+        backwards = cost.nfe - sampler.cost(state, steps).nfe
+        for a, b in self._missing_rows(done, state, cost + self.score_cost):
+            self.ledger.charge(Cost(decodes=b - a))
+            self.ledger.charge_calls(calls_of(self._verifier, b - a))
+            reasons: dict[int, str | None] = {}
+
+            def differentiate(rows: State, reasons: dict[int, str | None] = reasons) -> State:
+                def reward(pixels: Tensor) -> Tensor:
+                    with self.ledger.phase("verify"):
+                        rewards, why = safe_rewards(verifier, pixels, [self._prompt] * len(rows))
+                    reasons.update(zip(rows.uids, why))
+                    return rewards
+
+                return with_gradient(sampler, rows, steps, reward)
+
+            part = self._halving(state.select(range(a, b)), differentiate, State.cat)
+            values[a] = tuple(carried(part, "reward").tolist())
+            done[a], blob = self._journal.save(part, op, a)
+            self._record(
+                Gradient(
+                    op=op,
+                    uids=part.uids,
+                    from_step=state.step,
+                    step=step,
+                    first=a,
+                    blob=blob,
+                    values=values[a],
+                    reasons=tuple(reasons.get(uid) for uid in part.uids),
+                    backwards=backwards * (b - a),
+                )
+            )
+        rewards = [value for first in sorted(values) for value in values[first]]
+        return State.cat([done[first] for first in sorted(done)]), torch.tensor(rewards, dtype=torch.float64)
+
+    def measure(self, state: State, key: str) -> Tensor:
+        """The numbers that the rows of a state carry under `key`, ``(B,)`` float64.
+
+        Recorded, so that a resumed search knows them where the tensors are gone.
+        """
+        op, past = self._begin("measure")
+        for event in past:
+            if event.kind == "measure":
+                _check_repeats((event.key, event.uids) == (key, state.uids))
+                return torch.tensor(event.values, dtype=torch.float64)
+        if state.is_ghost:
+            _check_repeats(False)
+        values = carried(state, key).double()
+        self._record(Measure(op=op, uids=state.uids, step=state.step, key=key, values=tuple(values.tolist())))
+        return values
 
     def finish(self, state: State) -> State:
         """The state at the end of its trajectory."""
@@ -432,6 +508,39 @@ class SearchContext:
         first, self._next_uid = self._next_uid, self._next_uid + n
         return tuple(range(first, first + n))
 
+    def _check_steps(self, state: State, steps: int, *, least: int) -> None:
+        most = self.num_steps - state.step
+        if not least <= steps <= most:
+            raise ConfigError(
+                f"A state can be advanced by {least} to {most} more steps but got {steps}; "
+                f"it stands at step {state.step} of {self.num_steps}."
+            )
+
+    def _recorded_rows(self, past: list[Event], state: State, step: int) -> dict[int, State]:
+        """What a former session computed of an operation that takes `state` to `step`, by first row."""
+        done = {}
+        for event in past:
+            if event.kind == "advance" or event.kind == "gradient":
+                rows = state.select(range(event.first, min(event.first + len(event.uids), len(state))))
+                _check_repeats((event.from_step, event.step, event.uids) == (state.step, step, rows.uids))
+                done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
+        return done
+
+    def _missing_rows(self, done: dict[int, State], state: State, each: Cost) -> Iterator[tuple[int, int]]:
+        """Row ranges, a micro-batch each, that are left to compute at a cost of `each` row.
+
+        Raises:
+            BudgetSpent: If not all can be paid for.
+        """
+        missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
+        cost = each * sum(b - a for a, b in missing)
+        if missing and (self._journal.is_spent or not self.ledger.affords(cost)):
+            raise BudgetSpent
+        if missing and state.is_ghost:
+            _check_repeats(False)
+        for a, b in missing:
+            yield from self._batches(b - a, offset=a)
+
     def _require(self, capability: str, what: str) -> None:
         if capability not in self.capabilities:
             raise CapabilityError(
@@ -506,12 +615,13 @@ class SearchContext:
             media += decoded
             self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
 
-        verifier, prompts, trust = self._verifier, [self._prompt] * len(media), None
-        judge = verifier.score
-        if isinstance(verifier, AnchoredVerifier) and self.best is not None and not preview:
-            judge = partial(verifier.score_beside, best=self.best.load(), best_score=self.best.score)
+        verifier, prompts = self._verifier, [self._prompt] * len(media)
+        anchor: Anchor | None = None
+        trust: float | None = None
+        if isinstance(verifier, (AnchoredVerifier, CompositeVerifier)) and self.best and not preview:
+            anchor = (self.best.load(), self.best.score)
         with self.ledger.phase("verify"):
-            scores = safe_scores(verifier, media, prompts, charge=self.ledger.charge_calls, score=judge)
+            scores = safe_scores(verifier, media, prompts, charge=self.ledger.charge_calls, anchor=anchor)
             if isinstance(verifier, PreviewVerifier) and preview:
                 pairs = preview_pairs(self._journal.events)
                 verifier.fit(pairs)

@@ -143,18 +143,19 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, method)
 
 
-def lineage_svg(events: Sequence[Event], best: int | None) -> str:
+def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, float] | None = None) -> str:
     """The family tree of a search: one line per particle from the step it was born at to where it ended.
 
     Args:
         events: The trace.
         best: The winner, whose ancestors are emphasized.
+        final: Scores as they stand at the end, by uid, where they differ from those in the trace.
     """
     born = ancestry(events)
     if not born:
         return '<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>\n'
     ends = _last_steps(events, born)
-    scores = _last_scores(events)
+    scores = {**_last_scores(events), **(final or {})}
     order = _family_order(born)
     height = min(22.0, max(4.0, 1400 / len(order)))
     labels = height >= 9
@@ -229,7 +230,7 @@ def _last_steps(events: Sequence[Event], born: dict[int, Ancestor]) -> dict[int,
     """The furthest step that each particle reached."""
     ends = {uid: ancestor.step for uid, ancestor in born.items()}
     for event in events:
-        if event.kind == "advance":
+        if event.kind == "advance" or event.kind == "gradient":
             for uid in event.uids:
                 ends[uid] = max(ends[uid], event.step)
     return ends

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tts_vision.context import Candidate
+from tts_vision.errors import VerifierError
 from tts_vision.journal import Journal
 from tts_vision.scoring import safe_scores
 from tts_vision.trace import Event, HeldOut
-from tts_vision.types import PooledVerifier, Prompt, Verifier
+from tts_vision.types import PooledVerifier, Prompt, Score, Verifier
 
 if TYPE_CHECKING:
     from tts_vision.figures import Point
@@ -51,8 +52,8 @@ class HeldOutReport:
         """What to tell when the holdout fell."""
         return (
             f"{guide} rose by {self.guide_gain:.4g} from the first sample to the best one, but {holdout}, "
-            f"which it never saw, fell from {self.first:.4g} to {self.best:.4g}: the search may have fitted the "
-            "verifier rather than the prompt; look at the samples, or guide by an ensemble."
+            f"which never guided it, fell from {self.first:.4g} to {self.best:.4g}: the search may have "
+            "fitted the verifier rather than the prompt; look at the samples, or guide by an ensemble."
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -82,11 +83,14 @@ def judge(
     if any(event.kind == "holdout" for event in journal.events):
         return
     since = time.perf_counter()
-    scores = []
+    scores: list[Score] = []
     size = len(candidates) if isinstance(verifier, PooledVerifier) else _BATCH
     for at in range(0, len(candidates), max(size, 1)):
         media = [candidate.load() for candidate in candidates[at : at + size]]
-        scores += safe_scores(verifier, media, [prompt] * len(media))
+        try:
+            scores += safe_scores(verifier, media, [prompt] * len(media))
+        except VerifierError as error:  # what was found before must not be lost to it
+            scores += [Score.unscored(str(error))] * len(media)
     journal.append(
         HeldOut(
             op=op,

@@ -249,7 +249,7 @@ class Ledger:
             calls=dict(self.calls),
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(self.elapsed, 6),
-            peak_memory=_peak_memory(),
+            peak_memory=peak_memory(),
         )
 
     def restore(self, spent: Spent) -> None:
@@ -262,7 +262,8 @@ class Ledger:
         return self.seconds.get(phase, 0.0) / done if done else 0.0
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """Peak bytes so far: allocated on the accelerator, or of the whole process without one."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:

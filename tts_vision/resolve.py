@@ -19,6 +19,7 @@ from tts_vision.errors import (
     UnknownNameError,
     VerifierError,
 )
+from tts_vision.gradients import differentiable_verifier
 from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters, validate
 from tts_vision.registry import Entry, entries, lookup
@@ -35,6 +36,7 @@ class Live:
     pipe: Any = None
     algorithm: Callable[..., Any] | None = None
     verifier: Any = None
+    holdout: Any = None
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,18 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
     config = spell_out(config, live)
     entry = find_algorithm(config, live)
     plan = None if live.verifier is not None else find_verifier(config.verifier)
-    held_out = None if config.holdout_verifier is None else find_verifier(config.holdout_verifier)
+    held_out = _find_holdout(config, live)
     sampler = find_sampler(config, live, stochastic=entry.wants_stochastic)
     _check_capabilities(entry, sampler)
     verifier = as_verifier(live.verifier, config.verifier) if plan is None else load_verifier(plan)
     holdout = None if held_out is None else load_verifier(held_out)
+    if live.holdout is not None:
+        holdout = as_verifier(live.holdout, str(config.holdout_verifier))
     for judge in (verifier, holdout):
         if judge is not None:
             _check_modality(judge, sampler)
+            if judge is verifier and "differentiable" in entry.needs:
+                differentiable_verifier(verifier, f"algorithm {entry.name!r}")
             warm_up(judge)
     prompt = Prompt(config.prompt, config.prompt_metadata)
     sample = SearchContext(sampler, verifier, prompt, seed=config.seed).cost()
@@ -278,6 +284,28 @@ def as_verifier(value: Any, text: str) -> Verifier:
     raise ConfigError(
         "A verifier must be a name, an object with name, accepts and score, or a function f(images, "
         f"prompts) -> floats, but {text} is {type(value).__qualname__}; give one of these."
+    )
+
+
+def _find_holdout(config: RunConfig, live: Live) -> VerifierPlan | None:
+    """The verifier that is held out, if one is named."""
+    if config.holdout_verifier is None:
+        return None
+    guides = config.verifier == config.holdout_verifier and live.verifier is live.holdout
+    if guides or _mentions(config.verifier, config.holdout_verifier):
+        raise ConfigError(
+            f"A holdout must not guide the search but {config.holdout_verifier!r} is the verifier "
+            f"{config.verifier!r} or a member of it; name another one."
+        )
+    return None if live.holdout is not None else find_verifier(config.holdout_verifier)
+
+
+def _mentions(text: str, other: str) -> bool:
+    """Whether a verifier's spec, at any depth, has `other` as a member."""
+    if text.startswith("<") or other.startswith("<"):
+        return False
+    return any(
+        member == Spec.parse(other) or _mentions(str(member), other) for member in Spec.parse(text).members
     )
 
 

@@ -101,7 +101,12 @@ class Result:
         """How the best score grew, by the scores as they stand at the end."""
         from tts_vision.figures import best_so_far
 
-        return best_so_far(self.trace, {c.uid: c.score.value for c in self.population})
+        return best_so_far(self.trace, self._final)
+
+    @property
+    def _final(self) -> dict[int, float]:
+        """The scores of finished samples as they stand at the end."""
+        return {c.uid: c.score.value for c in self.population}
 
     @property
     def holdout(self) -> HeldOutReport | None:
@@ -111,7 +116,7 @@ class Result:
     @property
     def preview_trust(self) -> list[PreviewTrust]:
         """How previews ranked what came of them, by step; empty if none was scored."""
-        return preview_trust(self.trace)
+        return preview_trust(self.trace, self._final)
 
     def plot(self) -> Figure:
         """The best score so far, against network evaluations and against seconds; the holdout's beside it."""
@@ -326,7 +331,8 @@ def _draw(result: Result, root: Path) -> None:
         lambda part: plot.savefig(part, format="png", dpi=120, metadata={"Software": None}),
         "The plot",
     )
-    tree = figures.lineage_svg(result.trace, None if result.winner is None else result.winner.uid)
+    best = None if result.winner is None else result.winner.uid
+    tree = figures.lineage_svg(result.trace, best, {c.uid: c.score.value for c in result.population})
     replace_file(root / "lineage.svg", lambda part: part.write_text(tree), "The lineage")
 
 

@@ -42,7 +42,7 @@ def search(
     *,
     algorithm: str | Callable[..., Any] = "best_of_n",
     verifier: Any = None,
-    holdout_verifier: str | None = None,
+    holdout_verifier: Any = None,
     budget: str | Budget = "16x",
     seed: int = 0,
     algorithm_params: Mapping[str, Any] | None = None,
@@ -62,8 +62,8 @@ def search(
         algorithm: Name of a search algorithm, or a function with the signature of one.
         verifier: Name of a verifier (with parameters as ``name:key=value``), a `Verifier`, or a function
             ``f(images, prompts) -> floats``. By default the playground's own, on the playground.
-        holdout_verifier: Name of a verifier that judges all finished samples after the search and never
-            guides it: a gauge of how far the search fitted its verifier rather than the prompt.
+        holdout_verifier: Another one, given in the same ways, that judges all finished samples after the
+            search and never guides it: a gauge of how far the search fitted its verifier, not the prompt.
         budget: What may be spent: ``"16x"`` (times one plain sample), ``"nfe=2000"``, ``"seconds=60"``,
             ``"verifier_calls=100"``, or several joined by "and".
         seed: Root seed; the first particle starts from it.
@@ -88,6 +88,7 @@ def search(
         pipe=None if isinstance(pipe_or_id, (str, Path)) else pipe_or_id,
         algorithm=None if isinstance(algorithm, str) else algorithm,
         verifier=None if verifier is None or isinstance(verifier, str) else verifier,
+        holdout=None if holdout_verifier is None or isinstance(holdout_verifier, str) else holdout_verifier,
     )
     config = RunConfig(
         prompt=prompt.text,
@@ -98,7 +99,7 @@ def search(
         algorithm=algorithm if isinstance(algorithm, str) else live_name(algorithm),
         algorithm_params=dict(algorithm_params or {}),
         verifier=verifier if live.verifier is None else live_name(live.verifier),
-        holdout_verifier=holdout_verifier,
+        holdout_verifier=holdout_verifier if live.holdout is None else live_name(live.holdout),
         budget=budget if isinstance(budget, str) else _written(budget),
         seed=seed,
         max_batch=max_batch,

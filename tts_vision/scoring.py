@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from tts_vision.errors import BudgetSpent, VerifierError
-from tts_vision.types import Media, Modality, Prompt, Score, Verifier
+from tts_vision.types import (
+    Anchor,
+    AnchoredVerifier,
+    Charge,
+    CompositeVerifier,
+    Media,
+    Modality,
+    Prompt,
+    Score,
+    Verifier,
+)
 
 ScoreFunction = Callable[[list[Media], list[str]], Sequence[float]]
+_Scorer = Callable[[Sequence[Media], Sequence[Prompt]], Sequence[Score]]
 
 
 class FunctionVerifier:
@@ -39,7 +51,11 @@ def warm_up(verifier: Verifier) -> None:
 def calls_of(verifier: Verifier, n: int) -> dict[str, int]:
     """How many calls of which verifier scoring `n` samples takes; a composite says it for its members."""
     calls = getattr(verifier, "calls", None)
-    return {verifier.name: n} if calls is None else calls(n)
+    return calls(n) if callable(calls) else {verifier.name: n}
+
+
+def free(calls: Mapping[str, int]) -> None:
+    """Charges nothing: the ledger of a verifier that belongs to no search."""
 
 
 def safe_scores(
@@ -47,8 +63,9 @@ def safe_scores(
     media: Sequence[Media],
     prompts: Sequence[Prompt],
     *,
-    charge: Callable[[dict[str, int]], None] = lambda calls: None,
-    score: Callable[[Sequence[Media], Sequence[Prompt]], Sequence[Score]] | None = None,
+    charge: Charge = free,
+    anchor: Anchor | None = None,
+    paid: bool = False,
 ) -> list[Score]:
     """Scores of `media`, one each, NaN with a reason where there is none.
 
@@ -60,7 +77,8 @@ def safe_scores(
         media: What is scored.
         prompts: What each was generated for.
         charge: Called with the number of calls of each verifier before they are made.
-        score: How it scores, if not by its `score`.
+        anchor: The best sample so far and its score, for a verifier that compares samples by looking.
+        paid: Whether the first try is charged already.
 
     Raises:
         VerifierError: If the verifier does not return one score per sample, or cannot score at all.
@@ -68,9 +86,10 @@ def safe_scores(
     """
     if not media:
         return []
-    charge(calls_of(verifier, len(media)))
+    if not paid:
+        charge(calls_of(verifier, len(media)))
     try:
-        return _checked(verifier, media, prompts, score or verifier.score)
+        return _checked(verifier, media, prompts, _scorer(verifier, charge, anchor))
     except VerifierError:
         raise
     except Exception as error:
@@ -80,17 +99,24 @@ def safe_scores(
     scores: list[Score] = []
     for sample, prompt in zip(media, prompts):
         try:
-            scores += safe_scores(verifier, [sample], [prompt], charge=charge, score=score)
+            scores += safe_scores(verifier, [sample], [prompt], charge=charge, anchor=anchor)
         except BudgetSpent:
             scores.append(failure)
     return scores
 
 
+def _scorer(verifier: Verifier, charge: Charge, anchor: Anchor | None) -> _Scorer:
+    """How a verifier scores: by its members, beside the best so far, or simply."""
+    if isinstance(verifier, CompositeVerifier):
+        return partial(verifier.score_by_members, charge=charge, anchor=anchor)
+    if anchor is not None and isinstance(verifier, AnchoredVerifier):
+        best, best_score = anchor
+        return partial(verifier.score_beside, best=best, best_score=best_score)
+    return verifier.score
+
+
 def _checked(
-    verifier: Verifier,
-    media: Sequence[Media],
-    prompts: Sequence[Prompt],
-    score: Callable[[Sequence[Media], Sequence[Prompt]], Sequence[Score]],
+    verifier: Verifier, media: Sequence[Media], prompts: Sequence[Prompt], score: _Scorer
 ) -> list[Score]:
     scores = list(score(media, prompts))
     if len(scores) != len(media):

@@ -6,7 +6,7 @@ scores what it decodes with a `Verifier`, and never changes a state in place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -228,7 +228,8 @@ class Sampler(Protocol):
             ``stochastic``  steps add fresh noise, so copies of a particle diverge;
             ``step_noise``  the noise of the last step is carried and may be replaced;
             ``renoise``     a state can be sent back to an earlier step;
-            ``preview``     an unfinished state can be decoded as an estimate of its end.
+            ``preview``     an unfinished state can be decoded as an estimate of its end;
+            ``differentiable``  gradients go back through its steps; see `DifferentiableSampler`.
         last_noisy_step: The last step that adds fresh noise; -1 when none does. Copies of a particle
             made at a later step could never differ.
     """
@@ -259,6 +260,40 @@ class Sampler(Protocol):
 
     def cost(self, state: State, steps: int) -> Cost:
         """What `advance(state, steps)` is expected to cost for each row."""
+
+
+RewardFunction: TypeAlias = "Callable[[Tensor], Tensor]"
+
+
+@runtime_checkable
+class DifferentiableSampler(Sampler, Protocol):
+    """A sampler with the capability ``differentiable``."""
+
+    def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
+        """`advance`, with the gradient of a reward with respect to the latents of `state`.
+
+        Args:
+            state: Where to start.
+            steps: How many steps to take, at least 1, and to go back through.
+            reward: Rewards ``(B,)`` of pixels ``(B, 3, H, W)``, of clips ``(B, T, 3, H, W)``, in [0, 1]: of
+                finished samples, or before the end of their estimates as the last of the steps saw them.
+
+        Returns:
+            The state that `advance` returns, without a graph, which carries besides:
+
+            ``reward``          ``(B,)`` float64;
+            ``gradient``        ``(B, ...)`` float32, of the reward by the latents of `state`;
+            ``gradient_scale``  ``(B,)``, what those latents were multiplied with on entry into the step;
+            ``guidance_gain``   ``(B,)``, how far the step moves when the score at its start moves by one;
+                                for a single step, where noise levels are known.
+        """
+
+    def gradient_cost(self, state: State, steps: int) -> Cost:
+        """What `gradient` is expected to cost for each row; decoding and the verifier apart.
+
+        Going back through a step counts as many nfe as going forth, and so does each time that it is
+        computed again on the way back.
+        """
 
 
 @runtime_checkable
@@ -302,6 +337,30 @@ class AnchoredVerifier(Verifier, Protocol):
         """As `score`, with the best sample so far as an anchor that keeps its score."""
 
 
+Charge: TypeAlias = Callable[[Mapping[str, int]], None]
+Anchor: TypeAlias = tuple[Media, Score]
+
+
+@runtime_checkable
+class CompositeVerifier(Verifier, Protocol):
+    """A verifier that is made of others, each of which is charged and may fail by itself."""
+
+    def calls(self, n: int) -> dict[str, int]:
+        """How many calls of which verifier scoring `n` samples of one prompt takes."""
+
+    def score_by_members(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], *, charge: Charge, anchor: Anchor | None
+    ) -> list[Score]:
+        """As `score`, for a caller who has paid for `calls`.
+
+        Args:
+            media: Samples.
+            prompts: What each was generated for.
+            charge: Called before further calls, such as those for samples that have to be tried alone.
+            anchor: The best sample so far and its score, for members that take it into their comparison.
+        """
+
+
 @runtime_checkable
 class PreviewVerifier(Verifier, Protocol):
     """A verifier that learns, while a search runs, what the score of a preview says about the end."""
@@ -321,8 +380,9 @@ class DifferentiableVerifier(Verifier, Protocol):
         """Rewards that carry the gradient of `pixels`; as `score`, up to rounding and resizing.
 
         Args:
-            pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device.
-            prompts: One per picture.
+            pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device; clips ``(B, T, 3, H, W)`` where
+                it accepts them.
+            prompts: One per sample.
 
         Returns:
             ``(B,)``, higher is better, on the device of `pixels`.
