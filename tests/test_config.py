@@ -30,6 +30,58 @@ def test_spec_reads_and_writes_every_form(text: str, name: str, params: dict[str
     assert str(spec) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "members", "params"),
+    [
+        ("ensemble(a)", ["a"], {}),
+        ("ensemble(hpsv2.1, clip_score):how=zscore", ["hpsv2.1", "clip_score"], {"how": "zscore"}),
+        ("e(a:k=1,l=2, b):weights=2,1,how=rank", ["a:k=1,l=2", "b"], {"weights": "2,1", "how": "rank"}),
+        ("c(e(a, b):weights=[2,1],how=rank, d)", ["e(a, b):weights=[2,1],how=rank", "d"], {}),
+        ("c(e(a:k=1, b):how=min, d)", ["e(a:k=1, b):how=min", "d"], {}),
+        ("e(pkg.mod:attr, dir/file.py@f:k=1)", ["pkg.mod:attr", "dir/file.py@f:k=1"], {}),
+    ],
+)
+def test_members_stand_in_parentheses(text: str, members: list[str], params: dict[str, str]) -> None:
+    spec = Spec.parse(text)
+    assert [str(member) for member in spec.members] == members
+    assert dict(spec.params) == params
+    assert Spec.parse(str(spec)) == spec
+
+
+def test_spaces_around_members_are_free() -> None:
+    assert Spec.parse(" e ( a:k=1 , l=2,b ):how=x ") == Spec.parse("e(a:k=1,l=2, b):how=x")
+
+
+def test_parentheses_in_the_name_of_a_file_are_no_members() -> None:
+    spec = Spec.parse("my files (old)/v.py@f:k=1")
+    assert (spec.name, spec.members, dict(spec.params)) == ("my files (old)/v.py@f", (), {"k": "1"})
+    assert Spec.parse("clip:path=a(b)").params == {"path": "a(b)"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ensemble(a, b", "Parentheses of a plugin must match but got 'ensemble\\(a, b'; close them"),
+        ("ensemble()", "A plugin is written 'name'.* but got ''"),
+        ("ensemble(a,)", "A plugin is written 'name'.* but got ''"),
+        ("(a, b)", "A plugin is written 'name'"),
+        ("", "A plugin is written 'name'"),
+    ],
+)
+def test_mistakes_in_members_are_told(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Spec.parse(text)
+
+
+def test_an_algorithm_has_no_members() -> None:
+    with pytest.raises(ConfigError, match=r"An algorithm has no members .* but got 'best_of_n\(a\)'"):
+        RunConfig(prompt="a", algorithm="best_of_n(a)")
+
+
+def test_the_holdout_is_part_of_the_run() -> None:
+    assert RunConfig(prompt="a", holdout_verifier="b").hash != RunConfig(prompt="a").hash
+
+
 def test_yaml_gives_the_same_run_back(tmp_path: Path) -> None:
     config = RunConfig(
         prompt="zwei rote Kreise: ü",
@@ -67,6 +119,7 @@ def test_overrides_reach_every_group() -> None:
             "pipeline.negative_prompt=a=b",
             "model.dtype=float16",
             "verifier.scale=2",
+            "holdout_verifier=hps",
             "seed=3",
             "sampler_options.sde=euler",
         ],
@@ -78,7 +131,10 @@ def test_overrides_reach_every_group() -> None:
     assert config.sampler_options.pipeline_kwargs == {"guidance_scale": 4, "negative_prompt": "a=b"}
     assert config.model_options.dtype == "float16"
     assert config.verifier == "playground_clip:scale=2"
+    assert config.holdout_verifier == "hps"
     assert config.seed == 3
+    joined = override({"verifier": "ensemble(a:k=1, b):how=rank"}, ["verifier.how=zscore"])
+    assert joined["verifier"] == "ensemble(a:k=1, b):how=zscore"
 
 
 def test_live_objects_are_described_by_their_content() -> None:

@@ -34,7 +34,8 @@ class Spec:
     """A plugin, its members and its parameters, as text.
 
     ``name``, ``name:key=value,key=value``, ``module:attr`` or ``file.py@name``; the last two take parameters
-    as well. A plugin made of others names them in parentheses: ``ensemble(hpsv2.1, clip_score):how=zscore``.
+    as well. A plugin made of others names them in parentheses: ``ensemble(hpsv2.1, clip_score):how=zscore``;
+    in there, a value that is a list stands in brackets, ``weights=[2,1]``.
     """
 
     name: str
@@ -86,7 +87,7 @@ def _members(text: str) -> list[str]:
     """The parts between the outer commas; ``key=value`` after a comma still belongs to the part before it."""
     parts, depth = [""], 0
     for at, char in enumerate(text):
-        depth += {"(": 1, ")": -1}.get(char, 0)
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(char, 0)
         if char == "," and not depth and not _NEXT_PARAM.match(text, at):
             parts.append("")
         else:
