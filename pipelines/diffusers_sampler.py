@@ -23,10 +23,29 @@ from tts_vision.pipelines.schedule import (
     unpack,
 )
 from tts_vision.pipelines.segment import DENOISERS, Driver, NoMeter, Segment, Step, initial_scale, modules
-from tts_vision.pipelines.stochastic import Level, ddim_std, ddim_step, diffusion, euler_step, renoise
+from tts_vision.pipelines.stochastic import (
+    Level,
+    ddim_std,
+    ddim_step,
+    diffusion,
+    euler_step,
+    guidance_gain,
+    renoise,
+)
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
-from tts_vision.types import Cost, Media, Meter, Modality, Phase, Prompt, Rows, State, Video
+from tts_vision.types import (
+    Cost,
+    Media,
+    Meter,
+    Modality,
+    Phase,
+    Prompt,
+    RewardFunction,
+    Rows,
+    State,
+    Video,
+)
 
 
 @register(
@@ -68,6 +87,7 @@ class DiffusersSampler:
         self._prompt_lists = self._count_name != "num_images_per_prompt"
         self.modality = "video" if "num_frames" in signature else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
+        self._recompute = options.recompute
         self._step_rule = _step_rule(options, self._driver.scheduler) if options.stochastic else None
         scheduler = self._planned_schedule()
         self.num_steps = self._planned_steps(scheduler)
@@ -86,6 +106,7 @@ class DiffusersSampler:
                 "step_noise": self._step_rule is not None,
                 "renoise": self._levels is not None,
                 "preview": self._levels is not None,
+                "differentiable": not self._driver.is_offloaded,
             }.items()
             if present
         )
@@ -165,6 +186,47 @@ class DiffusersSampler:
             carry |= _generator_rows(generators, state.uids)
         return replace(state, latents=latents, step=stop, carry=carry, shared=shared)
 
+    def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
+        x = state.latents.to(self._device()).detach().requires_grad_()
+        finished = state.step + steps == self.num_steps
+        vae = None if finished else self._preview_vae
+        recompute_steps, recompute_blocks = self._recomputed(steps)
+        meter = self._driver.meter
+        with (
+            self._driver.differentiable(
+                recompute_steps=recompute_steps, recompute_blocks=recompute_blocks, vae=vae
+            ),
+            torch.enable_grad(),
+        ):
+            # a copy, because loops may change what enters in place
+            ahead = self.advance(replace(state, latents=x.clone()), steps)
+            estimate = ahead.latents if finished else ahead.carry["preview"]
+            assert isinstance(estimate, Tensor)
+            rewards = reward(self._pixels(replace(ahead, latents=estimate), vae))
+            backward = self.gradient_cost(state, steps).nfe - self.cost(state, steps).nfe
+            meter.charge(Cost(nfe=backward * len(state)))
+            with meter.phase("denoise"):
+                (gradient,) = torch.autograd.grad(rewards.sum(), x)
+        at_rest = {k: v if isinstance(v, Rows) else v.detach() for k, v in ahead.carry.items()}
+        slope: dict[str, Tensor | Rows] = {
+            "reward": rewards.detach().double(),
+            "gradient": gradient.float(),
+            "gradient_scale": torch.full((len(state),), self._entry_scale(state.step)),
+        }
+        if self._levels is not None and steps == 1:
+            now, then = self._levels[state.step], self._levels[ahead.step]
+            std = ahead.carry.get("step_noise_std")
+            slope["guidance_gain"] = torch.full(
+                (len(state),), guidance_gain(now, then, float(std[0]) if isinstance(std, Tensor) else 0.0)
+            )
+        shared = {k: v.detach() if isinstance(v, Tensor) else v for k, v in ahead.shared.items()}
+        return replace(ahead, latents=ahead.latents.detach(), carry={**at_rest, **slope}, shared=shared)
+
+    def gradient_cost(self, state: State, steps: int) -> Cost:
+        # with frozen weights the way back costs about as much as the way forth
+        passes = 2 + sum(self._recomputed(steps))
+        return Cost(nfe=self.cost(state, steps).nfe * passes)
+
     def renoise(self, state: State, to_step: int) -> State:
         levels = self._known_levels()
         now, earlier = levels[state.step], levels[to_step]
@@ -237,6 +299,20 @@ class DiffusersSampler:
         return call
 
     def _decoded(self, state: State, vae: Any) -> list[Media]:
+        output = self._decode(state, vae, "pil" if self.modality == "image" else "pt")
+        return _media(output, float(self._call.get("frame_rate", 8.0)))
+
+    def _pixels(self, state: State, vae: Any) -> Tensor:
+        """Decoded pixels with their gradient: ``(B, 3, H, W)``, of clips ``(B, T, 3, H, W)``, in [0, 1]."""
+        pixels = self._decode(state, vae, "pt")
+        if not isinstance(pixels, Tensor) or not pixels.requires_grad:
+            raise PipelineError(
+                f"A pipeline must decode differentiably for gradients but the pixels of {self.name} have lost "
+                "theirs; use an algorithm that needs none."
+            )
+        return pixels.float().clamp(0, 1)
+
+    def _decode(self, state: State, vae: Any, output_type: str) -> Any:
         generators = [row_generator(state.seed, "step", uid, self.num_steps, "cpu") for uid in state.uids]
         segment = self._run(
             state.prompt,
@@ -246,10 +322,24 @@ class DiffusersSampler:
             latents=state.latents.to(self._device()),
             generators=generators,
             vae=vae,
-            output_type="pil" if self.modality == "image" else "pt",
+            output_type=output_type,
             phase="decode",
         )
-        return _media(segment.output, float(self._call.get("frame_rate", 8.0)))
+        return segment.output
+
+    # Gradients
+
+    def _recomputed(self, steps: int) -> tuple[bool, bool]:
+        """Whether the way back computes the steps again, and the denoiser's blocks."""
+        if self._recompute is not None:
+            return self._recompute and steps > 1, self._recompute
+        return steps > 1, self._device().type != "cpu"
+
+    def _entry_scale(self, step: int) -> float:
+        """What the latents of a state are multiplied with when they enter the loop at `step`."""
+        if step or "noise" not in self.capabilities:
+            return 1.0
+        return float(initial_scale(self._planned_schedule()))
 
     # Noise
 

@@ -12,12 +12,13 @@ import hashlib
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.schedule import levels_if_known, predictions, step, takes_history
@@ -251,6 +252,8 @@ class Driver:
     meter: Meter
     signature: dict[str, inspect.Parameter] = field(init=False)
     _encoded: dict[Any, Any] = field(default_factory=dict, init=False)
+    _differentiates: bool = field(default=False, init=False)
+    _recomputes_steps: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.signature = dict(inspect.signature(type(self.pipe).__call__).parameters)
@@ -304,7 +307,9 @@ class Driver:
         if latents is not None and "latents" in self.signature:
             call["latents"] = latents
         override = None if natural else latents
-        with self._driven(proxy, override, entered, vae):
+        # the pipeline switches gradients off for its call; they come on again where the latents enter
+        mode = torch.enable_grad() if self._differentiates else nullcontext()
+        with mode, self._driven(proxy, override, entered, vae):
             output = self.pipe(**call)[0]
         if stop is not None and proxy.done != stop - start:
             raise PipelineError(
@@ -344,6 +349,51 @@ class Driver:
         return dict(counts) if proxy.done and any(counts.values()) else None
 
     @contextmanager
+    def differentiable(
+        self, *, recompute_steps: bool, recompute_blocks: bool, vae: Any = None
+    ) -> Iterator[None]:
+        """What `run` returns in this block carries the gradient of the latents that enter.
+
+        Weights are frozen, decoding keeps little and computes the rest again, and what a pipeline would do
+        to its autoencoder after decoding waits until the end of the block, so that gradients still find it as
+        it was.
+
+        Args:
+            recompute_steps: Whether only the inputs of each denoiser evaluation are kept.
+            recompute_blocks: Whether only the inputs of the denoiser's blocks are kept.
+            vae: Another autoencoder that decodes, if any.
+        """
+        networks = [m for m in (*self.pipe.components.values(), vae) if isinstance(m, nn.Module)]
+        decoders = [m for m in (getattr(self.pipe, "vae", None), vae) if isinstance(m, nn.Module)]
+        thrifty = [*decoders, *(m for _, m in modules(self.pipe, DENOISERS) if recompute_blocks)]
+        checker = self.pipe.__dict__.get("safety_checker", _MISSING)
+        with ExitStack() as stack:
+            stack.enter_context(_frozen(networks))
+            for network in thrifty:
+                stack.enter_context(_recomputing(network))
+            for network in decoders:
+                stack.enter_context(_precision_kept(network))
+            self._differentiates, self._recomputes_steps = True, recompute_steps
+            if checker is not _MISSING:  # it looks at pictures through NumPy; finished ones still pass it
+                self.pipe.__dict__["safety_checker"] = None
+            try:
+                yield
+            finally:
+                self._differentiates = self._recomputes_steps = False
+                if checker is not _MISSING:
+                    self.pipe.__dict__["safety_checker"] = checker
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether networks move between devices while they are in use, which gradients cannot follow."""
+        networks = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
+        return any(
+            hasattr(module, "_hf_hook") or _is_group_offloaded(module)
+            for network in networks
+            for module in (network, *network.children())
+        )
+
+    @contextmanager
     def _driven(
         self,
         proxy: SchedulerProxy,
@@ -378,12 +428,17 @@ class Driver:
             if self.slices_itself:
                 put(pipe, "get_timesteps", self._cutting(pipe.get_timesteps, proxy))
             if hasattr(pipe, "prepare_latents"):
-                put(pipe, "prepare_latents", self._entering(pipe.prepare_latents, latents, entered, proxy))
+                enter = self._entering(
+                    pipe.prepare_latents, latents, entered, proxy, differentiates=self._differentiates
+                )
+                put(pipe, "prepare_latents", enter)
             for name, module in modules(pipe, ENCODERS):
                 put(module, "forward", self._remembering(name, module.forward))
             for _, module in modules(pipe, DENOISERS):
                 if denoiser is not None:
                     put(module, "forward", denoiser(module))
+                elif self._recomputes_steps:
+                    put(module, "forward", _checkpointed(module.forward))
                 handles.append(module.register_forward_pre_hook(self._count, with_kwargs=True))
             yield
         finally:
@@ -411,7 +466,12 @@ class Driver:
 
     @staticmethod
     def _entering(
-        prepare: Callable[..., Any], latents: Tensor | None, entered: list[Tensor], proxy: SchedulerProxy
+        prepare: Callable[..., Any],
+        latents: Tensor | None,
+        entered: list[Tensor],
+        proxy: SchedulerProxy,
+        *,
+        differentiates: bool = False,
     ) -> Callable[..., Any]:
         """`prepare_latents` that notes what it returns, and returns `latents` unchanged when given.
 
@@ -421,6 +481,8 @@ class Driver:
 
         @functools.wraps(prepare)
         def enter(*args: Any, **kwargs: Any) -> Any:
+            if differentiates:
+                torch.set_grad_enabled(True)
             bound = signature.bind(*args, **kwargs)
             timestep = bound.arguments.get("timestep")
             if isinstance(timestep, Tensor) and not timestep.numel():
@@ -459,11 +521,82 @@ class Driver:
                 kwargs = {key: _first_row(value) for key, value in kwargs.items()}
             key = (name, _fingerprint(args), _fingerprint(kwargs))
             if key not in self._encoded:
-                with self.meter.phase("encode"):
+                with self.meter.phase("encode"), torch.no_grad():
                     self._encoded[key] = forward(*args, **kwargs)
             return _repeated(self._encoded[key], rows) if rows > 1 else self._encoded[key]
 
         return encode
+
+
+@contextmanager
+def _frozen(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """The networks without gradients of their weights."""
+    weights = [w for network in networks for w in network.parameters() if w.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+@contextmanager
+def _recomputing(network: Any) -> Iterator[None]:
+    """The network with its blocks computed again on the way back, where it can do that."""
+    able = getattr(network, "_supports_gradient_checkpointing", False)
+    if not able or network.is_gradient_checkpointing:
+        yield
+        return
+    try:
+        network.enable_gradient_checkpointing()
+        yield
+    finally:
+        network.disable_gradient_checkpointing()
+
+
+@contextmanager
+def _precision_kept(network: nn.Module) -> Iterator[None]:
+    """The network whose precision is lowered only after this block.
+
+    Pipelines raise a half-precision autoencoder to float32 for decoding and lower it at once.
+    """
+    to, waiting = network.to, []
+
+    def move(*args: Any, **kwargs: Any) -> nn.Module:
+        dtype = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.dtype)), None)
+        if dtype in {torch.float16, torch.bfloat16}:
+            waiting.append((args, kwargs))
+            return network
+        waiting.clear()
+        return to(*args, **kwargs)
+
+    before = network.__dict__.get("to", _MISSING)
+    network.__dict__["to"] = move
+    try:
+        yield
+    finally:
+        if before is _MISSING:
+            del network.__dict__["to"]
+        else:
+            network.__dict__["to"] = before
+        for args, kwargs in waiting[-1:]:
+            to(*args, **kwargs)
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass of which only the inputs are kept for the way back."""
+
+    @functools.wraps(forward)
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return compute
+
+
+def _is_group_offloaded(module: nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and "group_offloading" in getattr(registry, "hooks", {})
 
 
 class NoMeter:

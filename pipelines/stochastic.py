@@ -52,6 +52,23 @@ def ddim_step(x0: Tensor, eps: Tensor, then: Level, std: float, noise: Tensor) -
     return then.alpha * x0 + math.sqrt(max(then.sigma**2 - std**2, 0.0)) * eps + added, added
 
 
+def guidance_gain(now: Level, then: Level, std: float) -> float:
+    """How far a DDIM step moves when the score at its start moves by one (Bansal et al. 2023).
+
+    The score enters through ``eps = -sigma score`` and ``x0 = (x - sigma eps) / alpha``. At pure noise,
+    where the estimate of the finished sample says nothing yet, it is 0.
+
+    Args:
+        now: Level that the step starts from.
+        then: Level to go to.
+        std: Standard deviation of the noise that it adds.
+    """
+    if now.alpha < 1e-6:
+        return 0.0
+    kept = math.sqrt(max(then.sigma**2 - std**2, 0.0))
+    return now.sigma * (then.alpha * now.sigma / now.alpha - kept)
+
+
 def renoise(x: Tensor, now: Level, earlier: Level, noise: Tensor) -> Tensor:
     """`x` sent back to the noisier level `earlier` by the exact forward kernel."""
     kept = earlier.alpha / now.alpha

@@ -1,7 +1,7 @@
 """Trains the playground: `python -m tts_vision.pipelines.playground.train --stage all`.
 
-Draws a bank of pictures, then trains the autoencoder, the flow, the decoder once more and the CLIP, and
-exports them. Each stage resumes from its checkpoint in the work folder, so that the command may be killed
+Draws a bank of pictures, then trains the autoencoder, the flow, the decoder once more and the CLIP, the
+tokenizer of the visual autoregressive model and its transformer, and exports them. Each stage resumes from its checkpoint in the work folder, so that the command may be killed
 and run again.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
+from tts_vision.pipelines.playground import train_var
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 from tts_vision.pipelines.playground.train_clip import build_clip, build_processor, train_clip
 from tts_vision.pipelines.playground.train_flow import (
@@ -27,7 +28,7 @@ from tts_vision.pipelines.playground.train_flow import (
 from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
 from tts_vision.pipelines.playground.training import Average, Budget, load_bank, log
 
-STAGES = ("vae", "flow", "decoder", "clip", "export")
+STAGES = ("vae", "flow", "decoder", "clip", "tokenizer", "var", "export")
 
 
 def export(work_dir: Path, output: Path, seed: int) -> None:
@@ -109,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-flow", type=float, default=46.0)
     parser.add_argument("--minutes-decoder", type=float, default=5.0)
     parser.add_argument("--minutes-clip", type=float, default=9.0)
+    parser.add_argument("--minutes-tokenizer", type=float, default=10.0)
+    parser.add_argument("--minutes-var", type=float, default=60.0)
     parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
     parser.add_argument("--bank-size", type=int, default=150_000, help="pictures to train on")
     parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")
@@ -174,6 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=options.seed + 3,
             batch_size=options.batch_size,
         )
+    if "tokenizer" in stages:
+        budget = Budget(options.minutes_tokenizer, options.steps)
+        train_var.train_tokenizer(work_dir, bank, budget, device=options.device, seed=options.seed + 5)
+    if "var" in stages:
+        tokenizer = train_var.load_tokenizer(work_dir)
+        features, tokens = train_var.encode_bank(work_dir, bank, tokenizer, options.device)
+        budget = Budget(options.minutes_var, options.steps)
+        train_var.train_var(work_dir, features, tokens, budget, device=options.device, seed=options.seed + 6)
     if "export" in stages:
         export(work_dir, options.output, options.seed)
 

@@ -20,6 +20,7 @@ from tts_vision.pipelines.playground import world
 
 CAPTIONS_PER_SCENE = 3
 _BANK_CHUNK = 2500
+_INSIDE = ("transformer_blocks.", "layers.", "block_chunks.", "encoder.block.")  # names of hidden layers
 
 
 class Stateful(Protocol):
@@ -209,8 +210,8 @@ def build_optimisers(
     rest: list[Tensor] = []
     for module in modules.values():
         for name, parameter in module.named_parameters():
-            inside = "transformer_blocks." in name or "layers." in name
-            matrix = parameter.ndim == 2 and "norm" not in name
+            inside = any(blocks in name for blocks in _INSIDE)
+            matrix = parameter.ndim == 2 and "norm" not in name and "attention_bias" not in name
             (hidden if inside and matrix else rest).append(parameter)
     muon = torch.optim.Muon(hidden, lr=2 * learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)

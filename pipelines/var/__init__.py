@@ -1,0 +1,1 @@
+"""Visual autoregressive models: Infinity and VAR, and their sampler."""
