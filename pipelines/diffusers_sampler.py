@@ -307,8 +307,8 @@ class DiffusersSampler:
         pixels = self._decode(state, vae, "pt")
         if not isinstance(pixels, Tensor) or not pixels.requires_grad:
             raise PipelineError(
-                f"A pipeline must decode differentiably for gradients but the pixels of {self.name} have lost "
-                "theirs; use an algorithm that needs none."
+                f"A pipeline must decode differentiably for gradients but the pixels of {self.name} have "
+                "none; use an algorithm that needs no gradients."
             )
         return pixels.float().clamp(0, 1)
 

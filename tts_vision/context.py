@@ -55,6 +55,8 @@ from tts_vision.types import (
     AnchoredVerifier,
     CompositeVerifier,
     Cost,
+    DifferentiableSampler,
+    DifferentiableVerifier,
     Media,
     PooledVerifier,
     PreviewVerifier,
@@ -263,10 +265,10 @@ class SearchContext:
     def gradient(self, state: State, steps: int = 1) -> tuple[State, Tensor]:
         """The state `steps` steps later, carrying the gradient of its reward; and the rewards.
 
-        The reward is that of the finished sample, or before the end of its preview as the last of the steps
-        saw it, so a gradient over one step is that by the latents of `state` of its own preview. It is carried
-        as ``gradient`` beside ``origin``, the latents of `state`, for mutations to use. One of the verifier's
-        calls is charged for each row, and going back through a step like going forth.
+        The reward is that of the finished sample, or before the end that of its preview as the last of the
+        steps saw it: over one step, the preview of `state` itself. The gradient, by the latents of `state`,
+        is carried for mutations to use; see `tts_vision.gradients`. Going back through a step is charged
+        like going forth, and a call of the verifier for each row.
 
         Returns:
             The state and ``(B,)`` float64 rewards; NaN, with a gradient of 0, where there is none.
@@ -289,18 +291,7 @@ class SearchContext:
         for a, b in self._missing_rows(done, state, cost + self.score_cost):
             self.ledger.charge(Cost(decodes=b - a))
             self.ledger.charge_calls(calls_of(self._verifier, b - a))
-            reasons: dict[int, str | None] = {}
-
-            def differentiate(rows: State, reasons: dict[int, str | None] = reasons) -> State:
-                def reward(pixels: Tensor) -> Tensor:
-                    with self.ledger.phase("verify"):
-                        rewards, why = safe_rewards(verifier, pixels, [self._prompt] * len(rows))
-                    reasons.update(zip(rows.uids, why))
-                    return rewards
-
-                return with_gradient(sampler, rows, steps, reward)
-
-            part = self._halving(state.select(range(a, b)), differentiate, State.cat)
+            part, reasons = self._gradient_rows(sampler, verifier, state.select(range(a, b)), steps)
             values[a] = tuple(carried(part, "reward").tolist())
             done[a], blob = self._journal.save(part, op, a)
             self._record(
@@ -312,7 +303,7 @@ class SearchContext:
                     first=a,
                     blob=blob,
                     values=values[a],
-                    reasons=tuple(reasons.get(uid) for uid in part.uids),
+                    reasons=reasons,
                     backwards=backwards * (b - a),
                 )
             )
@@ -575,6 +566,24 @@ class SearchContext:
 
     def _advance_rows(self, rows: State, steps: int) -> State:
         return self._halving(rows, lambda part: self._sampler.advance(part, steps).to("cpu"), State.cat)
+
+    def _gradient_rows(
+        self, sampler: DifferentiableSampler, verifier: DifferentiableVerifier, rows: State, steps: int
+    ) -> tuple[State, tuple[str | None, ...]]:
+        """The rows `steps` steps later with their gradients, and why some have none."""
+        why: dict[int, str | None] = {}
+
+        def differentiate(part: State) -> State:
+            def reward(pixels: Tensor) -> Tensor:
+                with self.ledger.phase("verify"):
+                    rewards, reasons = safe_rewards(verifier, pixels, [self._prompt] * len(part))
+                why.update(zip(part.uids, reasons))
+                return rewards
+
+            return with_gradient(sampler, part, steps, reward)
+
+        ahead = self._halving(rows, differentiate, State.cat)
+        return ahead, tuple(why[uid] for uid in rows.uids)
 
     def _halving(self, rows: State, work: Callable[[State], Any], join: Callable[[list[Any]], Any]) -> Any:
         """`work` on the rows; on out-of-memory on half as many at a time, which stays the micro-batch."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,18 @@ from tts_vision.types import State
 
 
 class Mutation(Protocol):
-    """A way to make children."""
+    """A way to make children.
+
+    One that uses the gradient carried by its parents also has `gradient_steps`, the number of steps that the
+    gradient went back through.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[str]
-    back: ClassVar[int] = 0  # how many steps earlier than their parents the children stand
+
+    @property
+    def back(self) -> int:
+        """How many steps earlier than their parents the children stand."""
 
     def apply(self, state: State, noise: Tensor) -> State:
         """Children of the rows of `state`; `noise` is standard normal, shaped as its latents."""
@@ -41,7 +48,7 @@ class Blend:
         _in_unit_interval("beta", self.beta)
 
     def apply(self, state: State, noise: Tensor) -> State:
-        return _with_latents(state, math.sqrt(1 - self.beta**2) * state.latents + self.beta * noise)
+        return with_latents(state, math.sqrt(1 - self.beta**2) * state.latents + self.beta * noise)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Neighbour:
             )
 
     def apply(self, state: State, noise: Tensor) -> State:
-        return _with_latents(state, neighbours(state.latents, noise, self.tau))
+        return with_latents(state, neighbours(state.latents, noise, self.tau))
 
 
 @dataclass(frozen=True)
@@ -106,10 +113,22 @@ class AddStepNoise:
         _, std = step_noise(state)
         keep = math.sqrt(1 - self.blend**2)
         latents = keep * state.latents + (self.blend + self.scale * std) * noise
-        return replace(_with_latents(state, latents), step=state.step - self.back)
+        return replace(with_latents(state, latents), step=state.step - self.back)
 
 
 MUTATIONS: dict[str, type[Any]] = {m.name: m for m in (Blend, Neighbour, StepNoise, AddStepNoise)}
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+def register_mutation(kind: Kind) -> Kind:
+    """Makes a mutation that lives beside its algorithm known to replays by its name."""
+    MUTATIONS[kind.name] = kind
+    return kind
+
+
+def gradient_steps(mutation: Mutation) -> int:
+    """How many steps the gradient that a mutation uses went back through; 0 if it uses none."""
+    return int(getattr(mutation, "gradient_steps", 0))
 
 
 def describe(mutation: Mutation) -> dict[str, Any]:
@@ -159,7 +178,7 @@ def step_noise(state: State) -> tuple[Tensor, Tensor]:
     return injected, std.view(-1, *(1,) * (injected.ndim - 1))
 
 
-def _with_latents(state: State, latents: Tensor) -> State:
+def with_latents(state: State, latents: Tensor) -> State:
     """The state with other latents; what was predicted for the old ones no longer holds."""
     carry = {k: v for k, v in state.carry.items() if k != "preview"}
     return replace(state, latents=latents, carry=carry)

@@ -11,13 +11,19 @@ import numpy as np
 
 from tts_vision.context import apply_mutation
 from tts_vision.errors import ConfigError, StorageError
+from tts_vision.gradients import (
+    differentiable_sampler,
+    differentiable_verifier,
+    safe_rewards,
+    with_gradient,
+)
 from tts_vision.ledger import Ledger
 from tts_vision.media import pixels, read_media, write_media
-from tts_vision.mutations import from_description
-from tts_vision.resolve import Live, prepare
+from tts_vision.mutations import from_description, gradient_steps
+from tts_vision.resolve import Live, find_algorithm, prepare
 from tts_vision.results import is_finished, load_result, replace_file
 from tts_vision.trace import Ancestor
-from tts_vision.types import Media, Prompt, Sampler
+from tts_vision.types import Media, Prompt, Sampler, State, Verifier
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,11 @@ def replay(folder: Path | str, pipe: Any = None) -> Replay:
         )
     result = load_result(root)
     best = result.best
-    # no verifier is needed, so a live one may be missing
-    setup = prepare(result.config, Live(pipe=pipe, verifier=_never_scores))
+    guided = "differentiable" in find_algorithm(result.config).needs
+    # without gradients no verifier is needed, so a live one may be missing
+    setup = prepare(result.config, Live(pipe=pipe, verifier=None if guided else _never_scores))
     chain = result.lineage(best.uid)
-    media = recreate(setup.sampler, setup.prompt, result.config.seed, chain, best.step)
+    media = recreate(setup.sampler, setup.prompt, result.config.seed, chain, best.step, setup.verifier)
     stored = next(iter(sorted(root.glob("best.*"))), None)
     if stored is None:
         raise StorageError(
@@ -72,7 +79,14 @@ def replay(folder: Path | str, pipe: Any = None) -> Replay:
     return Replay(media, path, _max_difference(read_media(path), read_media(stored)), chain)
 
 
-def recreate(sampler: Sampler, prompt: Prompt, seed: int, chain: Sequence[Ancestor], step: int) -> Media:
+def recreate(
+    sampler: Sampler,
+    prompt: Prompt,
+    seed: int,
+    chain: Sequence[Ancestor],
+    step: int,
+    verifier: Verifier | None = None,
+) -> Media:
     """The sample of the particle at the end of `chain`, decoded at `step`.
 
     Args:
@@ -81,20 +95,37 @@ def recreate(sampler: Sampler, prompt: Prompt, seed: int, chain: Sequence[Ancest
         seed: Root seed of the search.
         chain: The particle's lineage.
         step: Where it was decoded; before the end of the trajectory for a preview.
+        verifier: What guided the search, where its gradients are part of the lineage.
     """
     sampler.bind(Ledger())
     state = sampler.init(prompt, [chain[0].uid], seed=seed).to("cpu")
     for child in chain[1:]:
         start = child.step if child.parent_step is None else child.parent_step
-        state = sampler.advance(state, start - state.step).to("cpu") if start > state.step else state
+        mutation = from_description(child.mutation) if child.mutation else None
+        over = gradient_steps(mutation) if mutation else 0
+        if start - over > state.step:
+            state = sampler.advance(state, start - over - state.step).to("cpu")
+        if over:
+            state = _with_gradient(sampler, state, over, verifier)
         state = state.select([0], [child.uid])
-        if child.origin == "mutate":
-            state = apply_mutation(from_description(child.mutation or {}), state)
+        if mutation is not None:
+            state = apply_mutation(mutation, state)
         elif child.origin == "renoise":
             state = sampler.renoise(state, child.step).to("cpu")
     if step > state.step:
         state = sampler.advance(state, step - state.step).to("cpu")
     return (sampler.decode if step == sampler.num_steps else sampler.preview)(state)[0]
+
+
+def _with_gradient(sampler: Sampler, state: State, steps: int, verifier: Verifier | None) -> State:
+    assert verifier is not None
+    judge = differentiable_verifier(verifier, "a replay of this lineage")
+    return with_gradient(
+        differentiable_sampler(sampler, "a replay of this lineage"),
+        state,
+        steps,
+        lambda pixels: safe_rewards(judge, pixels, [state.prompt] * len(state))[0],
+    )
 
 
 def _max_difference(a: Media, b: Media) -> int:

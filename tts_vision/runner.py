@@ -202,7 +202,9 @@ def _search(
     if winner is not None and winner.media is None and winner.path is None:
         # the preview that won was scored before a kill, and previews are not stored
         chain = lineage(journal.events, winner.uid)
-        winner.media = recreate(setup.sampler, setup.prompt, setup.config.seed, chain, winner.step)
+        winner.media = recreate(
+            setup.sampler, setup.prompt, setup.config.seed, chain, winner.step, setup.verifier
+        )
     for candidate in [*population, *([winner] if winner else [])]:
         candidate.text = labels.text(candidate.uid, candidate.score)
     result = Result(

@@ -38,6 +38,30 @@ class Advance(_Event):
     blob: str | None = None
 
 
+class Gradient(_Event):
+    """As `Advance`, with gradients of the reward.
+
+    `values` are the rewards, NaN where there is none with the reason; `backwards` is how much of the nfe
+    went into going back, for the rows of this event.
+    """
+
+    kind: Literal["gradient"] = "gradient"
+    from_step: int
+    first: int = 0
+    blob: str | None = None
+    values: tuple[float, ...] = ()
+    reasons: tuple[str | None, ...] = ()
+    backwards: float = 0.0
+
+
+class Measure(_Event):
+    """Numbers that rows of a state carried under `key`."""
+
+    kind: Literal["measure"] = "measure"
+    key: str
+    values: tuple[float, ...] = ()
+
+
 class Select(_Event):
     """Rows chosen from a state; `parents[i]` became `uids[i]`."""
 
@@ -117,7 +141,19 @@ class Done(_Event):
 
 
 Event = Annotated[
-    Init | Advance | Select | Mutate | Renoise | Decode | Scored | Note | Checkpoint | Done | HeldOut,
+    Init
+    | Advance
+    | Gradient
+    | Measure
+    | Select
+    | Mutate
+    | Renoise
+    | Decode
+    | Scored
+    | Note
+    | Checkpoint
+    | Done
+    | HeldOut,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
@@ -158,9 +194,10 @@ def ancestry(events: Iterable[Event]) -> dict[int, Ancestor]:
         elif event.kind == "select" or event.kind == "mutate" or event.kind == "renoise":
             for uid, parent in zip(event.uids, event.parents):
                 if uid != parent:
+                    back = event.mutation.get("back", 0) if event.kind == "mutate" else 0
                     born[uid] = Ancestor(
                         uid=uid,
-                        step=event.step,
+                        step=event.step - back,
                         origin=event.kind,
                         parent=parent,
                         parent_step=event.from_step if event.kind == "renoise" else event.step,

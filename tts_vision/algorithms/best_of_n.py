@@ -36,3 +36,9 @@ def next_chunk(ctx: SearchContext, n: int | None, *, made: int, chunk: int) -> i
     if not count and (made < wanted or not made):
         raise BudgetSpent
     return count
+
+
+def spend_rest(ctx: SearchContext) -> None:
+    """Independent samples for what a budget has left, as candidates beside those of the search itself."""
+    if ctx.affordable(ctx.cost()):
+        best_of_n(ctx)

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tts_vision.mutations import StepNoise
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
 from tts_vision.types import (
+    DifferentiableSampler,
     DifferentiableVerifier,
     Media,
     Prompt,
@@ -185,6 +187,44 @@ class SamplerContract:
             assert close(unchanged.latents, state.latents, tolerance)
         assert not torch.equal(states[0].latents, states[1].latents)
         assert close(means[0], means[1], max(tolerance, 1e-4))
+
+    def test_gradient_is_the_slope(
+        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+    ) -> None:
+        if "differentiable" not in sampler.capabilities:
+            pytest.skip("gradients do not go back through the sampler")
+        assert isinstance(sampler, DifferentiableSampler)
+
+        def reward(pixels: Tensor) -> Tensor:
+            # no more of the pixels than their place would make the gradients of some samplers vanish
+            weights = torch.linspace(0.5, 1.5, pixels[0].numel(), dtype=pixels.dtype, device=pixels.device)
+            return pixels.flatten(1) @ weights / pixels[0].numel()
+
+        starts = [(sampler.init(prompt, (0, 1, 2), seed=SEED), sampler.num_steps)]
+        if "preview" in sampler.capabilities and sampler.num_steps > 1:
+            starts.append((halfway(sampler, prompt), 1))
+        for state, steps in starts:
+            before = ledger.spent.nfe
+            ahead = sampler.gradient(state, steps, reward)
+            assert ledger.spent.nfe - before == sampler.gradient_cost(state, steps).nfe * 3
+            assert close(ahead.latents, sampler.advance(state, steps).latents, tolerance)
+            assert not ahead.latents.requires_grad
+            gradient = ahead.carry["gradient"]
+            assert isinstance(gradient, Tensor) and gradient.shape == state.latents.shape
+            alone = sampler.gradient(state.select([1]), steps, reward).carry["gradient"]
+            assert isinstance(alone, Tensor) and close(alone, gradient[1:2], max(tolerance, 1e-3))
+            norm = gradient.flatten(1).norm(dim=1)
+            assert (norm > 0).all()
+            # along the gradient the reward rises by its norm; in the middle of two points, to second order
+            h = 0.02 * state.latents.flatten(1).norm(dim=1)
+            shift = gradient * (h / norm).view(-1, *(1,) * (gradient.ndim - 1))
+            up, down = (
+                sampler.gradient(replace(state, latents=state.latents + sign * shift), steps, reward)
+                for sign in (1.0, -1.0)
+            )
+            first, second = up.carry["reward"], down.carry["reward"]
+            assert isinstance(first, Tensor) and isinstance(second, Tensor)
+            assert (first - second).tolist() == pytest.approx((2 * h * norm).tolist(), rel=0.1)
 
     def test_goes_back(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
         if "renoise" not in sampler.capabilities:
@@ -437,6 +477,10 @@ class SlowReward(TargetReward):
         self.clock.now += self.seconds * len(media)
         return super().score(media, prompts)
 
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        self.clock.now += self.seconds * len(pixels)
+        return super().rewards(pixels, prompts)
+
 
 class HalfBlind:
     """A verifier that cannot score every `blind_to`-th sample it sees."""
@@ -454,6 +498,13 @@ class HalfBlind:
             if self.seen % self.blind_to == 0:
                 scores[i] = Score.unscored("blind")
         return scores
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        rewards, seen = TargetReward().rewards(pixels, prompts), []
+        for _ in pixels:
+            self.seen += 1
+            seen.append(self.seen % self.blind_to != 0)
+        return torch.where(torch.tensor(seen), rewards, torch.nan)
 
 
 def kill_everywhere(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.rng import row_noise, row_seed
-from tts_vision.types import Cost, Media, Meter, Modality, Prompt, Score, State
+from tts_vision.types import Cost, Media, Meter, Modality, Prompt, RewardFunction, Score, State
 
 _SIDE = 16  # pixels of a picture's side; its first row holds the exact position
 
@@ -123,7 +123,7 @@ class GaussianMixtureSampler:
         # the last step ends at sigma 0 and adds nothing
         self.last_noisy_step = num_steps - 2 if eta else -1
         self.capabilities = frozenset(
-            {"noise", "renoise", "preview"}
+            {"noise", "renoise", "preview", "differentiable"}
             | ({"stochastic", "step_noise"} if eta and num_steps > 1 else set())
         )
         self._meter: Meter = _Free()
@@ -144,6 +144,33 @@ class GaussianMixtureSampler:
             with self._meter.phase("denoise"):
                 state = self._step(state)
         return state
+
+    def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
+        """See `DifferentiableSampler.gradient`; a position is its own pixels, ``(B, D, 1, 1)``."""
+        x = state.latents.detach().requires_grad_()
+        with torch.enable_grad():
+            ahead = self.advance(replace(state, latents=x), steps)
+            estimate = ahead.latents if ahead.step == self.num_steps else ahead.carry["preview"]
+            assert isinstance(estimate, Tensor)
+            rewards = reward(estimate[..., None, None])
+            self._meter.charge(self.cost(state, steps) * len(state))
+            with self._meter.phase("denoise"):
+                (gradient,) = torch.autograd.grad(rewards.sum(), x)
+        i = state.step
+        a, s, to_a, to_s = self.alphas[i], self.sigmas[i], self.alphas[i + 1], self.sigmas[i + 1]
+        kept = math.sqrt(max(to_s**2 - self._std(i) ** 2, 0.0))
+        gain = s * (to_a * s / a - kept) if i else 0.0
+        carry = {
+            **{key: value.detach() for key, value in ahead.carry.items() if isinstance(value, Tensor)},
+            "reward": rewards.detach().double(),
+            "gradient": gradient.float(),
+            "gradient_scale": torch.ones(len(state)),
+            "guidance_gain": torch.full((len(state),), gain),
+        }
+        return replace(ahead, latents=ahead.latents.detach(), carry=carry)
+
+    def gradient_cost(self, state: State, steps: int) -> Cost:
+        return self.cost(state, steps) * 2
 
     def renoise(self, state: State, to_step: int) -> State:
         a, s = self.alphas[state.step], self.sigmas[state.step]
@@ -177,7 +204,7 @@ class GaussianMixtureSampler:
             if isinstance(before, Tensor):
                 target = denoised + 0.5 * (denoised - before)
             carry["history"] = denoised
-        std = self.eta * to_s / s * math.sqrt(max(s**2 - (a * to_s / to_a) ** 2, 0.0)) if to_s else 0.0
+        std = self._std(i)
         noise = std * row_noise(state.seed, "step", state.uids, i, x) if std else torch.zeros_like(x)
         direction = (x - a * denoised) / s
         latents = to_a * target + math.sqrt(max(to_s**2 - std**2, 0.0)) * direction + noise
@@ -186,6 +213,11 @@ class GaussianMixtureSampler:
             carry["step_noise"] = noise.to(state.latents.dtype)
             carry["step_noise_std"] = torch.full((len(state),), std)
         return State(latents.to(state.latents.dtype), i + 1, state.uids, state.prompt, state.seed, carry)
+
+    def _std(self, i: int) -> float:
+        """Standard deviation of the noise that step `i` adds."""
+        a, s, to_a, to_s = self.alphas[i], self.sigmas[i], self.alphas[i + 1], self.sigmas[i + 1]
+        return self.eta * to_s / s * math.sqrt(max(s**2 - (a * to_s / to_a) ** 2, 0.0)) if to_s else 0.0
 
     def _pictures(self, positions: Tensor) -> list[Media]:
         with self._meter.phase("decode"):
@@ -234,6 +266,10 @@ class LinearReward:
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         return [Score(value=float(self.direction.numpy() @ position_of(m))) for m in media]
 
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards of positions ``(B, D, 1, 1)``, the toy's pixels."""
+        return pixels.flatten(1).double() @ self.direction
+
     def tilted(self, mixture: GaussianMixture, lam: float) -> GaussianMixture:
         """The mixture times ``exp(lam * reward)``."""
         return mixture.tilted(lam * self.direction)
@@ -250,6 +286,10 @@ class TargetReward:
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
         return [Score(value=-float(np.square(position_of(m) - self.target.numpy()).sum())) for m in media]
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards of positions ``(B, D, 1, 1)``, the toy's pixels."""
+        return -(pixels.flatten(1).double() - self.target).square().sum(1)
 
     def tilted(self, mixture: GaussianMixture, lam: float) -> GaussianMixture:
         """The mixture times ``exp(lam * reward)``."""

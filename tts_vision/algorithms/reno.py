@@ -1,0 +1,158 @@
+"""ReNO: the initial noise is optimised by the gradient of the reward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
+from tts_vision.algorithms.best_of_n import best_of_n, spend_rest
+from tts_vision.context import SearchContext
+from tts_vision.errors import ConfigError
+from tts_vision.gradients import OWN, carried, per_row
+from tts_vision.ledger import Remaining
+from tts_vision.mutations import register_mutation
+from tts_vision.registry import register
+from tts_vision.types import Cost, State
+
+MOST_ITERATIONS = 50
+
+
+@register(
+    "algorithm", "reno", needs={"noise", "differentiable"}, paper="Eyring et al. 2024, arXiv:2406.04312"
+)
+def reno(
+    ctx: SearchContext,
+    *,
+    n: int | None = None,
+    iterations: int | None = None,
+    reward_weight: float = 1.0,
+    regularisation: float = 0.01,
+    lr: float = 5.0,
+    momentum: float = 0.9,
+    clip: float = 0.1,
+    patience: int | None = None,
+) -> State:
+    """ReNO: gradient ascent of the reward in the initial noise, of few-step models (Eyring et al. 2024).
+
+    ``min_e  -reward_weight * r(G(e)) + regularisation * (|e|^2 / 2 - (d - 1) log |e|)`` by SGD with Nesterov
+    momentum; the penalty keeps the noise at the norm that Gaussian noise has. Every iterate is a candidate.
+
+    Args:
+        n: Noises optimised side by side; by default as many as the budget pays for, or 1 without a budget.
+        iterations: Samples of each, one more than steps of the optimiser; by default the paper's 50, or as
+            many as the budget pays for. What a budget has left goes to independent samples.
+        reward_weight: Weight of the reward. The paper sums HPSv2 * 5, ImageReward * 1, and CLIP * 0.01 and
+            PickScore * 0.05 on their scales of about 30 and 20.
+        regularisation: Weight of the penalty on the noise.
+        lr: Step size; the paper's, for one-step models.
+        momentum: Nesterov momentum.
+        clip: Largest norm of a gradient.
+        patience: Stop after this many iterations in which no noise got a better score; never by default.
+    """
+    at_least(1, n=n, iterations=iterations, patience=patience)
+    at_least(0, reward_weight=reward_weight, regularisation=regularisation, lr=lr, clip=clip)
+    fraction(momentum=momentum)
+    plan = plan_iterations(ctx, measured(ctx), n, iterations)
+    if plan is None:  # not even one gradient
+        return best_of_n(ctx)
+    count, length = plan
+    ascent = NoiseAscent(reward_weight, regularisation, lr, momentum, clip, back=ctx.num_steps)
+
+    noise = ctx.init(count)
+    best, stale = -math.inf, 0
+    for i in range(length - 1):
+        samples, rewards = ctx.gradient(noise, ctx.num_steps)
+        scores = ctx.score(samples)
+        top = float(scores.nan_to_num(-math.inf).max())
+        ctx.note(iteration=i, reward=float(rewards.nanmean()))
+        best, stale = (top, 0) if top > best else (best, stale + 1)
+        if patience is not None and stale >= patience:
+            return samples
+        noise = ctx.mutate(samples, ascent)
+    samples = ctx.finish(noise)
+    ctx.score(samples)
+    if n is None or iterations is None:
+        spend_rest(ctx)
+    return samples
+
+
+@register_mutation
+@dataclass(frozen=True)
+class NoiseAscent:
+    """A step of the optimiser: from the sample and its gradient back to a better noise.
+
+    Attributes:
+        reward_weight, regularisation, lr, momentum, clip: As in `reno`.
+        back: Steps between the noise and its sample.
+    """
+
+    reward_weight: float
+    regularisation: float
+    lr: float
+    momentum: float
+    clip: float
+    back: int
+    name: ClassVar[str] = "noise_ascent"
+    needs: ClassVar[str] = "differentiable"
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.back
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        # steps may be smaller than half precision tells apart, so the noise itself is kept in float32
+        origin = carried(state, "origin")
+        x = state.carry.get(f"{OWN}noise", origin)
+        assert isinstance(x, Tensor)
+        x = x.float()
+        loss = -self.reward_weight * carried(state, "gradient")
+        loss = clipped(loss + self.regularisation * norm_penalty_gradient(x), self.clip)
+        before = state.carry.get(f"{OWN}velocity")
+        velocity = self.momentum * before + loss if isinstance(before, Tensor) else loss
+        x = x - self.lr * (loss + self.momentum * velocity)
+        carry = {f"{OWN}noise": x, f"{OWN}velocity": velocity}
+        return replace(state, latents=x.to(origin.dtype), step=state.step - self.back, carry=carry, shared={})
+
+
+def norm_penalty(x: Tensor) -> Tensor:
+    """``|x|^2 / 2 - (d - 1) log |x|`` of each row: minus the log-density of the norm of Gaussian noise."""
+    norm = x.flatten(1).norm(dim=1)
+    return norm.square() / 2 - (x[0].numel() - 1) * norm.log()
+
+
+def norm_penalty_gradient(x: Tensor) -> Tensor:
+    """``x (1 - (d - 1) / |x|^2)``: zero at the norm ``sqrt(d - 1)``."""
+    square = x.flatten(1).square().sum(1)
+    return x * per_row(1 - (x[0].numel() - 1) / square, x)
+
+
+def clipped(gradient: Tensor, most: float) -> Tensor:
+    """The gradient with the norm of each row at most `most`."""
+    norm = gradient.flatten(1).norm(dim=1)
+    return gradient * per_row(torch.clamp(most / (norm + 1e-6), max=1.0), gradient)
+
+
+def plan_iterations(
+    ctx: SearchContext, left: Remaining, n: int | None, iterations: int | None
+) -> tuple[int, int] | None:
+    """The number of noises and of iterations, as given or as paid for; None if no gradient is paid for."""
+
+    def total(n: int, iterations: int) -> Cost:
+        return (ctx.cost(gradient=True) * (iterations - 1) + ctx.cost()) * n
+
+    count = n or max(1, left.times(total(1, iterations or MOST_ITERATIONS)) or 1)
+    if iterations is not None:
+        check_affordable(left, total(count, iterations), f"n={count} with iterations={iterations}")
+        return count, iterations
+    length = next((k for k in range(MOST_ITERATIONS, 1, -1) if left.affords(total(count, k))), None)
+    if length is None and n is not None:
+        raise ConfigError(
+            f"n={n} noises need a gradient each, {total(n, 2).nfe:g} nfe and {total(n, 2).verifier_calls} "
+            "verifier calls, but the budget has less left; lower n or raise the budget."
+        )
+    return None if length is None else (count, length)

@@ -1,0 +1,146 @@
+"""Gradients of rewards: what a sampler and a verifier that can be differentiated do together.
+
+A step with a gradient is `Sampler.advance` whose result also carries, row by row, the gradient of the
+reward with respect to the latents that it came from. So gradients are reindexed, stored and dropped with
+their particles, and an algorithm never handles autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tts_vision.errors import BudgetSpent, CapabilityError, VerifierError
+from tts_vision.types import (
+    DifferentiableSampler,
+    DifferentiableVerifier,
+    Prompt,
+    RewardFunction,
+    Rows,
+    Sampler,
+    State,
+    Verifier,
+)
+
+OWN = "own/"
+"""Prefix of carried entries that belong to an algorithm and outlive its steps with gradients."""
+
+
+def differentiable_verifier(verifier: Verifier, what: str) -> DifferentiableVerifier:
+    """The verifier, if it gives gradients.
+
+    Args:
+        verifier: What scores.
+        what: What needs the gradients, for the message.
+
+    Raises:
+        CapabilityError: If it gives none.
+    """
+    if isinstance(verifier, DifferentiableVerifier):
+        return verifier
+    raise CapabilityError(
+        f"{what[0].upper()}{what[1:]} needs a verifier that gives gradients but {verifier.name!r} gives "
+        "none; use one with a method rewards(pixels, prompts), such as a reward model of the CLIP family, "
+        "or another algorithm."
+    )
+
+
+def differentiable_sampler(sampler: Sampler, what: str) -> DifferentiableSampler:
+    """The sampler, if gradients go back through its steps.
+
+    Args:
+        sampler: The generator.
+        what: What needs the gradients, for the message.
+
+    Raises:
+        CapabilityError: If they do not.
+    """
+    if "differentiable" in sampler.capabilities and isinstance(sampler, DifferentiableSampler):
+        return sampler
+    raise CapabilityError(
+        f"{what[0].upper()}{what[1:]} needs a sampler with 'differentiable' but {sampler.name!r} has "
+        f"{sorted(sampler.capabilities)}; use another model, without offloading, or another algorithm."
+    )
+
+
+def with_gradient(sampler: DifferentiableSampler, state: State, steps: int, reward: RewardFunction) -> State:
+    """The state `steps` steps later with the gradient of its reward, on the CPU.
+
+    It carries what `DifferentiableSampler.gradient` says; ``origin``, the latents of `state`; and the
+    algorithm's own entries of `state`. A row whose reward or gradient is no finite number has gradient 0.
+    """
+    ahead = sampler.gradient(state, steps, reward).to("cpu")
+    gradient, rewards = carried(ahead, "gradient"), carried(ahead, "reward")
+    fine = gradient.flatten(1).isfinite().all(1) & rewards.isfinite()
+    gradient = torch.where(fine.view(-1, *(1,) * (gradient.ndim - 1)), gradient, 0.0)
+    own = {key: value for key, value in state.carry.items() if key.startswith(OWN)}
+    carry: dict[str, Tensor | Rows] = {**ahead.carry, **own, "gradient": gradient, "origin": state.latents}
+    return replace(ahead, carry=carry)
+
+
+def carried(state: State, key: str) -> Tensor:
+    """The rows that a state carries under `key`.
+
+    Raises:
+        CapabilityError: If it carries none.
+    """
+    value = state.carry.get(key)
+    if isinstance(value, Tensor):
+        return value
+    raise CapabilityError(
+        f"This needs a state that carries {key!r} but the state at step {state.step} carries "
+        f"{sorted(state.carry)}; take it from ctx.gradient."
+    )
+
+
+def gradient_by_step(state: State) -> Tensor:
+    """The carried gradient with respect to the sample that the step worked on, ``(B, ...)`` float32.
+
+    It differs from that with respect to the state's latents where noise is scaled on entry.
+    """
+    gradient = carried(state, "gradient")
+    return gradient / per_row(carried(state, "gradient_scale"), gradient).float()
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """``(B,)`` values, broadcastable to the rows of `like`."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def safe_rewards(
+    verifier: DifferentiableVerifier, pixels: Tensor, prompts: Sequence[Prompt]
+) -> tuple[Tensor, list[str | None]]:
+    """Rewards ``(B,)`` with their gradient, and the reason for each that is NaN.
+
+    When the whole batch fails, each sample is tried alone, so that only those which really fail stay
+    without a reward.
+
+    Raises:
+        VerifierError: If the verifier does not return one reward per sample, with its gradient.
+    """
+    try:
+        rewards = verifier.rewards(pixels, prompts)
+    except (VerifierError, BudgetSpent, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if "not enough memory" in str(error).lower():
+            raise
+        if len(pixels) > 1:
+            parts = [safe_rewards(verifier, pixels[i : i + 1], [p]) for i, p in enumerate(prompts)]
+            return torch.cat([part for part, _ in parts]), [reason for _, (reason,) in parts]
+        # still depends on the pixels, with a gradient of zero
+        return pixels.flatten(1).sum(1) * 0 + torch.nan, [
+            f"{verifier.name} raised {type(error).__name__}: {error}"
+        ]
+    if rewards.shape != (len(pixels),) or not rewards.requires_grad:
+        raise VerifierError(
+            f"Verifier {verifier.name!r} must return one reward per sample with its gradient, shape "
+            f"({len(pixels)},), but returned shape {tuple(rewards.shape)}"
+            + ("" if rewards.requires_grad else " without a gradient")
+            + "; compute it from the pixels with torch alone."
+        )
+    bad = (~rewards.detach().isfinite()).tolist()
+    return rewards, [f"{verifier.name} answered {float(r)}" if b else None for r, b in zip(rewards, bad)]
