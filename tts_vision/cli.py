@@ -445,6 +445,9 @@ def _tell(result: Result, folder: Path) -> None:
         f"spent   {spent.nfe:g}{limit} nfe, {spent.verifier_calls} verifier calls, {spent.elapsed:.1f} s; "
         f"{len(result.population)} samples"
     )
+    if spent.macs:
+        most = f" of {result.budget.macs / 1e9:.4g}" if result.budget.macs else ""
+        typer.echo(f"        {spent.macs / 1e9:.4g}{most} GMAC, {spent.tokens:g} tokens, {spent.decodes} decodes")
     if result.is_preview:
         typer.echo("note    the budget ended before a sample was finished: this is a preview")
     elif result.budget_spent:

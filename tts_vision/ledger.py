@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from tts_vision.errors import BudgetSpent, ConfigError
 from tts_vision.types import Cost, Phase
 
 _FORMS = "'40x', 'nfe=2000', 'seconds=60', 'verifier_calls=100', or several joined by 'and'"
+_KEYS = {"times", "nfe", "seconds", "verifier_calls", "tokens", "macs"}
 _TERM = re.compile(r"(?:(?P<times>[0-9.]+)\s*x|(?P<key>\w+)\s*=\s*(?P<value>[0-9.eE+]+))")
 
 
@@ -28,17 +29,24 @@ class Budget:
         nfe: Denoiser forwards, per row, guidance counted as two.
         seconds: Wall-clock time.
         verifier_calls: Samples scored.
-        times: Multiples of one plain sample's nfe; `resolve` turns it into `nfe`.
+        tokens: Tokens through a transformer, where steps differ in how many they take.
+        macs: Multiply-accumulates of a transformer, where they are counted.
+        times: Multiples of one plain sample's compute; `resolve` turns it into `macs` where the sampler counts
+            them, else into `nfe`.
     """
 
     nfe: float | None = None
     seconds: float | None = None
     verifier_calls: int | None = None
+    tokens: float | None = None
+    macs: float | None = None
     times: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Reads ``"40x"``, ``"nfe=2000"``, ``"seconds=60"``, ``"verifier_calls=100"``, joined by "and".
+
+        Samplers that count them also have ``"tokens=50000"`` and ``"macs=1e12"``.
 
         Raises:
             ConfigError: If the text is none of these, names a limit twice, or a limit is not positive.
@@ -47,7 +55,7 @@ class Budget:
         for term in re.split(r"\s+and\s+|\s*,\s*", text.strip()):
             match = _TERM.fullmatch(term.strip())
             key = "times" if match and match["times"] else (match["key"] if match else None)
-            if match is None or key not in {"times", "nfe", "seconds", "verifier_calls"}:
+            if match is None or key not in _KEYS:
                 raise ConfigError(f"A budget must be {_FORMS} but got {text!r}; change {term!r}.")
             if key in limits:
                 raise ConfigError(f"A budget names each limit once but got {text!r}; keep one {key!r}.")
@@ -62,33 +70,41 @@ class Budget:
         return cls(**limits, verifier_calls=None if calls is None else int(calls))
 
     def resolve(self, sample: Cost) -> Budget:
-        """The budget with `times` replaced by the nfe of that many samples of cost `sample`.
+        """The budget with `times` replaced by the compute of that many samples of cost `sample`.
 
         Raises:
             ConfigError: If the budget does not pay for one sample.
         """
-        nfe = self.nfe
+        limits = {"nfe": self.nfe, "tokens": self.tokens, "macs": self.macs}
         if self.times is not None:
+            unit = "macs" if sample.macs else "nfe"
             # rounding guards against 4 x 0.1-like products falling just below a whole sample
-            times_nfe = round(self.times * sample.nfe, 6)
-            nfe = times_nfe if nfe is None else min(nfe, times_nfe)
-        if nfe is not None and nfe < sample.nfe:
-            raise ConfigError(
-                f"A budget must pay for one sample, which costs {sample.nfe:g} nfe, but gives {nfe:g}; "
-                "raise it to at least '1x' or use fewer inference steps."
-            )
+            product = round(self.times * sample.compute, 6)
+            limits[unit] = min(product, limits[unit] or product)
+        for unit, limit in limits.items():
+            price = getattr(sample, unit)
+            if limit is not None and not price:
+                raise ConfigError(
+                    f"A budget of {unit} needs a sampler that counts them but this one does not; use nfe or "
+                    "seconds."
+                )
+            if limit is not None and limit < price:
+                raise ConfigError(
+                    f"A budget must pay for one sample, which costs {price:g} {unit}, but gives {limit:g}; "
+                    "raise it to at least '1x' or use fewer inference steps."
+                )
         if self.verifier_calls is not None and self.verifier_calls < 1:
             raise ConfigError(
                 f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise it to 1."
             )
-        return Budget(nfe=nfe, seconds=self.seconds, verifier_calls=self.verifier_calls)
+        return replace(self, **limits, times=None)
 
 
 class Spent(BaseModel):
     """A reading of the ledger.
 
     Attributes:
-        nfe, decodes, verifier_calls: As in `Cost`.
+        nfe, decodes, verifier_calls, tokens, macs: As in `Cost`.
         calls: Verifier calls by the verifier's name.
         seconds: Wall-clock seconds by phase.
         elapsed: Wall-clock seconds in all, overhead included.
@@ -98,6 +114,8 @@ class Spent(BaseModel):
     nfe: float = 0
     decodes: int = 0
     verifier_calls: int = 0
+    tokens: float = 0
+    macs: float = 0
     calls: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     elapsed: float = 0.0
@@ -109,10 +127,13 @@ class Remaining:
     """What is left of a budget and how fast it goes: all that a plan may depend on.
 
     Attributes:
-        nfe: Denoiser forwards left; None without a limit, as for the next two.
+        nfe: Denoiser forwards left; None without a limit, as for the next four.
         verifier_calls: Samples that can still be scored.
         seconds: Wall-clock time left.
-        seconds_per_nfe: Measured so far; 0 before anything was, as for the next two.
+        tokens: Tokens through a transformer left.
+        macs: Multiply-accumulates of a transformer left.
+        seconds_per_compute: Per macs where they are counted, else per nfe, measured so far; 0 before anything
+            was, as for the next two.
         seconds_per_decode: As above.
         seconds_per_call: As above.
     """
@@ -120,7 +141,9 @@ class Remaining:
     nfe: float | None = None
     verifier_calls: float | None = None
     seconds: float | None = None
-    seconds_per_nfe: float = 0.0
+    tokens: float | None = None
+    macs: float | None = None
+    seconds_per_compute: float = 0.0
     seconds_per_decode: float = 0.0
     seconds_per_call: float = 0.0
 
@@ -129,6 +152,8 @@ class Remaining:
         return (
             # sums of fractional costs may be off by rounding
             (self.nfe is None or cost.nfe <= self.nfe + 1e-6)
+            and (self.tokens is None or cost.tokens <= self.tokens + 1e-6)
+            and (self.macs is None or cost.macs <= self.macs * (1 + 1e-9) + 1e-6)
             and (self.verifier_calls is None or cost.verifier_calls <= self.verifier_calls)
             and (self.seconds is None or self.forecast(cost) <= self.seconds)
         )
@@ -139,8 +164,9 @@ class Remaining:
         Under a limit of seconds with nothing measured yet, the answer is at most 1.
         """
         counts: list[float] = []
-        if self.nfe is not None and each.nfe:
-            counts.append((self.nfe + 1e-6) / each.nfe)
+        for left, price in ((self.nfe, each.nfe), (self.tokens, each.tokens), (self.macs, each.macs)):
+            if left is not None and price:
+                counts.append((left * (1 + 1e-9) + 1e-6) / price)
         if self.verifier_calls is not None and each.verifier_calls:
             counts.append(self.verifier_calls / each.verifier_calls)
         if self.seconds is not None:
@@ -151,7 +177,7 @@ class Remaining:
     def forecast(self, cost: Cost) -> float:
         """Seconds that `cost` is likely to take."""
         return (
-            cost.nfe * self.seconds_per_nfe
+            cost.compute * self.seconds_per_compute
             + cost.decodes * self.seconds_per_decode
             + cost.verifier_calls * self.seconds_per_call
         )
@@ -199,7 +225,9 @@ class Ledger:
             if budget.verifier_calls is None
             else budget.verifier_calls - spent.verifier_calls,
             seconds=None if budget.seconds is None else budget.seconds - self.elapsed,
-            seconds_per_nfe=self._rate("denoise", spent.nfe),
+            tokens=None if budget.tokens is None else budget.tokens - spent.tokens,
+            macs=None if budget.macs is None else budget.macs - spent.macs,
+            seconds_per_compute=self._rate("denoise", spent.compute),
             seconds_per_decode=self._rate("decode", spent.decodes),
             seconds_per_call=self._rate("verify", spent.verifier_calls),
         )
@@ -243,9 +271,7 @@ class Ledger:
     def read(self) -> Spent:
         """A snapshot for the trace."""
         return Spent(
-            nfe=self.spent.nfe,
-            decodes=self.spent.decodes,
-            verifier_calls=self.spent.verifier_calls,
+            **asdict(self.spent),
             calls=dict(self.calls),
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(self.elapsed, 6),
@@ -254,7 +280,7 @@ class Ledger:
 
     def restore(self, spent: Spent) -> None:
         """Goes on from a recorded snapshot."""
-        self.spent = Cost(spent.nfe, spent.decodes, spent.verifier_calls)
+        self.spent = Cost(**{unit.name: getattr(spent, unit.name) for unit in fields(Cost)})
         self.calls, self.seconds = dict(spent.calls), dict(spent.seconds)
         self._elapsed_before, self._since = spent.elapsed, time.perf_counter()
 

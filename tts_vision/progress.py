@@ -102,10 +102,10 @@ def fraction_spent(context: SearchContext) -> float:
     """The part of the budget that is used up, by the limit closest to its end; 0 without limits."""
     budget, spent = context.ledger.budget, context.ledger.spent
     parts = [0.0]
-    if budget.nfe:
-        parts.append(spent.nfe / budget.nfe)
-    if budget.verifier_calls:
-        parts.append(spent.verifier_calls / budget.verifier_calls)
+    for unit in ("nfe", "tokens", "macs", "verifier_calls"):
+        limit = getattr(budget, unit)
+        if limit:
+            parts.append(getattr(spent, unit) / limit)
     if budget.seconds:
         parts.append(context.ledger.elapsed / budget.seconds)
     return min(1.0, max(parts))

@@ -347,7 +347,7 @@ def report(result: Result) -> dict[str, Any]:
         "plain_score": None if plain_sample is None else _number(plain_sample.score.value),
         "budget_spent": result.budget_spent,
         "budget": {key: value for key, value in asdict(result.budget).items() if value is not None},
-        "spent": result.spent.model_dump(include={"nfe", "decodes", "verifier_calls", "calls"}),
+        "spent": result.spent.model_dump(exclude={"seconds", "elapsed", "peak_memory"}),
         "holdout": None if result.holdout is None else result.holdout.as_json(),
         "preview_trust": [asdict(row) for row in result.preview_trust],
         "lineage": []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -74,19 +74,26 @@ class Cost:
         nfe: Denoiser or transformer forwards, counted per row; classifier-free guidance counts two.
         decodes: Latents decoded to pixels.
         verifier_calls: Samples scored; by a verifier that is made of others, once for each that sees them.
+        tokens: Tokens that went through a transformer, where steps differ in how many they take.
+        macs: Multiply-accumulates of a transformer, where they are counted; 0 where they are not.
     """
 
     nfe: float = 0
     decodes: int = 0
     verifier_calls: int = 0
+    tokens: float = 0
+    macs: float = 0
+
+    @property
+    def compute(self) -> float:
+        """What the generator computes, in the unit that compares: macs where they are counted, else nfe."""
+        return self.macs or self.nfe
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.nfe + other.nfe, self.decodes + other.decodes, self.verifier_calls + other.verifier_calls
-        )
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
     def __mul__(self, times: int) -> Cost:
-        return Cost(self.nfe * times, self.decodes * times, self.verifier_calls * times)
+        return Cost(*(value * times for value in astuple(self)))
 
 
 class Rows(tuple[Any, ...]):
