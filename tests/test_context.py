@@ -218,6 +218,129 @@ def test_a_plain_function_is_a_verifier() -> None:
     assert ctx.score(ctx.finish(ctx.init(3))).tolist() == [0, 1, 2]
 
 
+# Verifiers that compare samples, and verifiers made of others
+
+
+class Places(Scripted):
+    """A pooled verifier: minus the number of samples that are better; NaN where it has no part."""
+
+    name = "places"
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        said = super().score(media, prompts)
+        found = [Score(value=NAN, parts={} if s.value != s.value else {"said": s.value}) for s in said]
+        return [s.model_copy(update={"value": v}) for s, v in zip(found, self.pool(found))]
+
+    def pool(self, scores: Sequence[Score]) -> list[float]:
+        said = [score.parts.get("said") for score in scores]
+        return [NAN if s is None else -float(sum(o is not None and o > s for o in said)) for s in said]
+
+
+def test_a_pool_changes_what_samples_are_worth_as_others_come() -> None:
+    ctx = toy_context(verifier=Places([2, 1, 9, NAN, 0, 5]))
+    first, second = ctx.finish(ctx.init(2)), ctx.finish(ctx.init(4))
+    assert ctx.score(first).tolist() == [0, -1]
+    assert ctx.best is not None and ctx.best.uid == 0
+    assert ctx.score(second).tolist() == [0, pytest.approx(NAN, nan_ok=True), -4, -1]
+    assert ctx.standing(first).tolist() == [-2, -3]
+    assert ctx.score(first).tolist() == [-2, -3], "they are not scored again but compared anew"
+    assert ctx.best.uid == 2 and ctx.best.score.parts == {"said": 9}
+    assert next(event.values for event in events(ctx, "score")) == (0, -1), (
+        "the trace keeps what was said then"
+    )
+    assert ctx.ledger.spent.verifier_calls == 6
+
+
+def test_standing_costs_nothing_and_records_nothing() -> None:
+    ctx = toy_context(verifier=Places([1, 2]))
+    state = ctx.finish(ctx.init(2))
+    ctx.score(state)
+    before = (len(ctx._journal.events), ctx.op, ctx.ledger.spent)
+    assert ctx.standing(state.select([1, 1, 0])).tolist() == [0, 0, -1]
+    assert (len(ctx._journal.events), ctx.op, ctx.ledger.spent) == before
+
+
+def test_a_pool_without_any_score_has_no_best() -> None:
+    ctx = toy_context(verifier=Places([NAN, NAN]))
+    assert ctx.score(ctx.finish(ctx.init(2))).isnan().all()
+    assert ctx.best is None
+
+
+class Beside(TargetReward):
+    """A verifier that looks at the best sample so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside: list[float | None] = []
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        self.beside.append(None)
+        return super().score(media, prompts)
+
+    def score_beside(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], best: Media, best_score: Score
+    ) -> list[Score]:
+        assert super().score([best], prompts[:1])[0] == best_score
+        self.beside.append(best_score.value)
+        return super().score(media, prompts)
+
+
+def test_the_best_so_far_is_shown_to_a_verifier_that_compares_by_looking() -> None:
+    verifier = Beside()
+    ctx = toy_context(verifier=verifier)
+    first = ctx.score(ctx.finish(ctx.init(3)))
+    half = ctx.advance(ctx.init(2), 2)
+    ctx.score(half)
+    ctx.score(ctx.finish(half))
+    # previews are no match for a finished sample
+    assert verifier.beside == [None, None, float(first.max())]
+
+
+class Both(TargetReward):
+    """Two verifiers in one, of which the second sees half of the samples and fails on its first call."""
+
+    name = "both"
+
+    def calls(self, n: int) -> dict[str, int]:
+        return {"all": n, "some": (n + 1) // 2}
+
+    def score_by_members(self, media: Any, prompts: Any, *, charge: Any, anchor: Any) -> list[Score]:
+        charge({"some": 1})
+        return self.score(media, prompts)
+
+
+def test_calls_are_charged_to_the_verifier_that_makes_them() -> None:
+    ctx = toy_context(verifier=Both())
+    assert ctx.score_cost == Cost(decodes=1, verifier_calls=2)
+    assert ctx.cost() == Cost(nfe=5, decodes=1, verifier_calls=2)
+    ctx.score(ctx.finish(ctx.init(6)))
+    assert ctx.ledger.calls == {"all": 6, "some": 4}
+    assert ctx.ledger.spent == Cost(nfe=30, decodes=6, verifier_calls=10)
+    (event,) = events(ctx, "score")
+    assert event.spent.calls == {"all": 6, "some": 4}
+    plain = toy_context()
+    plain.score(plain.finish(plain.init(2)))
+    assert plain.ledger.calls == {"target_reward": 2}
+
+
+def test_planning_counts_the_calls_of_all_members() -> None:
+    ctx = toy_context(verifier=Both(), verifier_calls=7)
+    assert ctx.affordable(ctx.cost()) == 3
+    state = ctx.finish(ctx.init(4))
+    with pytest.raises(BudgetSpent):
+        ctx.score(state)
+    assert len(ctx.candidates) == 3 and ctx.ledger.calls == {"all": 3, "some": 3}
+
+
+def test_an_attribute_that_happens_to_be_called_calls_is_left_alone() -> None:
+    class Counting(TargetReward):
+        calls = 0
+
+    ctx = toy_context(verifier=Counting())
+    ctx.score(ctx.finish(ctx.init(2)))
+    assert ctx.ledger.calls == {"target_reward": 2}
+
+
 # Micro-batches and memory
 
 

@@ -143,6 +143,23 @@ def test_goes_on_from_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     assert snapshot.seconds == {"verify": 2}
 
 
+def test_calls_are_counted_by_name() -> None:
+    ledger = Ledger(Budget(verifier_calls=6))
+    ledger.charge_calls({"cheap": 3, "dear": 1})
+    snapshot = ledger.read()
+    ledger.charge_calls({"cheap": 1})
+    with pytest.raises(BudgetSpent):
+        ledger.charge_calls({"dear": 1, "other": 1})
+    assert ledger.calls == {"cheap": 4, "dear": 1}, "a refused charge must leave nothing behind"
+    assert ledger.spent == Cost(verifier_calls=5)
+    assert snapshot.calls == {"cheap": 3, "dear": 1}
+    later = Ledger()
+    later.restore(snapshot)
+    later.charge_calls({"dear": 2})
+    assert later.read().calls == {"cheap": 3, "dear": 3}
+    assert snapshot.calls == {"cheap": 3, "dear": 1}
+
+
 def test_remaining_is_a_snapshot() -> None:
     ledger = Ledger(Budget(nfe=5))
     left = ledger.remaining()

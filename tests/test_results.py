@@ -89,6 +89,29 @@ def test_a_result_is_read_back(folder: Path) -> None:
         result.lineage(9999)
 
 
+def test_a_pool_is_kept_as_it_stands_at_the_end(tmp_path: Path) -> None:
+    verifier = f"ensemble({VERIFIER}, {MODEL.rpartition('@')[0]}@first_coordinate)"
+    result = search(
+        MODEL, "a", algorithm="evosearch", verifier=verifier, budget="6x", seed=4, output=tmp_path
+    )
+    values = [candidate.score.value for candidate in result.population]
+    assert values == sorted(values, reverse=True) and 0 <= min(values) < max(values) <= 1
+    recorded = [value for e in result.trace if e.kind == "score" and not e.preview for value in e.values]
+    assert sorted(recorded) != sorted(values), "ranks among all differ from those among a few"
+    back = load_result(tmp_path)
+    assert [c.score for c in back.population] == [c.score for c in result.population]
+    assert back.curve()[-1].best == result.best.score.value == max(values)
+    assert back.curve()[-1].best_uid == result.best.uid
+    report = json.loads((tmp_path / "result.json").read_text())
+    assert report["spent"]["calls"] == {"target_reward": len(values), "first_coordinate": len(values)}
+    # a file that is written before the end says what each member said; only that stays true
+    for candidate in back.population:
+        assert candidate.path is not None and candidate.path.stem == f"{candidate.uid:05d}"
+        with Image.open(candidate.path) as image:
+            assert json.loads(str(image.info["score"])) == candidate.score.parts
+    assert f"#{result.best.uid} {result.best.score.value:.4g}" in (tmp_path / "lineage.svg").read_text()
+
+
 def test_the_winner_is_saved_with_its_text(tmp_path: Path) -> None:
     result = search(GaussianMixtureSampler(num_steps=4), "a b", verifier=first_coordinate, budget="2x")
     result.best.save(tmp_path / "x.png")

@@ -120,6 +120,13 @@ def test_the_algorithm_says_whether_steps_are_stochastic(monkeypatch: pytest.Mon
         ({"verifier": "clipp"}, UnknownNameError, "got 'clipp'"),
         ({"verifier": Videos()}, ConfigError, "'videos' scores video but 'gaussian_mixture' makes image"),
         ({"verifier": 3}, ConfigError, "A verifier must be a name, .* but <int> is int"),
+        ({"verifier": "ensemble"}, ConfigError, r"'ensemble' is made of other verifiers .* name them"),
+        ({"verifier": "playground_clip(a)"}, ConfigError, "'playground_clip' has no members .* without"),
+        ({"verifier": "ensemble(clipp, a)"}, UnknownNameError, "got 'clipp'"),
+        ({"verifier": f"ensemble({VERIFIER}:z=1)"}, ConfigError, "Parameters of verifier .* got 'z'"),
+        ({"verifier": f"ensemble({VERIFIER}):hwo=rank"}, ConfigError, "did you mean 'how'"),
+        ({"verifier": f"ensemble({FILE}@Videos)"}, ConfigError, "scores video but 'gaussian_mixture' makes"),
+        ({"verifier": f"ensemble({FILE}@Videos, {VERIFIER})"}, ConfigError, "must score the same kind"),
         ({"verifier": None}, ConfigError, "needs a verifier"),
         ({"budget": "0.5x"}, ConfigError, "must pay for one sample"),
         ({"budget": "lots"}, ConfigError, "A budget must be"),
@@ -245,6 +252,31 @@ def test_a_search_killed_at_any_event_ends_with_the_same_bytes(
     last = third.taken[-2]
     run(config, output=last, resume=True, figures=False)
     assert content(last) == expected
+
+
+FIRST = f"{FILE}@first_coordinate"
+COMPOSED = [
+    f"ensemble({VERIFIER}, {FIRST})",
+    f"cascade({FIRST}, {VERIFIER}):fraction=0.5",
+    f"calibrated({VERIFIER}):how=linear,least=2",
+]
+
+
+@pytest.mark.parametrize("verifier", COMPOSED)
+@pytest.mark.parametrize("algorithm", ["zero_order", "search_over_paths", "evosearch", "fk_steering"])
+@pytest.mark.filterwarnings("ignore::tts_vision.errors.HoldoutWarning")
+def test_a_search_by_a_composed_verifier_ends_with_the_same_bytes(
+    verifier: str, algorithm: str, tmp_path: Path
+) -> None:
+    settings = {"verifier": verifier, "holdout_verifier": f"{VERIFIER}:x=0", "algorithm": algorithm}
+    config = RunConfig(prompt="a", model=MODEL, budget="5x", max_batch=3, **settings)
+    whole = tmp_path / "whole"
+    taker = Snapshots(whole, tmp_path / "snaps")
+    run(config, output=whole, progress=taker, figures=False)
+    expected = content(whole)
+    for folder in taker.taken:
+        run(read_config(folder), output=folder, resume=True, figures=False)
+        assert content(folder) == expected, folder.name
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, SystemExit])
