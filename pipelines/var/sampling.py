@@ -1,4 +1,4 @@
-"""From logits to the probabilities of bits and tokens: guidance, temperature, top-k, top-p; and drawing."""
+"""From logits to the probabilities of bits and tokens: guidance, temperature, top-k, top-p."""
 
 from __future__ import annotations
 
@@ -77,19 +77,6 @@ def token_probability(logits: Tensor, tau: float = 1.0, top_k: int = 0, top_p: f
         dropped[..., -1] = False
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
     return logits.softmax(-1)
-
-
-def drawn(probability: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens ``(N, L)`` drawn by inverting the distribution; one of probability 0 is never drawn.
-
-    Args:
-        probability: ``(N, L, V)``.
-        uniform: ``(N, L)`` in [0, 1).
-    """
-    below = probability.double().cumsum(-1)
-    whole = below[..., -1:]
-    level = (uniform[..., None].double() * whole).minimum(whole.nextafter(torch.zeros_like(whole)))
-    return torch.searchsorted(below, level, right=True).squeeze(-1)
 
 
 def _check(tau: float, top_k: int, top_p: float) -> None:
