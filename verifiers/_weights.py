@@ -148,13 +148,16 @@ def check_keys(owner: str, *, missing: Collection[str], unexpected: Collection[s
     )
 
 
-def from_pretrained(model_class: Any, checkpoint: str, owner: str, **settings: Any) -> Any:
+def from_pretrained(
+    model_class: Any, checkpoint: str, owner: str, *, ignore: Collection[str] = (), **settings: Any
+) -> Any:
     """A transformers model in evaluation mode without gradients, loaded strictly.
 
     Args:
         model_class: A class with transformers' ``from_pretrained``.
         checkpoint: A folder or a repository on the Hugging Face hub.
         owner: The verifier, for messages.
+        ignore: Ends of names in the checkpoint that are known not to be weights (buffers of older versions).
         settings: Further arguments of ``from_pretrained``.
 
     Raises:
@@ -166,7 +169,8 @@ def from_pretrained(model_class: Any, checkpoint: str, owner: str, **settings: A
         model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, **settings)
     except Exception as error:  # every library beneath raises its own kinds
         raise _unreachable(checkpoint, owner, error) from error
-    check_keys(owner, missing=info["missing_keys"], unexpected=info["unexpected_keys"])
+    unexpected = [key for key in info["unexpected_keys"] if not key.endswith(tuple(ignore))]
+    check_keys(owner, missing=info["missing_keys"], unexpected=unexpected)
     if info["mismatched_keys"]:
         raise VerifierError(
             f"The weights of {owner!r} must have the shapes of its model but {info['mismatched_keys'][0]} "

@@ -1,0 +1,480 @@
+"""Object detectors of transformers, and a CLIP that names the colours of what they find."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.verifiers._backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    clip_embeddings,
+    clip_standard_pixels,
+    load_clip,
+)
+from tts_vision.verifiers._base import LazyModel, UnusableSample
+from tts_vision.verifiers._detections import Box, Detection, check, strongest
+from tts_vision.verifiers._predicates import COLOURS, Demands, Group
+from tts_vision.verifiers._weights import from_pretrained, processor_from
+
+DetectorName: TypeAlias = Literal["mask2former", "grounding_dino"]
+CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
+TEMPLATES = (
+    "a photo of a {colour} {noun}",
+    "a photo of a {colour}-colored {noun}",
+    "a photo of a {colour} object",
+)
+BACKGROUND = (0x99, 0x99, 0x99)
+LONGEST = 1333 / 800  # of the longer side, in shorter sides
+BEST = 100  # pairs of query and class that Mask2Former's evaluation keeps
+# names that GenEval changed, and those of older lists of COCO's classes
+ALIASES = {
+    "computer mouse": ("mouse",),
+    "tv remote": ("remote",),
+    "computer keyboard": ("keyboard",),
+    "motorcycle": ("motorbike",),
+    "airplane": ("aeroplane",),
+    "couch": ("sofa",),
+    "potted plant": ("pottedplant",),
+    "dining table": ("diningtable",),
+    "tv": ("tvmonitor", "television"),
+    "hair drier": ("hair dryer",),
+}
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """Confidences above which a detection counts, for prompts that limit a number and for all others."""
+
+    others: float
+    counting: float
+    max_overlap: float
+
+
+class ObjectDetector(LazyModel):
+    """Finds the objects that a prompt names.
+
+    Args:
+        checkpoint: Folder or hub id.
+        owner: The verifier, for messages.
+        size: Of the shorter side of a picture as the model sees it; the longer is at most 5/3 of it.
+        device: Where it computes; by default the accelerator, if there is one.
+        batch_size: Pictures computed at once.
+    """
+
+    cutoffs: Cutoffs
+
+    def __init__(self, checkpoint: str, *, owner: str, size: int, device: Any, batch_size: int) -> None:
+        super().__init__(device=device, batch_size=batch_size)
+        if size < 32:
+            raise ConfigError(f"size of {owner} must be at least 32 but got {size}; raise it.")
+        self.checkpoint, self.owner, self.size = checkpoint, owner, size
+
+    def knows(self, noun: str) -> bool:
+        """Whether it can find such a thing."""
+        return True
+
+    @torch.no_grad()
+    def detect(
+        self, pictures: Sequence[Image.Image], nouns: Sequence[Sequence[str]], thresholds: Sequence[float]
+    ) -> list[list[Detection]]:
+        """What is found in each picture.
+
+        Only pictures of one size that are searched for the same are computed together, so that none is
+        padded because of another.
+
+        Args:
+            pictures: RGB.
+            nouns: What is searched for in each; the model knows them.
+            thresholds: Confidence of each picture that a detection must exceed.
+        """
+        self.load()
+        alike: dict[Any, list[int]] = {}
+        for i, (picture, wanted) in enumerate(zip(pictures, nouns, strict=True)):
+            alike.setdefault((picture.size, tuple(wanted)), []).append(i)
+        found: dict[int, list[Detection]] = {}
+        for (_, wanted), rows in alike.items():
+            for at in range(0, len(rows), self.batch_size):
+                some = rows[at : at + self.batch_size]
+                each = self._detect([pictures[i] for i in some], list(wanted), [thresholds[i] for i in some])
+                found.update(zip(some, each, strict=True))
+        return [found[i] for i in range(len(pictures))]
+
+    @abstractmethod
+    def _detect(
+        self, pictures: list[Image.Image], nouns: list[str], thresholds: list[float]
+    ) -> list[list[Detection]]:
+        """As `detect`, of pictures of one size."""
+
+
+class Mask2Former(ObjectDetector):
+    """Mask2Former for instances, with the preprocessing and the confidences of its authors' evaluation.
+
+    Those are mmdet's, which GenEval's thresholds belong to: a picture is resized without a filter and padded
+    with grey, masks are compared at the picture's own size, and a confidence is the probability of the class
+    times the mean probability within the mask. The processor of transformers does otherwise and is not used.
+    """
+
+    cutoffs = Cutoffs(0.3, 0.9, 1.0)
+
+    def knows(self, noun: str) -> bool:
+        """Whether it is a class of the checkpoint."""
+        self.load()
+        return self._number(noun) is not None
+
+    def _load(self) -> None:
+        from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
+
+        config = processor_from(AutoConfig, self.checkpoint, self.owner)
+        if config.model_type != "mask2former":
+            raise VerifierError(
+                f"The detector of {self.owner!r} must be a Mask2Former but {self.checkpoint!r} is "
+                f"{config.model_type}; give one that was trained on instances."
+            )
+        self._model = from_pretrained(
+            Mask2FormerForUniversalSegmentation,
+            self.checkpoint,
+            self.owner,
+            ignore=["attention.self.relative_position_index"],
+        ).to(self.device)
+        self._numbers = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
+
+    def _number(self, noun: str) -> int | None:
+        names = (noun.lower(), *ALIASES.get(noun.lower(), ()))
+        return next((self._numbers[name] for name in names if name in self._numbers), None)
+
+    def _detect(
+        self, pictures: list[Image.Image], nouns: list[str], thresholds: list[float]
+    ) -> list[list[Detection]]:
+        valid = resized(pictures[0].height, pictures[0].width, self.size)
+        pixels = torch.cat([mask2former_pixels(picture, valid) for picture in pictures])
+        output = self._model(pixel_values=pixels.to(self.device))
+        wanted = {number: noun for noun in nouns if (number := self._number(noun)) is not None}
+        original = (pictures[0].height, pictures[0].width)
+        padded = (pixels.shape[-2], pixels.shape[-1])
+        rows = zip(output.class_queries_logits, output.masks_queries_logits, thresholds)
+        return [
+            instances(classes, masks, wanted, threshold, padded=padded, valid=valid, original=original)
+            for classes, masks, threshold in rows
+        ]
+
+
+class GroundingDino(ObjectDetector):
+    """Grounding DINO: finds whatever is named.
+
+    The confidence of a name is the mean over its tokens, as in its authors' evaluation on COCO; each box
+    goes to the name with the highest.
+    """
+
+    # its authors' box threshold; GenEval's belong to another detector
+    cutoffs = Cutoffs(0.35, 0.35, 0.8)
+
+    def _load(self) -> None:
+        from transformers import AutoConfig, AutoProcessor, GroundingDinoForObjectDetection
+
+        config = processor_from(AutoConfig, self.checkpoint, self.owner)
+        if config.model_type != "grounding-dino":
+            raise VerifierError(
+                f"The detector of {self.owner!r} must be a Grounding DINO but {self.checkpoint!r} is "
+                f"{config.model_type}; give another checkpoint."
+            )
+        self._processor = processor_from(AutoProcessor, self.checkpoint, self.owner)
+        self._model = from_pretrained(GroundingDinoForObjectDetection, self.checkpoint, self.owner).to(
+            self.device
+        )
+
+    def _detect(
+        self, pictures: list[Image.Image], nouns: list[str], thresholds: list[float]
+    ) -> list[list[Detection]]:
+        size = {"shortest_edge": self.size, "longest_edge": round(self.size * LONGEST)}
+        names = [" ".join(re.sub(r"[^\w' -]", " ", noun.lower()).split()) for noun in nouns]
+        inputs = self._processor(
+            images=pictures,
+            text=[". ".join(names) + "."] * len(pictures),
+            size=size,
+            return_tensors="pt",
+        )
+        ids = inputs["input_ids"][0].tolist()
+        spans = token_spans(ids, self._model.model.special_tokens.tolist())
+        if len(spans) != len(nouns) or len(ids) > self._model.config.max_text_len:
+            raise UnusableSample(
+                f"the detector cannot read {', '.join(nouns)[:80]!r}; use fewer or shorter names"
+            )
+        output = self._model(**inputs.to(self.device))
+        original = (pictures[0].height, pictures[0].width)
+        rows = zip(output.logits, output.pred_boxes, thresholds)
+        return [
+            grounded(logits, boxes, dict(zip(nouns, spans)), threshold, original=original)
+            for logits, boxes, threshold in rows
+        ]
+
+
+DETECTORS: dict[str, tuple[type[ObjectDetector], str]] = {
+    "mask2former": (Mask2Former, "facebook/mask2former-swin-small-coco-instance"),
+    "grounding_dino": (GroundingDino, "IDEA-Research/grounding-dino-tiny"),
+}
+
+
+class ColourNamer(LazyModel):
+    """GenEval's classifier of colours: CLIP on the object cut out and put on grey.
+
+    Args:
+        checkpoint: Folder or hub id of a CLIP of transformers.
+        owner: The verifier, for messages.
+        device: Where it computes; by default the accelerator, if there is one.
+    """
+
+    def __init__(self, checkpoint: str, *, owner: str, device: Any) -> None:
+        super().__init__(device=device)
+        self.checkpoint, self.owner = checkpoint, owner
+        self._vectors: dict[str, Tensor] = {}
+
+    def _load(self) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = processor_from(AutoTokenizer, self.checkpoint, self.owner)
+        self._model = load_clip(self.checkpoint, self.owner, self.dtype).to(self.device)
+
+    @torch.no_grad()
+    def name(self, picture: Image.Image, detection: Detection, group: Group) -> str:
+        """The colour of an object: that of GenEval's ten, or the one asked for, which fits it best."""
+        self.load()
+        colours = [*COLOURS, *([group.colour] if group.colour and group.colour not in COLOURS else [])]
+        vectors = torch.stack([self._vector(colour, group.noun) for colour in colours])
+        pixels = clip_standard_pixels(self._model, [cut_out(picture, detection)])
+        embedding = F.normalize(clip_embeddings(self._model, pixels).float(), dim=-1)[0]
+        return colours[int((vectors @ embedding).argmax())]
+
+    def _vector(self, colour: str, noun: str) -> Tensor:
+        """A coloured object as a unit vector ``(D,)``, remembered."""
+        key = f"{colour} {noun}"
+        if key not in self._vectors:
+            phrases = [template.format(colour=colour, noun=noun) for template in TEMPLATES]
+            words = self._tokenizer(phrases, padding=True, truncation=True, return_tensors="pt").to(
+                self.device
+            )
+            embeddings = self._model.get_text_features(**words).pooler_output.float()
+            self._vectors[key] = F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1)
+        return self._vectors[key]
+
+
+class ObjectJudge:
+    """Checks the demands of prompts by what a detector finds.
+
+    Args:
+        name: Which detector.
+        checkpoint: Folder or hub id; by default the detector's published one.
+        colours: Folder or hub id of the CLIP that names colours; without one, they are not looked at.
+        threshold: Confidence that a detection must exceed; by default the detector's own.
+        counting_threshold: The same where a number is limited.
+        max_overlap: Of two boxes of a kind the weaker is dropped from here on; by default the detector's own.
+        max_objects: Most detections of a kind.
+        size: Of the shorter side as the detector sees it.
+        owner: The verifier, for messages.
+        device: Where it computes.
+        batch_size: Pictures computed at once.
+    """
+
+    def __init__(
+        self,
+        name: DetectorName,
+        *,
+        checkpoint: str | None,
+        colours: str | None,
+        threshold: float | None,
+        counting_threshold: float | None,
+        max_overlap: float | None,
+        max_objects: int,
+        size: int,
+        owner: str,
+        device: Any,
+        batch_size: int,
+    ) -> None:
+        if name not in DETECTORS:
+            raise ConfigError(
+                f"The detector of {owner} must be one of {', '.join(DETECTORS)} but got {name!r}."
+            )
+        for key, value in (("threshold", threshold), ("counting_threshold", counting_threshold)):
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{key} of {owner} must be in [0, 1) but got {value}; change it.")
+        if max_overlap is not None and not 0 < max_overlap <= 1:
+            raise ConfigError(f"max_overlap of {owner} must be in (0, 1] but got {max_overlap}; change it.")
+        if max_objects < 1:
+            raise ConfigError(f"max_objects of {owner} must be at least 1 but got {max_objects}; raise it.")
+        kind, published = DETECTORS[name]
+        own = kind.cutoffs
+        self.name, self.max_objects = name, max_objects
+        self.cutoffs = Cutoffs(
+            own.others if threshold is None else threshold,
+            own.counting if counting_threshold is None else counting_threshold,
+            own.max_overlap if max_overlap is None else max_overlap,
+        )
+        self.detector = kind(
+            checkpoint or published, owner=owner, size=size, device=device, batch_size=batch_size
+        )
+        self.colours = None if colours is None else ColourNamer(colours, owner=owner, device=device)
+
+    def load(self) -> None:
+        """Loads the detector and the CLIP."""
+        self.detector.load()
+        if self.colours is not None:
+            self.colours.load()
+
+    def wrong(
+        self, pictures: Sequence[Image.Image], demands: Sequence[Demands]
+    ) -> list[dict[str, str] | str]:
+        """What is wrong with each predicate of each picture, as `check` says; or why it cannot be said."""
+        self.load()
+        found: dict[int, dict[str, str] | str] = {}
+        for i, wanted in enumerate(demands):
+            unknown = [group.noun for group in wanted.groups if not self.detector.knows(group.noun)]
+            if unknown:
+                found[i] = (
+                    f"{self.name} does not know {', '.join(map(repr, unknown))}; grounding_dino finds "
+                    "whatever is named"
+                )
+        rows = [i for i in range(len(demands)) if i not in found]
+        nouns = [list(dict.fromkeys(group.noun for group in demands[i].groups)) for i in rows]
+        limits = [any(group.most is not None for group in demands[i].groups) for i in rows]
+        thresholds = [self.cutoffs.counting if limit else self.cutoffs.others for limit in limits]
+        for i, detections in zip(rows, self.detector.detect([pictures[i] for i in rows], nouns, thresholds)):
+            best = strongest(detections, max_objects=self.max_objects, max_overlap=self.cutoffs.max_overlap)
+            colour_of = None if self.colours is None else partial(self.colours.name, pictures[i])
+            found[i] = check(demands[i], best, colour_of)
+        return [found[i] for i in range(len(demands))]
+
+
+def resized(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width after a resize to `size` on the shorter side, or 5/3 of it on the longer, as mmdet."""
+    scale = min(size / min(height, width), round(size * LONGEST) / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def mask2former_pixels(picture: Image.Image, valid: tuple[int, int]) -> Tensor:
+    """A picture as mmdet gives it to Mask2Former.
+
+    Resized without a filter and rounded, padded with grey on the right and below to multiples of 32,
+    normalised.
+
+    Returns:
+        ``(1, 3, H, W)`` float32.
+    """
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, valid, mode="bilinear", align_corners=False).round()
+    pixels = F.pad(pixels, (0, -valid[1] % 32, 0, -valid[0] % 32), value=128.0)
+    mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - mean) / std
+
+
+def instances(
+    classes: Tensor,
+    masks: Tensor,
+    wanted: Mapping[int, str],
+    threshold: float,
+    *,
+    padded: tuple[int, int],
+    valid: tuple[int, int],
+    original: tuple[int, int],
+) -> list[Detection]:
+    """Mask2Former's instances of one picture by its authors' rule, best class first.
+
+    Args:
+        classes: ``(Q, C + 1)`` logits, the last of no object.
+        masks: ``(Q, h, w)`` logits.
+        wanted: Names of the classes that are asked for, by number.
+        threshold: Confidence that an instance must exceed.
+        padded: Height and width of the model's input.
+        valid: Height and width of the picture in it.
+        original: Height and width of the picture.
+    """
+    probabilities = classes.float().softmax(-1)[:, :-1]
+    best = probabilities.flatten().topk(min(BEST, probabilities.numel()))
+    found = []
+    for probability, at in zip(best.values.tolist(), best.indices.tolist()):
+        query, number = divmod(at, probabilities.shape[1])
+        # no confidence exceeds its class's probability, so that most masks need no look
+        if number not in wanted or probability <= threshold:
+            continue
+        logits = F.interpolate(masks[query].float()[None, None], padded, mode="bilinear", align_corners=False)
+        logits = logits[..., : valid[0], : valid[1]]
+        logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[0, 0]
+        mask = logits > 0
+        score = probability * float((logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
+        if score > threshold:
+            found.append(Detection(wanted[number], score, mask_box(mask), mask.cpu()))
+    return found
+
+
+def mask_box(mask: Tensor) -> Box:
+    """The box around a mask ``(H, W)``, its far edges exclusive; zeros if the mask is empty."""
+    ys, xs = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+    return (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1) if xs else (0, 0, 0, 0)
+
+
+def token_spans(ids: Sequence[int], special: Sequence[int]) -> list[list[int]]:
+    """The places of the tokens of each name, in a text in which special tokens end a name."""
+    spans: list[list[int]] = [[]]
+    for at, token in enumerate(ids):
+        if token not in special:
+            spans[-1].append(at)
+        elif spans[-1]:
+            spans.append([])
+    return [span for span in spans if span]
+
+
+def grounded(
+    logits: Tensor,
+    boxes: Tensor,
+    spans: Mapping[str, Sequence[int]],
+    threshold: float,
+    *,
+    original: tuple[int, int],
+) -> list[Detection]:
+    """Grounding DINO's boxes of one picture, each for the name that fits it best.
+
+    Args:
+        logits: ``(Q, T)`` of each token of the text.
+        boxes: ``(Q, 4)`` centre and size, as shares of the picture.
+        spans: Places of the tokens of each name.
+        threshold: Confidence that a box must exceed.
+        original: Height and width of the picture.
+    """
+    probabilities = logits.float().sigmoid()
+    scores = torch.stack([probabilities[:, list(span)].mean(1) for span in spans.values()], 1)
+    best = scores.max(1)
+    height, width = original
+    found = []
+    for score, name, (x, y, w, h) in zip(best.values.tolist(), best.indices.tolist(), boxes.float().tolist()):
+        if score > threshold:
+            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+            found.append(Detection(list(spans)[name], score, box))
+    return found
+
+
+def cut_out(picture: Image.Image, detection: Detection) -> Image.Image:
+    """What CLIP sees of an object: its box, with all but its mask, if it has one, in grey."""
+    if detection.mask is not None:
+        shape = Image.fromarray(detection.mask.numpy())
+        picture = Image.composite(picture, Image.new("RGB", picture.size, BACKGROUND), shape)
+    x0, y0, x1, y1 = detection.box
+    left, top = (
+        max(0, min(math.floor(x0), picture.width - 1)),
+        max(0, min(math.floor(y0), picture.height - 1)),
+    )
+    right, bottom = (
+        min(picture.width, max(math.ceil(x1), left + 1)),
+        min(picture.height, max(math.ceil(y1), top + 1)),
+    )
+    return picture.crop((left, top, right, bottom))

@@ -1,0 +1,113 @@
+"""Counts, colours and positions in a picture by an object detector, judged by GenEval's rules."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from tts_vision.registry import register
+from tts_vision.types import Prompt, Score
+from tts_vision.verifiers._base import BatchedVerifier
+from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DETECTORS, DetectorName, ObjectJudge
+from tts_vision.verifiers._predicates import Demands, from_record, from_text
+
+UNREADABLE = (
+    "the prompt is not of GenEval's form ('a photo of two red circles left of a blue star') and has no "
+    "GenEval record; use checklist, which asks a language model what to check"
+)
+
+
+@register(
+    "verifier",
+    "detector",
+    paper="GenEval (Ghosh et al. 2023); Mask2Former (Cheng et al. 2022), Grounding DINO (Liu et al. 2023)",
+    notes={
+        "licence": "MIT (Mask2Former, CLIP), Apache-2.0 (Grounding DINO)",
+        "weights": ", ".join([*(published for _, published in DETECTORS.values()), CLIP_CHECKPOINT]),
+    },
+)
+class Detector(BatchedVerifier):
+    """Share of a prompt's demands that a detector finds met: objects, counts, colours, positions; in [0, 1].
+
+    The demands are those of the prompt's GenEval record, if its metadata is one (``include``, ``exclude``),
+    or are read from a prompt of GenEval's form. ``parts`` says of each whether it is met, the reason what is
+    wrong. 1 is what GenEval calls correct; the rules are GenEval's, but its detector has other weights, so
+    that results are not those of its leaderboard. Attributes other than colours, and written text, are left
+    out.
+
+    Args:
+        model: ``mask2former`` knows the 80 classes of COCO, as GenEval's detector; ``grounding_dino`` finds
+            whatever is named.
+        checkpoint: Folder or hub id of the detector; by default its published one.
+        threshold: Confidence that a detection must exceed; by default 0.3, as GenEval, for Mask2Former, and
+            0.35, its authors' own, for Grounding DINO.
+        counting_threshold: The same for prompts that limit a number; by default 0.9 and 0.35.
+        max_overlap: Of two boxes of one kind that overlap this much (intersection over union), the weaker is
+            dropped; by default 1, which keeps all, as GenEval, and 0.8 for Grounding DINO.
+        max_objects: Most detections of a kind.
+        size: Shorter side of a picture as the detector sees it; smaller is faster.
+        colours: Folder or hub id of the CLIP that names colours; ``none`` leaves colours out.
+        device: Where it computes; by default the accelerator, if there is one.
+        batch_size: Pictures computed at once; those of one size only.
+    """
+
+    name = "detector"
+
+    def __init__(
+        self,
+        *,
+        model: DetectorName = "mask2former",
+        checkpoint: str | None = None,
+        threshold: float | None = None,
+        counting_threshold: float | None = None,
+        max_overlap: float | None = None,
+        max_objects: int = 16,
+        size: int = 800,
+        colours: str = CLIP_CHECKPOINT,
+        device: str | None = None,
+        batch_size: int = 4,
+    ) -> None:
+        super().__init__(device=device, batch_size=batch_size)
+        self._judge = ObjectJudge(
+            model,
+            checkpoint=checkpoint,
+            colours=None if colours == "none" else colours,
+            threshold=threshold,
+            counting_threshold=counting_threshold,
+            max_overlap=max_overlap,
+            max_objects=max_objects,
+            size=size,
+            owner=self.name,
+            device=self.device,
+            batch_size=batch_size,
+        )
+
+    def _load(self) -> None:
+        self._judge.load()
+
+    def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
+        asked = [demands_of(prompt) for prompt in prompts]
+        rows = [i for i, demands in enumerate(asked) if isinstance(demands, Demands)]
+        scores = [Score.unscored(demands) if isinstance(demands, str) else None for demands in asked]
+        found = self._judge.wrong([samples[i] for i in rows], [d for d in asked if isinstance(d, Demands)])
+        for i, wrong in zip(rows, found, strict=True):
+            scores[i] = share_met(wrong)
+        return [score for score in scores if score is not None]
+
+
+def demands_of(prompt: Prompt) -> Demands | str:
+    """The demands of a prompt by its record or its grammar; else why there are none."""
+    try:
+        return from_record(prompt.metadata) or from_text(prompt.text) or UNREADABLE
+    except ValueError as error:
+        return str(error)
+
+
+def share_met(wrong: dict[str, str] | str) -> Score:
+    """The share of predicates with which nothing is wrong; each of them is a part."""
+    if isinstance(wrong, str):
+        return Score.unscored(wrong)
+    if not wrong:
+        return Score.unscored("the prompt asks for nothing that a detector can tell; use checklist")
+    parts = {name: float(not what) for name, what in wrong.items()}
+    failed = [what for what in wrong.values() if what]
+    return Score(value=sum(parts.values()) / len(parts), parts=parts, reason="; ".join(failed) or None)
