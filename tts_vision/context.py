@@ -52,8 +52,6 @@ from tts_vision.trace import (
 )
 from tts_vision.types import (
     Anchor,
-    AnchoredVerifier,
-    CompositeVerifier,
     Cost,
     DifferentiableSampler,
     DifferentiableVerifier,
@@ -625,10 +623,8 @@ class SearchContext:
             self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
 
         verifier, prompts = self._verifier, [self._prompt] * len(media)
-        anchor: Anchor | None = None
+        anchor = None if preview or self.best is None else Anchor(self.best.load, self.best.score)
         trust: float | None = None
-        if isinstance(verifier, (AnchoredVerifier, CompositeVerifier)) and self.best and not preview:
-            anchor = (self.best.load(), self.best.score)
         with self.ledger.phase("verify"):
             scores = safe_scores(verifier, media, prompts, charge=self.ledger.charge_calls, anchor=anchor)
             if isinstance(verifier, PreviewVerifier) and preview:

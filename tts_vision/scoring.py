@@ -77,7 +77,7 @@ def safe_scores(
         media: What is scored.
         prompts: What each was generated for.
         charge: Called with the number of calls of each verifier before they are made.
-        anchor: The best sample so far and its score, for a verifier that compares samples by looking.
+        anchor: The best sample so far, for a verifier that compares samples by looking at them.
         paid: Whether the first try is charged already.
 
     Raises:
@@ -110,8 +110,7 @@ def _scorer(verifier: Verifier, charge: Charge, anchor: Anchor | None) -> _Score
     if isinstance(verifier, CompositeVerifier):
         return partial(verifier.score_by_members, charge=charge, anchor=anchor)
     if anchor is not None and isinstance(verifier, AnchoredVerifier):
-        best, best_score = anchor
-        return partial(verifier.score_beside, best=best, best_score=best_score)
+        return partial(verifier.score_beside, best=anchor.load(), best_score=anchor.score)
     return verifier.score
 
 

@@ -97,7 +97,10 @@ class Cost:
 
 
 class Rows(tuple[Any, ...]):
-    """One Python object per particle, for carried state that is no tensor."""
+    """One Python object per particle, for carried state that is no tensor.
+
+    For what a sampler can make again, such as caches: it is not stored, and None after a search is resumed.
+    """
 
     def select(self, index: Sequence[int]) -> Rows:
         return Rows(self[i] for i in index)
@@ -185,19 +188,19 @@ class State:
         if any(s.is_ghost for s in states):
             latents = torch.empty((len(uids), *first.latents.shape[1:]), device="meta")
             return replace(first, latents=latents, uids=uids, carry={}, keepalive=keepalive)
-        keys = set(first.carry)
-        if any(set(s.carry) != keys for s in states):
+        objects = {k for s in states for k, value in s.carry.items() if isinstance(value, Rows)}
+        keys = set(first.carry) | objects
+        if any(set(s.carry) | objects != keys for s in states):
             raise ValueError(
                 f"States that are joined must carry the same entries but carry "
                 f"{[sorted(s.carry) for s in states]}; take them from the same operations."
             )
         carry: dict[str, Tensor | Rows] = {}
-        for key in first.carry:
-            values = [s.carry[key] for s in states]
-            if isinstance(values[0], Rows):
-                carry[key] = Rows(item for value in values for item in value)
+        for key in keys:
+            if key in objects:
+                carry[key] = Rows(item for s in states for item in s.carry.get(key, [None] * len(s)))
             else:
-                carry[key] = torch.cat(values)  # type: ignore[arg-type]
+                carry[key] = torch.cat([s.carry[key] for s in states])  # type: ignore[misc]
         latents = torch.cat([s.latents for s in states])
         return replace(first, latents=latents, uids=uids, carry=carry, keepalive=keepalive)
 
@@ -345,7 +348,19 @@ class AnchoredVerifier(Verifier, Protocol):
 
 
 Charge: TypeAlias = Callable[[Mapping[str, int]], None]
-Anchor: TypeAlias = tuple[Media, Score]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The best sample so far, for a verifier that compares others with it.
+
+    Attributes:
+        load: Gets its pixels.
+        score: Its score.
+    """
+
+    load: Callable[[], Media]
+    score: Score
 
 
 @runtime_checkable
@@ -364,7 +379,7 @@ class CompositeVerifier(Verifier, Protocol):
             media: Samples.
             prompts: What each was generated for.
             charge: Called before further calls, such as those for samples that have to be tried alone.
-            anchor: The best sample so far and its score, for members that take it into their comparison.
+            anchor: The best sample so far, for members that take it into their comparison.
         """
 
 

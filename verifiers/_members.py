@@ -103,7 +103,7 @@ class Composite(ABC):
     ) -> list[Score]:
         """What one member says of samples; what it is asked for at first is paid."""
         member, label = self.members[index], self.labels[index]
-        own = None if anchor is None else (anchor[0], part_of(anchor[1], label))
+        own = None if anchor is None else Anchor(anchor.load, part_of(anchor.score, label))
         return safe_scores(member, media, prompts, charge=charge, anchor=own, paid=True)
 
     def _values(self, index: int, scores: Sequence[Score]) -> NDArray[np.float64]:

@@ -1,0 +1,322 @@
+"""The ensemble: closed-form values of each rule, members that fail, order, and searches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_members import NAN, PROMPT, Table, pictures
+
+from toy_search import toy_context
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.registry import lookup
+from tts_vision.scoring import safe_scores
+from tts_vision.testing.contracts import VerifierContract, kill_everywhere, values
+from tts_vision.testing.toys import GaussianMixtureSampler, LinearReward, TargetReward
+from tts_vision.types import Anchor, CompositeVerifier, Media, PooledVerifier, Prompt, Score, Verifier
+from tts_vision.verifiers.calibrated import Calibrated
+from tts_vision.verifiers.cascade import Cascade
+from tts_vision.verifiers.ensemble import Ensemble, filled, pareto_fronts, ranks, z_scores
+
+ALGORITHMS = ("best_of_n", "zero_order", "evosearch", "fk_steering", "search_over_paths")
+A, B = [0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 100.0, 40.0, 30.0, 20.0]
+
+
+def scored(*members: Verifier, n: int | None = None, **options: Any) -> list[Score]:
+    n = len(members[0].values) if n is None else n  # type: ignore[attr-defined]
+    return Ensemble(members, **options).score(pictures(n), [PROMPT] * n)
+
+
+class TestContract(VerifierContract):
+    """A contract but for independence: values compare samples; `how` product needs no comparison."""
+
+    @pytest.fixture
+    def verifier(self) -> Ensemble:
+        return Ensemble([Table("a", [0.1, 0.5, 0.9]), Table("b", [0.3, 0.2, 0.4])], how="product")
+
+    @pytest.fixture
+    def media(self) -> Sequence[Media]:
+        return pictures(3)
+
+
+def test_it_is_a_pool_of_members() -> None:
+    ensemble = Ensemble([Table("a", A), Table("b", B)])
+    assert isinstance(ensemble, PooledVerifier) and isinstance(ensemble, CompositeVerifier)
+    assert lookup("verifier", "ensemble").target is Ensemble
+    assert (ensemble.name, ensemble.accepts) == ("ensemble(a, b)", frozenset({"image"}))
+    assert ensemble.score([], []) == [] and ensemble.pool([]) == []
+
+
+# Rules
+
+
+def test_ranks_count_who_is_beaten() -> None:
+    assert ranks(np.array([3.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+    # a tie is half: the equal ones beat one of three others, and tie with one
+    assert ranks(np.array([1.0, 2.0, 2.0, 3.0])).tolist() == pytest.approx([0, 0.5, 0.5, 1])
+    assert ranks(np.array([NAN, 2.0, 1.0])).tolist() == [0.5, 1, 0]
+    assert ranks(np.array([7.0])).tolist() == [0.5] and ranks(np.array([NAN, 7.0])).tolist() == [0.5, 0.5]
+
+
+def test_z_scores_have_no_scale() -> None:
+    assert z_scores(np.array([1.0, 3.0])).tolist() == [-1, 1]
+    assert z_scores(np.array([10.0, 30.0, NAN])).tolist() == [-1, 1, 0]
+    assert z_scores(np.array([5.0, 5.0])).tolist() == [0, 0]
+    assert z_scores(np.array([NAN, NAN])).tolist() == [0, 0]
+
+
+def test_fronts_are_peeled_off() -> None:
+    #            undominated, undominated, below the first, equal to it, worst
+    a, b = [3.0, 1.0, 2.0, 2.0, 0.0], [1.0, 3.0, 1.0, 1.0, 0.0]
+    assert pareto_fronts(np.array([a, b])).tolist() == [0, 0, 1, 1, 2]
+    assert pareto_fronts(np.array([[1.0, 1.0]])).tolist() == [0, 0]
+    assert pareto_fronts(np.array([[1.0, 2.0, 3.0]])).tolist() == [2, 1, 0]
+
+
+def test_mean_of_ranks_is_the_default() -> None:
+    # ranks by a: 0 1 2 3 4; by b: 0 4 3 2 1
+    found = scored(Table("a", A), Table("b", B))
+    assert values(found) == pytest.approx([0, 5 / 8, 5 / 8, 5 / 8, 5 / 8])
+    assert found[1].parts == {"a": 1, "b": 100, "a/number": 1, "b/number": 1}
+    weighted = scored(Table("a", A), Table("b", B), weights=[3.0, 1.0])
+    assert values(weighted) == pytest.approx([0, 7 / 16, 9 / 16, 11 / 16, 13 / 16])
+
+
+def test_the_scale_of_a_member_does_not_matter_to_ranks_and_z_scores() -> None:
+    for how in ("rank", "zscore", "minimum", "pareto"):
+        plain = scored(Table("a", A), Table("b", B), how=how)
+        scaled = scored(Table("a", [1000 * v - 7 for v in A]), Table("b", B), how=how)
+        assert values(scaled) == pytest.approx(values(plain))
+
+
+def test_weighted_z_scores() -> None:
+    found = scored(Table("a", [1.0, 3.0]), Table("b", [4.0, 0.0]), how="zscore", weights=[3.0, 1.0])
+    assert values(found) == pytest.approx([-0.5, 0.5])
+
+
+def test_minimum_is_the_least_z_score() -> None:
+    found = scored(Table("a", [1.0, 3.0, 2.0]), Table("b", [3.0, 1.0, 2.0]), how="minimum")
+    assert values(found) == pytest.approx([-math.sqrt(1.5), -math.sqrt(1.5), 0])
+
+
+def test_product_is_the_geometric_mean() -> None:
+    found = scored(Table("p", [0.5, 0.0, 1.0]), Table("q", [0.5, 1.0, 0.25]), how="product")
+    assert values(found) == pytest.approx([0.5, 0, 0.5])
+    weighted = scored(Table("p", [0.5, 0.0, 0.0]), Table("q", [0.2, 1.0, 0.5]), how="product", weights=[0, 1])
+    assert values(weighted) == pytest.approx([0.2, 1, 0.5]), "a weight of 0 silences a member"
+
+
+def test_pareto_goes_by_fronts_and_then_by_ranks() -> None:
+    found = scored(Table("a", [3.0, 1.0, 2.0, 0.0]), Table("b", [1.0, 3.0, 0.5, 0.0]), how="pareto")
+    # mean ranks (1 + 2/3)/2, (1/3 + 1)/2, (2/3 + 1/3)/2, 0 on fronts 0, 0, 1, 2
+    assert values(found) == pytest.approx([5 / 6, 2 / 3, 0.5 - 1, -2])
+    alone = scored(Table("a", [2.0]), Table("b", [1.0]), how="pareto")
+    assert values(alone) == [0.5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_sample_is_above_one_on_an_earlier_front(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.integers(0, 4, (2, 12)).astype(float)
+    found = values(scored(Table("a", table[0].tolist()), Table("b", table[1].tolist()), how="pareto"))
+    fronts = pareto_fronts(table)
+    assert all(found[i] > found[j] for i in range(12) for j in range(12) if fronts[i] < fronts[j])
+
+
+# Members that fail
+
+
+def test_a_member_that_cannot_score_a_sample_has_no_say_there() -> None:
+    a, b = Table("a", [1.0, NAN, 3.0, 2.0]), Table("b", [1.0, 2.0, 3.0, 4.0])
+    found = scored(a, b)
+    # by a: 0, none, 1, 1/2 among three; by b: 0, 1/3, 2/3, 1
+    assert values(found) == pytest.approx([0, (0.5 + 1 / 3) / 2, 5 / 6, 0.75])
+    assert found[1].reason == "a: blind to 1" and "a" not in found[1].parts
+    assert all(score.reason is None for score in (found[0], *found[2:]))
+    z = values(scored(a, b, how="zscore"))
+    assert z[1] == pytest.approx((0 + z_scores(np.array([1.0, 2.0, 3.0, 4.0]))[1]) / 2)
+    product = values(scored(a, b, how="product"))
+    assert product[1] == pytest.approx(math.sqrt(2.0 * 2.0)), "the median of 1, 3 and 2"
+    assert filled(np.array([1.0, NAN, 4.0, 5.0])).tolist() == [1, 4, 4, 5]
+    assert filled(np.array([NAN, NAN])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("how", ["rank", "zscore", "product", "minimum", "pareto"])
+def test_a_sample_that_no_member_scored_is_unscored_and_nobody_else(how: Any) -> None:
+    found = scored(Table("a", [1.0, NAN, 3.0]), Table("b", [2.0, NAN, NAN]), how=how)
+    assert [math.isnan(value) for value in values(found)] == [False, True, False]
+    assert found[1].reason == "a: blind to 1; b: blind to 1" and found[2].reason == "b: blind to 2"
+    nothing = scored(Table("a", [NAN, NAN]), Table("b", [NAN, NAN]), how=how)
+    assert all(math.isnan(value) for value in values(nothing))
+
+
+@pytest.mark.parametrize("how", ["rank", "zscore", "product", "minimum", "pareto"])
+def test_a_member_that_scores_nothing_changes_no_order(how: Any) -> None:
+    blind = Table("blind", [NAN] * 3)
+    alone = values(scored(Table("a", [2.0, 1.0, 3.0]), how=how))
+    beside = values(scored(Table("a", [2.0, 1.0, 3.0]), blind, how=how))
+    if how == "minimum":  # z-scores above the average of a silent member do not count
+        assert np.argmin(beside) == np.argmin(alone)
+    else:
+        assert np.argsort(beside).tolist() == np.argsort(alone).tolist()
+
+
+def test_a_member_that_raises_costs_only_its_own_say_and_is_charged_for_trying() -> None:
+    a, b = Table("a", [1.0, "raise", 3.0]), Table("b", [1.0, 2.0, 3.0])
+    charged: list[dict[str, int]] = []
+    ensemble = Ensemble([a, b])
+    found = safe_scores(ensemble, pictures(3), [PROMPT] * 3, charge=lambda c: charged.append(dict(c)))
+    assert values(found) == pytest.approx([0, 0.5, 1])
+    assert found[1].reason == "a: a raised RuntimeError: picture 1"
+    assert a.seen == [[0, 1, 2], [0], [1], [2]] and b.seen == [[0, 1, 2]]
+    assert charged == [{"a": 3, "b": 3}, {"a": 1}, {"a": 1}, {"a": 1}]
+
+
+def test_values_that_are_not_finite_are_no_values() -> None:
+    found = scored(Table("a", [1.0, math.inf, -math.inf]), Table("b", [1.0, 2.0, 3.0]), how="zscore")
+    assert all(math.isfinite(value) for value in values(found))
+    assert found[1].reason == "a: returned inf" and found[2].reason == "a: returned -inf"
+
+
+def test_a_product_of_negative_values_is_told() -> None:
+    found = scored(Table("a", [0.5, -0.5]), Table("b", [0.5, 0.5]), how="product")
+    assert found[0].value == pytest.approx(0.5) and math.isnan(found[1].value)
+    assert found[1].reason == "a product needs members that are never negative but got a -0.5"
+
+
+def test_a_member_that_breaks_its_contract_is_an_error() -> None:
+    class Short(Table):
+        def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+            return super().score(media, prompts)[1:]
+
+    with pytest.raises(VerifierError, match="'a' must return one score per sample, 2 here, but returned 1"):
+        scored(Short("a", [1.0, 2.0]), Table("b", [1.0, 2.0]))
+
+
+# What a pool is
+
+
+@pytest.mark.parametrize("how", ["rank", "zscore", "product", "minimum", "pareto"])
+def test_order_and_batches_do_not_matter_to_the_pool(how: Any) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.random((3, 7))
+    table[1, 2] = NAN
+    ensemble = Ensemble([Table(str(i), row.tolist()) for i, row in enumerate(table)], how=how)
+    media, order = pictures(7), rng.permutation(7).tolist()
+    whole = ensemble.score(media, [PROMPT] * 7)
+    shuffled = ensemble.score([media[i] for i in order], [PROMPT] * 7)
+    assert values(shuffled) == pytest.approx([whole[i].value for i in order])
+    batches = [s for a, b in ((0, 3), (3, 4), (4, 7)) for s in ensemble.score(media[a:b], [PROMPT] * (b - a))]
+    assert ensemble.pool(batches) == pytest.approx(values(whole))
+    assert ensemble.pool(whole) == pytest.approx(values(whole)), "to pool again changes nothing"
+
+
+def test_samples_of_one_prompt_are_compared_with_each_other() -> None:
+    a = Table("a", [1.0, 2.0, 3.0, 4.0])
+    found = Ensemble([a]).score(pictures(4), [Prompt("x"), Prompt("y"), Prompt("x"), Prompt("y")])
+    assert values(found) == [0, 0, 1, 1]
+
+
+def test_members_of_one_name_are_told_apart() -> None:
+    ensemble = Ensemble([Table("clip", [1.0, 2.0]), Table("clip", [4.0, 3.0])])
+    (score, _) = ensemble.score(pictures(2), [PROMPT] * 2)
+    assert ensemble.name == "ensemble(clip, clip (2))"
+    assert (score.parts["clip"], score.parts["clip (2)"]) == (1, 4)
+    assert ensemble.calls(3) == {"clip": 6}
+
+
+def test_a_pool_may_be_a_member() -> None:
+    inner = Ensemble([Table("a", [1.0, 2.0, 3.0]), Table("b", [1.0, 2.0, 0.0])], how="minimum")
+    outer = Ensemble([inner, Cascade([Table("c", [3.0, 2.0, 1.0]), Table("d", [0.0, 5.0, 9.0])])])
+    media = pictures(3)
+    whole = outer.score(media, [PROMPT] * 3)
+    # inner: the least z-scores rank 1 above 0 and 2; the cascade has 0 examined, then 1, then 2
+    least = [s.value for s in inner.score(media, [PROMPT] * 3)]
+    expected = (ranks(np.array(least)) + np.array([1, 0.5, 0])) / 2
+    assert values(whole) == pytest.approx(expected.tolist())
+    one_by_one = [score for m in media for score in outer.score([m], [PROMPT])]
+    pooled = outer.pool(one_by_one)
+    # alone, each picture is the best of its batch, so the cascade examined it
+    assert pooled == pytest.approx(((ranks(np.array(least)) + np.array([0, 0.5, 1])) / 2).tolist())
+    assert outer.calls(8) == {"a": 8, "b": 8, "c": 8, "d": 2}
+
+
+def test_a_member_that_looks_at_the_best_so_far_gets_its_own_score_of_it() -> None:
+    shown: list[Score] = []
+
+    class Looker(Table):
+        def score_beside(self, media: Any, prompts: Any, best: Media, best_score: Score) -> list[Score]:
+            shown.append(best_score)
+            return self.score(media, prompts)
+
+    ensemble = Ensemble([Table("a", [1.0, 2.0]), Looker("b", [3.0, 4.0])])
+    first = ensemble.score(pictures(2)[:1], [PROMPT])[0]
+    safe_scores(ensemble, pictures(2)[1:], [PROMPT], anchor=Anchor(lambda: pictures(1)[0], first))
+    assert shown == [Score(value=3.0, parts={"number": 0.0})]
+
+
+def test_loading_loads_every_member() -> None:
+    members = [Table("a", [1.0]), Table("b", [1.0])]
+    Ensemble(members).load()
+    assert [member.loaded for member in members] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"how": "median"}, "how must be rank, zscore, product, minimum or pareto but got 'median'"),
+        ({"weights": [1.0]}, r"one number per member, 2 here, .* but got \[1.0\]"),
+        ({"weights": [1.0, -1.0]}, "not negative and not all 0"),
+        ({"weights": [0.0, 0.0]}, "not negative and not all 0"),
+        ({"weights": [1.0, NAN]}, "not negative and not all 0"),
+        ({"how": "pareto", "weights": [1.0, 2.0]}, "weights are for rank, zscore, product .* for pareto"),
+    ],
+)
+def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Ensemble([Table("a", A), Table("b", B)], **options)
+
+
+def test_members_that_cannot_be_joined_are_told() -> None:
+    clips = Table("clips", A, frozenset({"video"}))
+    with pytest.raises(ConfigError, match="same kind of samples but got a: image; clips: video; frame_mean"):
+        Ensemble([Table("a", A), clips])
+    with pytest.raises(ConfigError, match=r"'calibrated\(a\)' learns from a whole search; leave it out"):
+        Ensemble([Calibrated([Table("a", A)])])
+    both = Table("both", A, frozenset({"image", "video"}))
+    assert Ensemble([both, clips]).accepts == {"video"}
+
+
+# Searches
+
+
+def pooled(how: Any = "rank") -> Ensemble:
+    return Ensemble([TargetReward(), LinearReward()], how=how)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("how", ["rank", "zscore", "minimum", "pareto"])
+def test_every_algorithm_searches_by_a_pool(algorithm: str, how: Any) -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=6), pooled(how), times=8)
+    lookup("algorithm", algorithm).target(ctx)
+    scores = {uid: candidate.score for uid, candidate in ctx.candidates.items()}
+    assert len(scores) >= 4
+    # as they stand, values are those of all samples pooled at once, and the best is the best of them
+    assert values(list(scores.values())) == pytest.approx(pooled(how).pool(list(scores.values())))
+    assert ctx.best is not None and ctx.best.score.value == max(values(list(scores.values())))
+    calls = ctx.ledger.calls
+    assert calls["target_reward"] == calls["linear_reward"] == ctx.ledger.spent.verifier_calls / 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_search_by_a_pool_survives_a_kill_anywhere(algorithm: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"n": 4}
+    if algorithm == "evosearch":
+        sizes = {"evolution_schedule": [0, 3], "population_schedule": [3, 2, 3], "elites": 1}
+    search = partial(lookup("algorithm", algorithm).target, **sizes)
+    kill_everywhere(search, lambda: GaussianMixtureSampler(num_steps=6, order=2), pooled(), tmp_path)
