@@ -154,6 +154,7 @@ def clip_pixels(
     size: int = 224,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Pixels as CLIP takes them, with their gradient: shorter edge to `size`, centre crop, normalised.
 
@@ -162,16 +163,17 @@ def clip_pixels(
         size: Side of the result.
         mean: Of each channel.
         std: Of each channel.
+        interpolation: ``bicubic`` or ``bilinear``.
 
     Returns:
         ``(B, 3, size, size)``.
     """
     height, width = pixels.shape[-2:]
-    scale = size / min(height, width)
-    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    short = min(height, width)
+    target = (size * height // short, size * width // short)
     if target != (height, width):
-        pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+        pixels = F.interpolate(pixels, target, mode=interpolation, antialias=True).clamp(0, 1)
+    top, left = (round((edge - size) / 2) for edge in target)
     pixels = pixels[..., top : top + size, left : left + size]
     shape = (1, 3, 1, 1)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)

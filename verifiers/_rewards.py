@@ -1,0 +1,153 @@
+"""What the rewards of pictures share: one computation for scores and for gradients, texts encoded once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.types import Prompt, Score
+from tts_vision.verifiers._base import BatchedVerifier, clip_pixels
+from tts_vision.verifiers._weights import processor_from
+
+
+class PixelReward(BatchedVerifier):
+    """A verifier that is a differentiable function of the pixels of a picture.
+
+    A subclass makes pixels of pictures as the published code does (`_preprocess`), makes them of tensors so
+    that the gradient passes (`_fit`), and says what the model thinks of them (`_reward`), whose own weights
+    take no gradient. Its parameters are those of `LazyModel`.
+    """
+
+    @abstractmethod
+    def _preprocess(self, samples: list[Image.Image]) -> Tensor:
+        """RGB pictures as the model takes them: ``(B, 3, h, w)``."""
+
+    @abstractmethod
+    def _fit(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(B, 3, H, W)`` in [0, 1] as the model takes them, with their gradient."""
+
+    @abstractmethod
+    def _reward(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        """``(B,)`` of at least float32, of pixels that are the model's own."""
+
+    def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
+        pixels = self._preprocess(samples).to(self.device, self.dtype)
+        rewards = self._reward(pixels, [prompt.text for prompt in prompts])
+        return [Score(value=value) for value in rewards.tolist()]
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards that carry the gradient of `pixels`; as `score`, up to rounding and resizing.
+
+        Args:
+            pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device.
+            prompts: One per picture.
+
+        Returns:
+            ``(B,)``, higher is better, on the device of `pixels`.
+
+        Raises:
+            ValueError: If the pixels have another shape, or there is not one prompt for each picture.
+        """
+        check_pixels(pixels, prompts, self.name)
+        self.load()
+        wide = torch.promote_types(pixels.dtype, torch.float32)
+        fitted = self._fit(pixels.to(self.device, wide)).to(self.dtype)
+        return self._reward(fitted, [prompt.text for prompt in prompts]).to(pixels.device)
+
+
+class TextCache:
+    """What a text encoder says of the last prompts, so that a search encodes its own once.
+
+    Args:
+        encode: ``(n, ...)`` of n texts.
+        capacity: Texts that are remembered.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], Tensor], capacity: int = 256) -> None:
+        self._encode, self._capacity = encode, capacity
+        self._known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """``(B, ...)``, without a gradient."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encode(new).unbind()))
+        rows = torch.stack([self._known[text] for text in texts])
+        for text in list(self._known)[: -self._capacity]:
+            del self._known[text]
+        return rows
+
+
+def check_pixels(pixels: Tensor, prompts: Sequence[Prompt], owner: str) -> None:
+    """Checks what `rewards` is given.
+
+    Raises:
+        ValueError: If the pixels have another shape, or there is not one prompt for each picture.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or not pixels.numel():
+        raise ValueError(
+            f"The pixels that {owner!r} rewards must be floating-point numbers in [0, 1] of shape "
+            f"(B, 3, H, W) but are {pixels.dtype} of shape {tuple(pixels.shape)}; convert them."
+        )
+    if len(prompts) != len(pixels):
+        raise ValueError(
+            f"There must be one prompt for each of the {len(pixels)} pictures that {owner!r} rewards but "
+            f"there are {len(prompts)}; repeat the prompt."
+        )
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each row of `a` ``(B, D)`` with the same row of `b`: ``(B,)`` of at least float32."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (F.normalize(a.to(wide), dim=-1) * F.normalize(b.to(wide), dim=-1)).sum(-1)
+
+
+def raw_pixels(picture: Image.Image) -> Tensor:
+    """An RGB picture as ``(1, 3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+
+
+def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels ``(B, 3, H, W)`` minus the mean of each channel, divided by its standard deviation."""
+    shape = (1, 3, 1, 1)
+    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
+
+
+def squashed(pixels: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
+    """Pixels ``(B, 3, H, W)`` resized to `size` as height and width, whatever their shape was."""
+    if pixels.shape[-2:] == size:
+        return pixels
+    return F.interpolate(pixels, size, mode=interpolation, antialias=True).clamp(0, 1)
+
+
+def pillow_processor(family: str, checkpoint: str, owner: str) -> Any:
+    """transformers' image processor of ``CLIP`` or ``Siglip``, resizing by Pillow as the published code does.
+
+    Raises:
+        VerifierError: If it cannot be loaded.
+    """
+    import transformers
+
+    # before transformers 5, the class of the plain name is the one that uses Pillow
+    plain = f"{family}ImageProcessor"
+    kind = getattr(transformers, f"{plain}Pil", None) or getattr(transformers, plain)
+    return processor_from(kind, checkpoint, owner)
+
+
+def fit_clip(processor: Any, pixels: Tensor) -> Tensor:
+    """Pixels ``(B, 3, H, W)`` in [0, 1] as a CLIP image processor would make them, with their gradient."""
+    return clip_pixels(pixels, processor.crop_size["height"], processor.image_mean, processor.image_std)
+
+
+def fit_siglip(processor: Any, pixels: Tensor) -> Tensor:
+    """Pixels ``(B, 3, H, W)`` in [0, 1] as a SigLIP image processor would make them, with their gradient."""
+    size = (processor.size["height"], processor.size["width"])
+    return normalised(squashed(pixels, size), processor.image_mean, processor.image_std)
