@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.playground import weights_path, world
@@ -16,14 +16,17 @@ from tts_vision.pipelines.playground.checker import evaluate
 from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score
+from tts_vision.verifiers._backbones import clip_embeddings, load_clip
+from tts_vision.verifiers._rewards import PixelReward, TextCache, cosines, fit_clip
+from tts_vision.verifiers._weights import processor_from
 
 
 def _picture(media: Media) -> Image.Image:
     if isinstance(media, Image.Image):
         return media.convert("RGB")
     raise ConfigError(
-        f"The playground's verifiers score pictures; got a {type(media).__name__}. Use a verifier that "
-        f"accepts it."
+        f"The playground's oracle scores pictures; got a {type(media).__name__}. Use a verifier that "
+        "accepts it."
     )
 
 
@@ -80,46 +83,49 @@ def _record(prompt: Prompt) -> dict[str, Any]:
     return record
 
 
-@register("verifier", "playground_clip", paper="CLIP (Radford et al. 2021)")
-class PlaygroundClip:
+@register(
+    "verifier",
+    "playground_clip",
+    paper="CLIP (Radford et al. 2021)",
+    notes={"licence": "Apache-2.0", "weights": "bundled", "gradients": "yes"},
+)
+class PlaygroundClip(PixelReward):
     """The playground's small CLIP: the cosine of picture and prompt. Useful and fallible.
 
     Args:
         path: Folder of the model; the bundled one by default.
-        device: Where it computes.
+        device: Where it computes; by default the accelerator, if there is one.
+        batch_size: Pictures computed at once.
     """
 
     name = "playground_clip"
-    accepts: frozenset[Modality] = frozenset({"image"})
 
-    def __init__(self, *, path: Path | None = None, device: str = "cpu") -> None:
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+    def __init__(self, *, path: Path | None = None, device: str | None = None, batch_size: int = 8) -> None:
+        super().__init__(device=device, batch_size=batch_size)
+        self.path = weights_path("clip") if path is None else path
 
-        folder = weights_path("clip") if path is None else path
+    def _load(self) -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessor
+
+        folder = str(self.path)
         with quietly():
-            self._model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._processor = CLIPImageProcessor.from_pretrained(folder)
+            self._model = load_clip(folder, self.name, self.dtype).to(self.device)
+        self._tokenizer: Any = processor_from(AutoTokenizer, folder, self.name)
+        self._image_processor: Any = processor_from(CLIPImageProcessor, folder, self.name)
+        self._texts = TextCache(self._encode)
 
-    @torch.no_grad()
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """One score per picture, each by itself, so that it does not depend on what else is scored.
+    def _encode(self, texts: list[str]) -> Tensor:
+        words = self._tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        found = self._model.get_text_features(
+            input_ids=words.input_ids.to(self.device), attention_mask=words.attention_mask.to(self.device)
+        )
+        return found.pooler_output
 
-        Args:
-            media: Pictures.
-            prompts: Their prompts.
+    def _preprocess(self, samples: list[Image.Image]) -> Tensor:
+        return self._image_processor(samples, return_tensors="pt").pixel_values
 
-        Returns:
-            Cosines in [-1, 1].
-        """
-        scores = []
-        for item, prompt in zip(media, prompts, strict=True):
-            words = self._tokenizer([prompt.text], padding="max_length", truncation=True, return_tensors="pt")
-            pixels = self._processor([_picture(item)], return_tensors="pt").pixel_values
-            output = self._model(
-                input_ids=words.input_ids.to(self._model.device),
-                attention_mask=words.attention_mask.to(self._model.device),
-                pixel_values=pixels.to(self._model.device),
-            )
-            scores.append(Score(value=float((output.image_embeds * output.text_embeds).sum())))
-        return scores
+    def _fit(self, pixels: Tensor) -> Tensor:
+        return fit_clip(self._image_processor, pixels)
+
+    def _reward(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        return cosines(clip_embeddings(self._model, pixels), self._texts(texts))
