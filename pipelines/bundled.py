@@ -11,6 +11,8 @@ from tts_vision.registry import register
 if TYPE_CHECKING:
     from diffusers import CogView4Pipeline
 
+    from tts_vision.pipelines.var.pipeline import InfinityPipeline
+
 
 @register(
     "model",
@@ -39,10 +41,47 @@ def load_playground(name: str = "playground", *, options: ModelOptions | None = 
         with quietly():
             pipe = load_pipeline(dtype=getattr(torch, options.dtype or "float32"))
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise PipelineError(
-            f"The playground's weights must be whole but: {reason[0]}; reinstall tts-vision, or train them "
-            "again with 'python -m tts_vision.pipelines.playground.train'."
-        ) from error
+        raise _damaged(error) from error
     pipe.tts_vision_defaults = dict(DEFAULTS)
     return prepare(pipe, options, device)
+
+
+@register(
+    "model",
+    "playground-var",
+    paper="Infinity (Han et al. 2024)",
+    notes={"draws": "what the playground draws, scale by scale; 6 scales, 48 tokens"},
+)
+def load_playground_var(
+    name: str = "playground-var", *, options: ModelOptions | None = None
+) -> InfinityPipeline:
+    """The bundled visual autoregressive model: a small Infinity over coloured shapes.
+
+    Args:
+        name: What it was called.
+        options: Precision and device; float32 on the CPU by default, where it is fast enough.
+
+    Raises:
+        PipelineError: If its weights are missing or damaged.
+    """
+    import torch
+
+    from tts_vision.pipelines.playground import weights_path
+    from tts_vision.pipelines.playground.quiet import quietly
+    from tts_vision.pipelines.var.folder import load_pipeline
+
+    options = options or ModelOptions()
+    try:
+        with quietly():
+            pipe = load_pipeline(weights_path("var"), dtype=getattr(torch, options.dtype or "float32"))
+    except Exception as error:
+        raise _damaged(error) from error
+    return pipe.to(options.device or "cpu")
+
+
+def _damaged(error: Exception) -> PipelineError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return PipelineError(
+        f"The playground's weights must be whole but: {reason[0]}; reinstall tts-vision, or train them "
+        "again with 'python -m tts_vision.pipelines.playground.train'."
+    )

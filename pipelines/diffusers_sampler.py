@@ -76,6 +76,11 @@ class DiffusersSampler:
 
     def __init__(self, pipe: Any, *, options: SamplerOptions | None = None) -> None:
         options = options or SamplerOptions()
+        if options.preview_size is not None:
+            raise ConfigError(
+                f"preview_size needs a model that decodes at any size but got {options.preview_size} for "
+                f"{type(pipe).__name__}; give it a tiny autoencoder instead (model.preview_vae)."
+            )
         _check_drivable(pipe)
         self.name = type(pipe).__name__
         self._driver = Driver(pipe, NoMeter())

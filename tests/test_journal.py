@@ -250,10 +250,17 @@ def test_corrupt_tensors(tmp_path: Path) -> None:
         journal.load(name, state, (0, 1), 2)
 
 
-def test_only_tensors_can_be_stored(tmp_path: Path) -> None:
-    state = some_state(carry={"words": Rows(["a", "b"])})
-    with pytest.raises(TypeError, match="'words' must be a tensor to be stored but is str rows"):
-        Journal(tmp_path).save(state, 0, 0)
+def test_objects_are_made_again_and_not_stored(tmp_path: Path) -> None:
+    tensor = torch.arange(2.0)
+    state = some_state(carry={"words": Rows(["a", "b"]), "tensor": tensor})
+    journal = Journal(tmp_path)
+    stored, name = journal.save(state, 0, 0)
+    assert stored.carry["words"] == ("a", "b")
+    read = journal.load(name, state, (0, 1), 2)
+    assert set(read.carry) == {"tensor"}
+    assert torch.equal(read.carry["tensor"], tensor)  # type: ignore[arg-type]
+    joined = State.cat([read, stored.select([1])])
+    assert joined.carry["words"] == (None, None, "b")
 
 
 def test_memory_only() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tts_vision.results import Result
     from tts_vision.runner import Observer
 
-_USAGE, _INTERRUPTED = 2, 130
+_INCOMPLETE, _USAGE, _INTERRUPTED = 1, 2, 130
 _EXTRA = "algorithm flags"
 _KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier")
 
@@ -187,6 +187,9 @@ Stochastic = Annotated[
     ),
 ]
 Eta = Annotated[float | None, typer.Option(help="How much noise stochastic steps add.")]
+PreviewSize = Annotated[
+    int | None, typer.Option(help="Longest side of previews in pixels, where the model can choose.")
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="Where the model runs.")]
 Offload = Annotated[str | None, typer.Option(help="none, model or sequential.")]
@@ -230,6 +233,7 @@ def generate(
     max_batch: MaxBatch = None,
     stochastic: Stochastic = None,
     eta: Eta = None,
+    preview_size: PreviewSize = None,
     dtype: Dtype = None,
     device: Device = None,
     offload: Offload = None,
@@ -251,7 +255,7 @@ def generate(
     flags |= {"holdout_verifier": holdout_verifier}
     values |= _given({**flags, "budget": budget, "seed": seed, "max_batch": max_batch})
     pipeline = _pipeline(steps, guidance_scale, negative_prompt)
-    sampler = _given({"stochastic": stochastic, "eta": eta})
+    sampler = _given({"stochastic": stochastic, "eta": eta, "preview_size": preview_size})
     loading = {"dtype": dtype, "device": device, "offload": offload}
     loading |= {"attention": attention, "scheduler": scheduler}
     values = _nested(values, ("model_options",), _given(loading))
@@ -364,6 +368,94 @@ def compare(
     typer.echo(f"{folder}/comparison.json, .csv, .png")
 
 
+@app.command()
+def score(
+    files: Annotated[list[Path], typer.Argument(help="Pictures and clips.", show_default=False)],
+    prompts: Annotated[
+        list[str], typer.Option("--prompt", "-p", help="One for all files, or one per file in their order.")
+    ],
+    verifiers: Annotated[
+        list[str], typer.Option("--verifier", "-v", help="What scores. Give once per verifier.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Score pictures and clips that you have, by any verifiers.
+
+    Exit code 1 says that something could not be scored; why is told on standard error.
+    """
+    import json
+
+    from rich.table import Table
+
+    from tts_vision.score_files import score_files
+
+    found = score_files(files, prompts, verifiers)
+    if as_json:
+        typer.echo(json.dumps([file.as_json() for file in found], indent=2, ensure_ascii=False))
+    else:
+        table = Table()
+        table.add_column("file")
+        for name in found[0].scores:
+            table.add_column(name, justify="right")
+        for file in found:
+            values = [s.value for s in file.scores.values()]
+            _add_row(table, str(file.path), *(f"{v:.4f}" if v == v else "unscored" for v in values))
+        _print(table)
+    for file in found:
+        for name, reason in file.unscored.items():
+            typer.echo(f"{file.path} is not scored by {name}: {reason}", err=True)
+    if any(file.unscored for file in found):
+        raise typer.Exit(_INCOMPLETE)
+
+
+@app.command("verifier-bench")
+def verifier_bench(
+    verifiers: Annotated[list[str], typer.Option("--verifier", "-v", help="Give once per verifier.")],
+    images: Annotated[int, typer.Option(help="Samples that are timed.")] = 32,
+    size: Annotated[int, typer.Option(help="Height and width of the samples.")] = 512,
+    frames: Annotated[int, typer.Option(help="Frames of a clip, for verifiers of clips.")] = 16,
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option("--batch-size", help="Give once per size to try; the default otherwise."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Measure samples per second and memory of verifiers, on random samples, each in its own process.
+
+    Exit code 1 says that one could not be measured; why is told on standard error.
+    """
+    import json
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from tts_vision.verifier_bench import Measurement, bench
+
+    found = []
+    failed = False
+    for row in bench(verifiers, images=images, size=size, frames=frames, batch_sizes=batch_sizes or ()):
+        if isinstance(row, Measurement):
+            found.append(row)
+        else:
+            failed = True
+            typer.echo(str(row), err=True)
+    if as_json:
+        rows = [{**asdict(row), "per_second": row.per_second} for row in found]
+        typer.echo(json.dumps(rows, indent=2))
+    elif found:
+        table = Table()
+        for head in ("verifier", "scored", "per second", "loading, s", "peak, MB", "of it its own, MB"):
+            table.add_column(head, justify="left" if head == "verifier" else "right")
+        for row in found:
+            kind = "clips" if row.kind == "video" else "pictures"
+            scored = f"{row.samples - row.unscored} of {row.samples} {kind}"
+            memory = [f"{value / 2**20:.0f}" for value in (row.peak_memory, row.own_memory)]
+            _add_row(table, row.verifier, scored, f"{row.per_second:.2f}", f"{row.loading:.2f}", *memory)
+        _print(table)
+    if failed:
+        raise typer.Exit(_INCOMPLETE)
+
+
 @app.command("list")
 def list_plugins(
     what: Annotated[
@@ -447,7 +539,9 @@ def _tell(result: Result, folder: Path) -> None:
     )
     if spent.macs:
         most = f" of {result.budget.macs / 1e9:.4g}" if result.budget.macs else ""
-        typer.echo(f"        {spent.macs / 1e9:.4g}{most} GMAC, {spent.tokens:g} tokens, {spent.decodes} decodes")
+        typer.echo(
+            f"        {spent.macs / 1e9:.4g}{most} GMAC, {spent.tokens:g} tokens, {spent.decodes} decodes"
+        )
     if result.is_preview:
         typer.echo("note    the budget ended before a sample was finished: this is a preview")
     elif result.budget_spent:

@@ -150,6 +150,8 @@ class SamplerOptions(_Settings):
         diffusion: Diffusion coefficient of "euler", as a function of time.
         diffusion_norm: Factor on that coefficient.
         interpolant: Path between noise and data on which stochastic steps of a flow model move.
+        preview_size: Longest side, in pixels, that previews are decoded at, by samplers that can choose; by
+            default that of the finished sample.
         recompute: Whether gradients keep only the inputs of the denoiser's blocks and compute the rest again,
             which needs less memory and more time; by default on an accelerator. Gradients through several
             steps compute each of them again unless this is false.
@@ -164,6 +166,7 @@ class SamplerOptions(_Settings):
     diffusion: str = "square"
     diffusion_norm: float = Field(default=1.0, gt=0)
     interpolant: Literal["linear", "vp"] = "linear"
+    preview_size: int | None = Field(default=None, ge=1)
     recompute: bool | None = None
 
 

@@ -105,12 +105,8 @@ class Journal:
         path = self._blobs / f"{op:06d}-{first:05d}.safetensors"
         tensors = {"latents": state.latents.contiguous()}
         for key, value in state.carry.items():
-            if isinstance(value, Rows):
-                raise TypeError(
-                    f"Carried entry {key!r} must be a tensor to be stored but is {type(value[0]).__name__} "
-                    "rows; carry tensors with rows on axis 0."
-                )
-            tensors[f"carry.{key}"] = value.contiguous()
+            if not isinstance(value, Rows):  # these can be made again
+                tensors[f"carry.{key}"] = value.contiguous()
         # samplers may carry one tensor under two names; safetensors stores no memory twice
         seen: set[int] = set()
         for key, value in tensors.items():

@@ -57,6 +57,14 @@ def row_noise(seed: int, stream: Stream, uids: Sequence[int], step: int, like: T
     return torch.stack(draws).to(like.dtype)
 
 
+def row_uniform(seed: int, stream: Stream, uids: Sequence[int], step: int, like: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) shaped as `like` ``(B, ...)``, keyed as in `row_noise`; float32 on the CPU."""
+    draws = [
+        torch.rand(like.shape[1:], generator=row_generator(seed, stream, uid, step, "cpu")) for uid in uids
+    ]
+    return torch.stack(draws)
+
+
 def choice_generator(seed: int, *key: int) -> np.random.Generator:
     """The generator of an algorithm's own choices (resampling, tournaments) at decision `key`."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_STREAMS["select"], *key)))

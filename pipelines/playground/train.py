@@ -27,6 +27,7 @@ from tts_vision.pipelines.playground.train_flow import (
 )
 from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
 from tts_vision.pipelines.playground.training import Average, Budget, load_bank, log
+from tts_vision.pipelines.var.folder import save_pipeline
 
 STAGES = ("vae", "flow", "decoder", "clip", "tokenizer", "var", "export")
 
@@ -35,19 +36,22 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
     """Writes what the checkpoints hold as folders that diffusers and transformers load, in half precision.
 
     Args:
-        work_dir: Where the checkpoints lie; the CLIP's may be missing.
-        output: Folder that gets `flow` and `clip`.
+        work_dir: Where the checkpoints lie; what has none is left out.
+        output: Folder that gets `flow`, `var` and `clip`.
         seed: The seed of the training.
     """
-    transformer, text_encoder = build_flow(FlowSize(), seed + 2)
-    average = Average({"transformer": transformer, "text_encoder": text_encoder})
-    average.load_state_dict(_checkpoint(work_dir, "flow")["average"])
-    average.copy_to("transformer", transformer)
-    average.copy_to("text_encoder", text_encoder)
-    vae = AutoencoderTiny.from_pretrained(work_dir / "vae")
-    _take_sharper_decoder(work_dir, vae)
-    pipe = build_pipeline(transformer, text_encoder, vae).to(torch.float16)
-    pipe.save_pretrained(output / "flow", safe_serialization=True)
+    if (work_dir / "flow.pt").exists():
+        transformer, text_encoder = build_flow(FlowSize(), seed + 2)
+        average = Average({"transformer": transformer, "text_encoder": text_encoder})
+        average.load_state_dict(_checkpoint(work_dir, "flow")["average"])
+        average.copy_to("transformer", transformer)
+        average.copy_to("text_encoder", text_encoder)
+        vae = AutoencoderTiny.from_pretrained(work_dir / "vae")
+        _take_sharper_decoder(work_dir, vae)
+        pipe = build_pipeline(transformer, text_encoder, vae).to(torch.float16)
+        pipe.save_pretrained(output / "flow", safe_serialization=True)
+    if (work_dir / "var.pt").exists():
+        save_pipeline(train_var.trained(work_dir), output / "var", dtype=torch.float16)
     if (work_dir / "clip.pt").exists():
         model = build_clip(seed=seed + 3)
         average = Average({"clip": model})

@@ -30,6 +30,7 @@ from tts_vision.pipelines.playground.training import (
 )
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, BSQVAEConfig
 from tts_vision.pipelines.var.infinity import Infinity, InfinityConfig, initialise
+from tts_vision.pipelines.var.pipeline import InfinityPipeline
 from tts_vision.pipelines.var.schedules import Schedule
 
 # Few tokens learn fast. A size may come twice: the second time corrects what the first got wrong.
@@ -40,6 +41,8 @@ VAE = BSQVAEConfig(
 TRANSFORMER = InfinityConfig(
     depth=6, width=256, heads=8, bits=64, chunks=2, text_dim=128, text_length=MAX_TOKENS, pool_heads=4
 )
+# Like the flow's, not the settings that are right most often: that leaves a search something to do.
+DEFAULTS = {"guidance_scale": 1.5, "tau": 1.0, "top_p": 0.0}
 
 
 def build_text_encoder(seed: int) -> T5EncoderModel:
@@ -136,6 +139,27 @@ def load_tokenizer(work_dir: Path) -> BSQVAE:
     saved = torch.load(work_dir / "tokenizer.pt", map_location="cpu", weights_only=True)
     vae.load_state_dict(saved["parts"]["vae"])
     return vae.eval()
+
+
+def trained(work_dir: Path) -> InfinityPipeline:
+    """The pipeline of what the stages left, with averaged weights."""
+    saved = torch.load(work_dir / "var.pt", map_location="cpu", weights_only=True)["parts"]
+    modules = {"transformer": Infinity(TRANSFORMER), "text_encoder": build_text_encoder(0)}
+    average = Average(modules)
+    average.load_state_dict(saved["average"])
+    for name, module in modules.items():
+        module.load_state_dict(saved[name])  # buffers, which no average has
+        average.copy_to(name, module)
+        module.eval()
+    return InfinityPipeline(
+        transformer=modules["transformer"],
+        vae=load_tokenizer(work_dir),
+        text_encoder=modules["text_encoder"],
+        tokenizer=build_tokenizer("right"),
+        schedule=SCHEDULE,
+        defaults=DEFAULTS,
+        name="playground-var",
+    )
 
 
 def _summed(vae: BSQVAE, bits: Tensor, tokens: Tensor) -> Tensor:

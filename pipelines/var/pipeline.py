@@ -1,0 +1,258 @@
+"""Infinity as a pipeline: text encoder, transformer and tokenizer together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.config import did_you_mean
+from tts_vision.errors import ConfigError
+from tts_vision.pipelines.var.bsq_vae import BSQVAE
+from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.infinity import Condition, Infinity, macs_of_scale
+from tts_vision.pipelines.var.sampling import bit_probability, guided
+from tts_vision.pipelines.var.schedules import Schedule, nearest_ratio, schedule_for
+from tts_vision.rng import row_uniform
+from tts_vision.tokens import draw
+from tts_vision.types import Prompt
+
+
+@dataclass(frozen=True)
+class InfinityPipeline:
+    """Draws pictures of a text, scale by scale.
+
+    Attributes:
+        transformer: Predicts bits.
+        vae: Its tokenizer.
+        text_encoder: A T5 encoder of transformers.
+        tokenizer: Of the text encoder.
+        schedule: The scales, for a model with only one; by default Infinity's templates.
+        defaults: Of the settings of a call.
+        name: Shown in reports.
+    """
+
+    transformer: Infinity
+    vae: BSQVAE
+    text_encoder: Any
+    tokenizer: Any
+    schedule: Schedule | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "Infinity"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.transformer.head.weight.device
+
+    def to(self, device: torch.device | str) -> InfinityPipeline:
+        """Moves all models."""
+        for module in (self.transformer, self.vae, self.text_encoder):
+            module.to(device)
+        return self
+
+    def plan(self, call: Mapping[str, Any]) -> InfinityPlan:
+        """The pipeline with the settings of a call; see `InfinityPlan`.
+
+        Raises:
+            ConfigError: If a setting is unknown or out of range.
+        """
+        settings = {**_DEFAULTS, **self.defaults, **call}
+        for key in call:
+            if key not in _DEFAULTS:
+                raise ConfigError(
+                    f"A setting of {self.name} must be one of {', '.join(_DEFAULTS)} but got {key!r}; "
+                    f"{did_you_mean(key, _DEFAULTS)}"
+                )
+        schedule = self.schedule
+        if schedule is None:
+            ratio = settings["aspect_ratio"]
+            if isinstance(ratio, str):
+                ratio = _ratio(ratio)
+            schedule = schedule_for(float(ratio), settings["size"])
+        elif {"aspect_ratio", "size"} & call.keys():
+            raise ConfigError(f"{self.name} draws one size of picture; leave aspect_ratio and size out.")
+        scales = len(schedule)
+        return InfinityPlan(
+            self,
+            schedule,
+            _per_scale("guidance_scale", settings["guidance_scale"], scales),
+            _per_scale("tau", settings["tau"], scales),
+            settings["top_k"],
+            settings["top_p"],
+            settings["negative_prompt"],
+        )
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, *, seed: int = 0, n: int = 1, **call: Any) -> list[Image.Image]:
+        """Draws pictures: the plain samples of a seed.
+
+        Args:
+            prompt: What to draw.
+            seed: Root seed; picture ``i`` is that of particle ``i`` of a search with this seed.
+            n: How many.
+            call: Settings, as in `InfinityPlan`.
+
+        Raises:
+            ConfigError: If a setting is unknown or out of range, or the prompt is too long.
+        """
+        plan = self.plan(call)
+        condition, cache, tokens = plan.condition(Prompt(prompt)), plan.cache(n), plan.empty(n)
+        for scale in range(len(plan.schedule)):
+            probability = plan.probability(condition, tokens, scale, cache)
+            uniform = row_uniform(seed, "step", range(n), scale, probability)
+            tokens = torch.cat((tokens, draw(probability, uniform)), 1)
+        return pictures(plan.pixels(plan.features(tokens)))
+
+
+_DEFAULTS: dict[str, Any] = {
+    "aspect_ratio": 1.0,
+    "size": "1M",
+    "guidance_scale": 3.0,
+    "tau": 0.5,
+    "top_k": 0,
+    "top_p": 0.97,
+    "negative_prompt": None,
+}
+
+
+@dataclass(frozen=True)
+class InfinityPlan:
+    """Infinity with the settings of a call.
+
+    Attributes:
+        pipe: The models.
+        schedule: The scales of the aspect ratio (height over width) and size that were asked for.
+        guidance_scale: Of classifier-free guidance, by scale; 1 is none.
+        tau: Temperature of the bits, by scale.
+        top_k: 1 takes the likelier value of each bit.
+        top_p: Drops the less likely value of a bit if its probability is at most ``1 - top_p``.
+        negative_prompt: What guidance leads away from, in place of the learned embedding of no text.
+    """
+
+    pipe: InfinityPipeline
+    schedule: Schedule
+    guidance_scale: tuple[float, ...]
+    tau: tuple[float, ...]
+    top_k: int
+    top_p: float
+    negative_prompt: str | None
+
+    @property
+    def branches(self) -> int:
+        return 2 if any(scale != 1 for scale in self.guidance_scale) else 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    @property
+    def stride(self) -> int:
+        return self.pipe.vae.config.stride
+
+    def empty(self, n: int) -> Tensor:
+        return torch.empty(n, 0, self.pipe.transformer.config.bits, dtype=torch.uint8)
+
+    def words(self, prompt: Prompt) -> int:
+        return len(self._ids(prompt.text))
+
+    @torch.no_grad()
+    def condition(self, prompt: Prompt) -> Condition:
+        model = self.pipe.transformer
+        texts = [self._encoded(prompt.text)]
+        if self.branches == 2:
+            negative = self.negative_prompt
+            texts.append(
+                model.uncond_text(texts[0].shape[1]) if negative is None else self._encoded(negative)
+            )
+        longest = max(text.shape[1] for text in texts)
+        padded = [torch.nn.functional.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts]
+        lengths = torch.tensor([text.shape[1] for text in texts], device=self.device)
+        mask = torch.arange(longest, device=self.device) < lengths[:, None]
+        return model.condition(torch.cat(padded), None if bool(mask.all()) else mask)
+
+    def cache(self, rows: int) -> KVCache:
+        config = self.pipe.transformer.config
+        return KVCache.empty(
+            config.depth,
+            self.branches,
+            rows,
+            config.heads,
+            self.schedule.starts[-2],  # the last scale is never read again
+            config.head_dim,
+            device=self.device,
+            dtype=self.pipe.transformer.blocks[0].sa.mat_qkv.weight.dtype,
+        )
+
+    @torch.no_grad()
+    def probability(self, condition: Condition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+        quantizer, model = self.pipe.vae.quantizer, self.pipe.transformer
+        inputs = None
+        if scale:
+            features = self.features(tokens)
+            inputs = quantizer.next_input(features, self.schedule.grids[scale]).to(self.device)
+            inputs = inputs.repeat(self.branches, 1, 1)
+        rows = condition.rows(len(tokens))
+        logits = model.scale(rows, inputs, scale, self.schedule, cache)
+        if self.branches == 2:
+            logits = guided(*logits.chunk(2), self.guidance_scale[scale])
+        return bit_probability(logits, self.tau[scale], self.top_k, self.top_p).cpu()
+
+    def features(self, tokens: Tensor) -> Tensor:
+        scales = self.schedule.starts.index(tokens.shape[1])
+        return self.pipe.vae.quantizer.summed(tokens, self.schedule, scales)
+
+    @torch.no_grad()
+    def pixels(self, features: Tensor) -> Tensor:
+        return self.pipe.vae.decode(features)
+
+    def macs(self, scale: int, words: int) -> int:
+        return macs_of_scale(self.pipe.transformer.config, self.schedule, scale, words)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.pipe.tokenizer(text)["input_ids"]
+        most = self.pipe.transformer.config.text_length
+        if len(ids) > most:
+            raise ConfigError(
+                f"A prompt must have at most {most} tokens for {self.pipe.name} but has {len(ids)}: "
+                f"{text[:60]!r}...; shorten it."
+            )
+        return ids
+
+    def _encoded(self, text: str) -> Tensor:
+        """Last hidden states ``(1, L, text_dim)`` of a text."""
+        ids = torch.tensor([self._ids(text)], device=self.device)
+        return self.pipe.text_encoder(ids).last_hidden_state.float()
+
+
+def pictures(pixels: Tensor) -> list[Image.Image]:
+    """Pixels ``(B, 3, H, W)`` in [-1, 1] as pictures, rounded to 8 bits."""
+    bytes_ = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _per_scale(name: str, value: float | Sequence[float], scales: int) -> tuple[float, ...]:
+    values = [value] * scales if isinstance(value, (int, float)) else list(value)
+    if len(values) != scales:
+        raise ConfigError(
+            f"{name} must be one number or one for each of {scales} scales but got {len(values)}; give one."
+        )
+    return tuple(map(float, values))
+
+
+def _ratio(text: str) -> float:
+    """An aspect ratio written width:height, as people write it, as height over width of a template."""
+    parts = text.split(":")
+    try:
+        width, height = map(float, parts)
+        return nearest_ratio(height / width)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(
+            f"aspect_ratio must be height over width, or written width:height as '16:9', but got {text!r}."
+        ) from None
+
+
