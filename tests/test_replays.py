@@ -11,7 +11,7 @@ from tts_vision import search
 from tts_vision.errors import ConfigError
 from tts_vision.media import pixels
 from tts_vision.replays import recreate, replay
-from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward, position_of
 from tts_vision.types import Prompt
 
 
@@ -24,6 +24,9 @@ from tts_vision.types import Prompt
         "evosearch",
         "evosearch:strict_reference=true",
         "fk_steering",
+        "reno:iterations=3",
+        "das:alpha=0.5",
+        "gradient_guidance:repeats=2",
     ],
 )
 def test_the_best_sample_is_made_again(algorithm: str, tmp_path: Path) -> None:
@@ -32,6 +35,21 @@ def test_the_best_sample_is_made_again(algorithm: str, tmp_path: Path) -> None:
     assert again.max_difference == 0
     assert again.path.exists()
     assert again.lineage[0].origin == "init"
+
+
+GUIDED = ["reno", "das", "gradient_guidance"]
+
+
+@pytest.mark.parametrize("algorithm", GUIDED)
+def test_every_sample_of_a_search_with_gradients_is_made_again(algorithm: str) -> None:
+    sampler, reward = GaussianMixtureSampler(num_steps=6, order=2), TargetReward()
+    result = search(sampler, "a", algorithm=algorithm, verifier=reward, budget="12x")
+    assert any(event.kind == "gradient" for event in result.trace)
+    for candidate in result.population:
+        chain = result.lineage(candidate.uid)
+        media = recreate(sampler, Prompt("a"), 0, chain, candidate.step, reward)
+        # a batch may round otherwise than one row
+        assert position_of(media) == pytest.approx(position_of(candidate.load()), abs=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ["search_over_paths", "evosearch", "fk_steering"])
@@ -49,6 +67,13 @@ def test_a_live_pipeline_is_given_again(tmp_path: Path) -> None:
     assert replay(tmp_path, sampler).max_difference == 0
     with pytest.raises(ConfigError, match="live model"):
         replay(tmp_path)
+
+
+def test_gradients_of_a_live_verifier_are_given_again(tmp_path: Path) -> None:
+    search(MODEL, "a", algorithm="reno", verifier=TargetReward(), budget="8x", output=tmp_path)
+    with pytest.raises(ConfigError, match="live verifier"):
+        replay(tmp_path)
+    assert replay(tmp_path, verifier=TargetReward()).max_difference == 0
 
 
 def test_another_model_makes_another_sample(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ their particles, and an algorithm never handles autograd.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -142,5 +143,5 @@ def safe_rewards(
             + ("" if rewards.requires_grad else " without a gradient")
             + "; compute it from the pixels with torch alone."
         )
-    bad = (~rewards.detach().isfinite()).tolist()
-    return rewards, [f"{verifier.name} answered {float(r)}" if b else None for r, b in zip(rewards, bad)]
+    answers = rewards.tolist()
+    return rewards, [None if math.isfinite(a) else f"{verifier.name} answered {a}" for a in answers]

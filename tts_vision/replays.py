@@ -43,7 +43,7 @@ class Replay:
     lineage: list[Ancestor]
 
 
-def replay(folder: Path | str, pipe: Any = None) -> Replay:
+def replay(folder: Path | str, pipe: Any = None, verifier: Any = None) -> Replay:
     """Makes the best sample of a finished search again, from its configuration and lineage, and compares.
 
     The result is stored in the folder as ``replay``. One particle is computed at a time, so rounding may
@@ -52,6 +52,7 @@ def replay(folder: Path | str, pipe: Any = None) -> Replay:
     Args:
         folder: The result folder.
         pipe: The pipeline, if the search was started with a live one.
+        verifier: The verifier, if the search used its gradients and was started with a live one.
 
     Raises:
         ConfigError: If the folder holds no finished search.
@@ -66,7 +67,7 @@ def replay(folder: Path | str, pipe: Any = None) -> Replay:
     best = result.best
     guided = "differentiable" in find_algorithm(result.config).needs
     # without gradients no verifier is needed, so a live one may be missing
-    setup = prepare(result.config, Live(pipe=pipe, verifier=None if guided else _never_scores))
+    setup = prepare(result.config, Live(pipe=pipe, verifier=verifier if guided else _never_scores))
     chain = result.lineage(best.uid)
     media = recreate(setup.sampler, setup.prompt, result.config.seed, chain, best.step, setup.verifier)
     stored = next(iter(sorted(root.glob("best.*"))), None)

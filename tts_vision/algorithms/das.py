@@ -129,7 +129,7 @@ def tempered(tempering: Tempering, i: int, num_steps: int, gamma: float | None, 
         rate = 2 ** (1 / (_HEATED * num_steps)) - 1 if gamma is None else gamma
         return min((1 + rate) ** i - 1, 1.0)
     rate = 1 / (_HEATED * num_steps) if gamma is None else gamma
-    return min((rate * i) ** power, 1.0) if i else 0.0
+    return min(rate * i, 1.0) ** power if i else 0.0
 
 
 def adaptive(log_w: Floats, r: Floats, floor: float, ess_threshold: float) -> float:

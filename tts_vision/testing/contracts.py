@@ -196,11 +196,14 @@ class SamplerContract:
         assert isinstance(sampler, DifferentiableSampler)
 
         def reward(pixels: Tensor) -> Tensor:
-            # no more of the pixels than their place would make the gradients of some samplers vanish
             weights = torch.linspace(0.5, 1.5, pixels[0].numel(), dtype=pixels.dtype, device=pixels.device)
             return pixels.flatten(1) @ weights / pixels[0].numel()
 
-        starts = [(sampler.init(prompt, (0, 1, 2), seed=SEED), sampler.num_steps)]
+        # a first step with as much noise as the sample itself leaves nothing of where it started
+        first = min(sampler.last_noisy_step + 1, 1)
+        start = sampler.init(prompt, (0, 1, 2), seed=SEED)
+        start = sampler.advance(start, first) if first else start
+        starts = [(start, sampler.num_steps - first)]
         if "preview" in sampler.capabilities and sampler.num_steps > 1:
             starts.append((halfway(sampler, prompt), 1))
         for state, steps in starts:
