@@ -276,7 +276,7 @@ class ObjectJudge:
     Args:
         name: Which detector.
         checkpoint: Folder or hub id; by default the detector's published one.
-        colours: Folder or hub id of the CLIP that names colours; without one, they are not looked at.
+        colours: Folder or hub id of the CLIP that names colours; ``none`` leaves them out.
         threshold: Confidence that a detection must exceed; by default the detector's own.
         counting_threshold: The same where a number is limited.
         max_overlap: Of two boxes of a kind the weaker is dropped from here on; by default the detector's own.
@@ -291,13 +291,13 @@ class ObjectJudge:
         self,
         name: DetectorName,
         *,
-        checkpoint: str | None,
-        colours: str | None,
-        threshold: float | None,
-        counting_threshold: float | None,
-        max_overlap: float | None,
-        max_objects: int,
-        size: int,
+        checkpoint: str | None = None,
+        colours: str = CLIP_CHECKPOINT,
+        threshold: float | None = None,
+        counting_threshold: float | None = None,
+        max_overlap: float | None = None,
+        max_objects: int = 16,
+        size: int = 800,
         owner: str,
         device: Any,
         batch_size: int,
@@ -324,7 +324,7 @@ class ObjectJudge:
         self.detector = kind(
             checkpoint or published, owner=owner, size=size, device=device, batch_size=batch_size
         )
-        self.colours = None if colours is None else ColourNamer(colours, owner=owner, device=device)
+        self.colours = None if colours == "none" else ColourNamer(colours, owner=owner, device=device)
 
     def load(self) -> None:
         """Loads the detector and the CLIP."""
@@ -337,6 +337,16 @@ class ObjectJudge:
     ) -> list[dict[str, str] | str]:
         """What is wrong with each predicate of each picture, as `check` says; or why it cannot be said."""
         self.load()
+        try:
+            return self._wrong(pictures, demands)
+        except UnusableSample as error:
+            if len(pictures) == 1:
+                return [str(error)]
+            return [wrong for p, d in zip(pictures, demands) for wrong in self.wrong([p], [d])]
+
+    def _wrong(
+        self, pictures: Sequence[Image.Image], demands: Sequence[Demands]
+    ) -> list[dict[str, str] | str]:
         found: dict[int, dict[str, str] | str] = {}
         for i, wanted in enumerate(demands):
             unknown = [group.noun for group in wanted.groups if not self.detector.knows(group.noun)]

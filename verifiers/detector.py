@@ -70,7 +70,7 @@ class Detector(BatchedVerifier):
         self._judge = ObjectJudge(
             model,
             checkpoint=checkpoint,
-            colours=None if colours == "none" else colours,
+            colours=colours,
             threshold=threshold,
             counting_threshold=counting_threshold,
             max_overlap=max_overlap,

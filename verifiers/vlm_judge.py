@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers._base import BatchedVerifier
 from tts_vision.verifiers._cache import DiskCache, key_of
-from tts_vision.verifiers._endpoint import ChatEndpoint, Reply
-from tts_vision.verifiers._vlm import Question, VisionLanguageModel
+from tts_vision.verifiers._endpoint import ChatEndpoint
+from tts_vision.verifiers._structured import AGAIN, ask, parsed
+from tts_vision.verifiers._vlm import VisionLanguageModel
 
 Metric = Literal[
     "accuracy_to_prompt",
@@ -65,7 +65,6 @@ is asked for. Flaws such as blur, artefacts or deformed parts cost points.
 
 Answer with one JSON object that has these six keys, each with an object of the form \
 {"explanation": "...", "score": 0}, and write nothing else."""
-AGAIN = "That answer cannot be used: {error}. Answer with nothing but the JSON object that was asked for."
 
 
 @register(
@@ -161,40 +160,24 @@ class VLMJudge(BatchedVerifier):
         keys = [key_of(s, q, AGAIN, self._asked) for s, q in zip(samples, questions)]
         verdicts: dict[str, Rubric | str] = {}
         for key in dict.fromkeys(keys) if self.cache else ():
-            verdict = _parsed(self.cache.get(key)) if self.cache else ""
+            verdict = parsed(self.cache.get(key), Rubric, "rubric") if self.cache else ""
             if isinstance(verdict, Rubric):
                 verdicts[key] = verdict
         new = {key: i for i, key in enumerate(keys) if key not in verdicts}
-        found = self._judged([samples[i] for i in new.values()], [questions[i] for i in new.values()])
+        found = ask(
+            self._judge,
+            [[samples[i]] for i in new.values()],
+            [questions[i] for i in new.values()],
+            Rubric,
+            called="rubric",
+            structured=self.structured,
+            max_new_tokens=self.max_new_tokens,
+        )
         for key, verdict in zip(new, found, strict=True):
             verdicts[key] = verdict
             if self.cache and isinstance(verdict, Rubric):
                 self.cache.put(key, verdict.model_dump())
         return [self._score(verdicts[key]) for key in keys]
-
-    def _judged(self, samples: list[Image.Image], questions: list[str]) -> list[Rubric | str]:
-        """Verdicts, or the reasons why there are none."""
-        replies = self._ask(samples, list(questions))
-        verdicts = [reply.reason or _parsed(_json(reply.text)) for reply in replies]
-        # what was no rubric is asked for once more, with what was wrong; what failed has been tried enough
-        wrong = [i for i, v in enumerate(verdicts) if isinstance(v, str) and not replies[i].reason]
-        dialogues = [
-            [questions[i], replies[i].text, AGAIN.replace("{error}", str(verdicts[i]))] for i in wrong
-        ]
-        for i, reply in zip(wrong, self._ask([samples[i] for i in wrong], dialogues)):
-            verdict = reply.reason or _parsed(_json(reply.text))
-            told = " ".join(reply.text.split())[:80]
-            verdicts[i] = f"{verdict}; it said {told!r}" if isinstance(verdict, str) and told else verdict
-        return verdicts
-
-    def _ask(self, samples: list[Image.Image], questions: list[Any]) -> list[Reply]:
-        shown, asked = [[sample] for sample in samples], list[Question](questions)
-        if isinstance(self._judge, ChatEndpoint):
-            schema = Rubric.model_json_schema() if self.structured else None
-            return self._judge.ask(shown, asked, schema=schema, schema_name="rubric")
-        return [
-            Reply(text) for text in self._judge.generate(shown, asked, max_new_tokens=self.max_new_tokens)
-        ]
 
     def _score(self, verdict: Rubric | str) -> Score:
         if isinstance(verdict, str):
@@ -203,21 +186,3 @@ class VLMJudge(BatchedVerifier):
         return Score(
             value=parts[self.metric], parts=parts, reason=getattr(verdict, self.metric).explanation or None
         )
-
-
-def _json(text: str) -> str:
-    """The JSON object in an answer, which may stand in a code fence or after some words."""
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
-
-
-def _parsed(answer: Any) -> Rubric | str:
-    """The rubric in JSON text or in what was kept; else what is wrong with it."""
-    try:
-        if isinstance(answer, str):
-            return Rubric.model_validate_json(answer)
-        return Rubric.model_validate(answer)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"the answer does not follow the rubric: {where + ': ' if where else ''}{first['msg']}"
