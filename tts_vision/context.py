@@ -22,6 +22,7 @@ from tts_vision.errors import (
     PipelineError,
     StorageError,
 )
+from tts_vision.features import load_extractor
 from tts_vision.gradients import (
     carried,
     differentiable_sampler,
@@ -32,7 +33,7 @@ from tts_vision.gradients import (
 from tts_vision.journal import Journal
 from tts_vision.ledger import Ledger, Remaining
 from tts_vision.media import read_media, write_media
-from tts_vision.mutations import Mutation, describe
+from tts_vision.mutations import Mutation, describe, noise_shape
 from tts_vision.rng import choice_generator, row_noise, row_seed
 from tts_vision.scoring import calls_of, safe_scores
 from tts_vision.trace import (
@@ -40,6 +41,7 @@ from tts_vision.trace import (
     Checkpoint,
     Decode,
     Done,
+    Embedded,
     Event,
     Gradient,
     Init,
@@ -55,6 +57,7 @@ from tts_vision.types import (
     Cost,
     DifferentiableSampler,
     DifferentiableVerifier,
+    FeatureExtractor,
     Media,
     PooledVerifier,
     PreviewVerifier,
@@ -170,6 +173,11 @@ class SearchContext:
         self._observer = observer
         self._op = 0
         self._next_uid = 0
+        self._embeds = False
+        self._embeddings: list[State] = []
+        # where features are in use: what was decoded at one step, by uid; None if a former session did
+        self._decoded: dict[int, Media | None] = {}
+        self._decoded_step = 0
         sampler.bind(self.ledger)
 
     # What a plan needs to know
@@ -221,6 +229,22 @@ class SearchContext:
             return Remaining(**{k: v for e in past if e.kind == "note" for k, v in e.values.items()})
         self._record(Note(op=op, values={k: float(v) for k, v in asdict(left).items() if v is not None}))
         return left
+
+    def extractor(self, name: str) -> FeatureExtractor:
+        """What embeds samples, by its name, with parameters as ``name:key=value``; for `features`.
+
+        Raises:
+            ConfigError: If there is none, or it does not embed what the sampler makes.
+            VerifierError: If it cannot be loaded.
+        """
+        extractor = load_extractor(name)
+        if self._sampler.modality not in extractor.accepts:
+            raise ConfigError(
+                f"Features {extractor.name!r} are of {' and '.join(sorted(extractor.accepts))} but "
+                f"{self._sampler.name!r} makes {self._sampler.modality}; choose others."
+            )
+        self._embeds = True
+        return extractor
 
     def rng(self) -> np.random.Generator:
         """A generator for the algorithm's own next choice, fixed by the seed and the operation number."""
@@ -450,6 +474,53 @@ class SearchContext:
         """
         return torch.tensor([self.candidates[u].score.value for u in state.uids], dtype=torch.float64)
 
+    def features(self, state: State, extractor: FeatureExtractor) -> Tensor:
+        """Embeddings of the finished samples, or of previews of unfinished ones.
+
+        A sample is decoded once at each step, whether it is embedded, scored or both.
+
+        Args:
+            state: Particles.
+            extractor: What `extractor` returned.
+
+        Returns:
+            ``(B, D)`` float32.
+
+        Raises:
+            BudgetSpent: If decoding cannot be paid for.
+            CapabilityError: If the state is unfinished and the sampler has no preview.
+            VerifierError: If a sample cannot be embedded.
+        """
+        preview = state.step < self.num_steps
+        if preview:
+            self._require("preview", f"features at step {state.step} of {self.num_steps}")
+        self._embeds = True
+        op, past = self._begin("features")
+        for event in past:
+            if event.kind == "features":
+                asked = (extractor.name, state.uids, state.step)
+                _check_repeats((event.extractor, event.uids, event.step) == asked)
+                rows = self._journal.load(event.blob, state, event.uids, event.step)
+                _check_repeats(not rows.is_ghost)
+                self._embeddings.append(rows)
+                return rows.latents
+        missing = [uid for uid in state.uids if uid not in self._decoded_at(state.step)]
+        if self._journal.is_spent or not self.ledger.affords(Cost(decodes=len(missing))):
+            raise BudgetSpent
+        media = self._decode_rows(op, state, preview)
+        if len(media) < len(state):
+            raise BudgetSpent
+        with self.ledger.phase("verify"):
+            embedded = extractor.features(media)
+        rows, blob = self._journal.save(replace(state, latents=embedded, carry={}, shared={}), op, 0)
+        self._embeddings.append(rows)  # what is stored of it is needed again by a session after a kill
+        self._record(
+            Embedded(
+                op=op, uids=state.uids, step=state.step, extractor=extractor.name, preview=preview, blob=blob
+            )
+        )
+        return embedded
+
     @property
     def op(self) -> int:
         """The number of the next operation."""
@@ -477,6 +548,9 @@ class SearchContext:
         if past:
             _check_repeats(past[-1].kind == kind)
             self.ledger.restore(past[-1].spent)
+            for event in past:
+                if event.kind == "decode":
+                    self._decoded_at(event.step).update(dict.fromkeys(event.uids))
             if self._observer is not None:
                 self._observer(self, past[-1])
         return op, past
@@ -610,18 +684,7 @@ class SearchContext:
         return done[0] if len(done) == 1 else join(done)
 
     def _score_rows(self, op: int, rows: State, preview: bool) -> dict[int, Score]:
-        media: list[Media] = []
-        decode = self._sampler.preview if preview else self._sampler.decode
-        for a, b in self._batches(len(rows)):
-            part = rows.select(range(a, b))
-            calls = self.score_cost.verifier_calls * b
-            if media and not self.ledger.affords(Cost(decodes=b - a, verifier_calls=calls)):
-                break  # time runs out: score what is decoded
-            self.ledger.charge(Cost(decodes=b - a))
-            decoded = self._halving(part, decode, lambda lists: [m for group in lists for m in group])
-            media += decoded
-            self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
-
+        media = self._decode_rows(op, rows, preview, calls=self.score_cost.verifier_calls)
         verifier, prompts = self._verifier, [self._prompt] * len(media)
         anchor = None if preview or self.best is None else Anchor(self.best.load, self.best.score)
         trust: float | None = None
@@ -653,6 +716,44 @@ class SearchContext:
             )
         )
         return dict(zip(rows.uids, scores))
+
+    def _decode_rows(self, op: int, rows: State, preview: bool, *, calls: int = 0) -> list[Media]:
+        """The samples or previews of the rows; only of the first ones when time runs out.
+
+        Args:
+            op: Number of the operation.
+            rows: What to decode, unless it was at this step before.
+            preview: Whether it is unfinished.
+            calls: Verifier calls that each sample is going to take.
+        """
+        decode = self._sampler.preview if preview else self._sampler.decode
+        done = self._decoded_at(rows.step)
+        todo = [i for i, uid in enumerate(rows.uids) if done.get(uid) is None]
+        for a, b in self._batches(len(todo)):
+            part = rows.select(todo[a:b])
+            cost = Cost(decodes=sum(uid not in done for uid in part.uids))
+            ahead = Cost(verifier_calls=calls * (len(rows) - len(todo) + b))
+            if a and not self.ledger.affords(cost + ahead):
+                break  # time runs out: go on with what is decoded
+            self.ledger.charge(cost)
+            decoded = self._halving(part, decode, lambda lists: [m for group in lists for m in group])
+            done.update(zip(part.uids, decoded))
+            self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
+        media: list[Media] = []
+        for uid in rows.uids:
+            sample = done.get(uid)
+            if sample is None:
+                break
+            media.append(sample)
+        return media
+
+    def _decoded_at(self, step: int) -> dict[int, Media | None]:
+        """What was decoded at a step, by uid; forgotten at once where no features are in use."""
+        if not self._embeds:
+            return {}
+        if self._decoded_step != step:
+            self._decoded, self._decoded_step = {}, step
+        return self._decoded
 
     def _recorded_scores(self, past: list[Event]) -> dict[int, Score]:
         verdicts: dict[int, Score] = {}
@@ -711,8 +812,8 @@ def apply_mutation(mutation: Mutation, children: State) -> State:
     """Applies `mutation` with noise keyed by each child's uid; a ghost stays one."""
     if children.is_ghost:
         return replace(children, step=children.step - mutation.back)
-    noise = row_noise(children.seed, "mutate", children.uids, children.step, children.latents)
-    return mutation.apply(children, noise)
+    like = noise_shape(mutation, children)
+    return mutation.apply(children, row_noise(children.seed, "mutate", children.uids, children.step, like))
 
 
 _DIVERGED = (

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.tokens import draw, redrawn
 from tts_vision.types import State
 
 
@@ -21,7 +22,8 @@ class Mutation(Protocol):
     """A way to make children.
 
     One that uses the gradient carried by its parents also has `gradient_steps`, the number of steps that the
-    gradient went back through.
+    gradient went back through. One whose noise is shaped as something else than the latents has `noise_like`,
+    the name of the carried entry that it is shaped as.
     """
 
     name: ClassVar[str]
@@ -32,7 +34,7 @@ class Mutation(Protocol):
         """How many steps earlier than their parents the children stand."""
 
     def apply(self, state: State, noise: Tensor) -> State:
-        """Children of the rows of `state`; `noise` is standard normal, shaped as its latents."""
+        """Children of the rows of `state`; `noise` is standard normal, shaped as `noise_shape` says."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,40 @@ class AddStepNoise:
         return replace(with_latents(state, latents), step=state.step - self.back)
 
 
-MUTATIONS: dict[str, type[Any]] = {m.name: m for m in (Blend, Neighbour, StepNoise, AddStepNoise)}
+@dataclass(frozen=True)
+class TokenNoise:
+    """Draws a share of the last scale's tokens again, from the probabilities that they had.
+
+    Each uniform number that decided a token, or a bit of one, is replaced by a fresh one with probability
+    `share`. Whatever the share, tokens follow their probabilities; at 1 the scale is drawn afresh. A token
+    often comes out as it was, all the more surely the surer the model is of it.
+    """
+
+    share: float
+    name: ClassVar[str] = "token_noise"
+    needs: ClassVar[str] = "tokens"
+    back: ClassVar[int] = 0
+    noise_like: ClassVar[str] = "token_noise"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(
+                f"share must be in [0, 1] but got {self.share}; 0.1 draws a tenth of the tokens again."
+            )
+
+    def apply(self, state: State, noise: Tensor) -> State:
+        uniform, probability = _token_entry(state, "token_noise"), _token_entry(state, "token_probability")
+        fresh = redrawn(uniform, noise, self.share)
+        latents, length = state.latents.clone(), uniform.shape[1]
+        # what was not redrawn stays as it is, also where it was drawn with another device's rounding
+        latents[:, -length:] = torch.where(
+            fresh == uniform, latents[:, -length:], draw(probability, fresh).to(latents.dtype)
+        )
+        child = with_latents(state, latents)
+        return replace(child, carry={**child.carry, "token_noise": fresh})
+
+
+MUTATIONS: dict[str, type[Any]] = {m.name: m for m in (Blend, Neighbour, StepNoise, AddStepNoise, TokenNoise)}
 Kind = TypeVar("Kind", bound=type[Any])
 
 
@@ -129,6 +164,16 @@ def register_mutation(kind: Kind) -> Kind:
 def gradient_steps(mutation: Mutation) -> int:
     """How many steps the gradient that a mutation uses went back through; 0 if it uses none."""
     return int(getattr(mutation, "gradient_steps", 0))
+
+
+def noise_shape(mutation: Mutation, state: State) -> Tensor:
+    """The tensor of `state`, ``(B, ...)``, that the noise of a mutation is shaped as: by default its latents.
+
+    Raises:
+        CapabilityError: If the state does not carry it.
+    """
+    key: str | None = getattr(mutation, "noise_like", None)
+    return state.latents if key is None else _token_entry(state, key)
 
 
 def describe(mutation: Mutation) -> dict[str, Any]:
@@ -176,6 +221,16 @@ def step_noise(state: State) -> tuple[Tensor, Tensor]:
             "carries none; build the sampler with stochastic=True."
         )
     return injected, std.view(-1, *(1,) * (injected.ndim - 1))
+
+
+def _token_entry(state: State, key: str) -> Tensor:
+    value = state.carry.get(key)
+    if not isinstance(value, Tensor):
+        raise CapabilityError(
+            f"Drawing tokens again needs a state that carries {key!r} of its last scale, but the one at step "
+            f"{state.step} does not; advance it by a scale first."
+        )
+    return value
 
 
 def with_latents(state: State, latents: Tensor) -> State:

@@ -109,6 +109,15 @@ class Scored(_Event):
     trust: float | None = None
 
 
+class Embedded(_Event):
+    """Samples, or previews of them, embedded by an extractor."""
+
+    kind: Literal["features"] = "features"
+    extractor: str
+    preview: bool = False
+    blob: str | None = None
+
+
 class HeldOut(_Event):
     """Verdicts on finished samples by a verifier that never guided the search, after its end."""
 
@@ -150,6 +159,7 @@ Event = Annotated[
     | Renoise
     | Decode
     | Scored
+    | Embedded
     | Note
     | Checkpoint
     | Done

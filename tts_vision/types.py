@@ -239,6 +239,10 @@ class Sampler(Protocol):
             ``step_noise``  the noise of the last step is carried and may be replaced;
             ``renoise``     a state can be sent back to an earlier step;
             ``preview``     an unfinished state can be decoded as an estimate of its end;
+            ``tokens``      the state is tokens, ``(B, T, ...)``; carried are the uniform numbers that decided
+                            those of the last step (``token_noise``) and the probabilities they were drawn
+                            from (``token_probability``), see `tts_vision.tokens`; particles whose tokens
+                            agree share one forward;
             ``differentiable``  gradients go back through its steps; see `DifferentiableSampler`.
         last_noisy_step: The last step that adds fresh noise; -1 when none does. Copies of a particle
             made at a later step could never differ.
