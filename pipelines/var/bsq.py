@@ -59,7 +59,9 @@ class MultiScaleBSQ:
         """The sum ``(B, C, H, W)`` of the first `scales` scales of ``(B, T, D)`` bits."""
         features = self.empty(len(bits), schedule).to(bits.device)
         for k in range(scales):
-            features = self.added(features, bits[:, schedule.starts[k] : schedule.starts[k + 1]], schedule.grids[k])
+            features = self.added(
+                features, bits[:, schedule.starts[k] : schedule.starts[k + 1]], schedule.grids[k]
+            )
         return features
 
     def empty(self, n: int, schedule: Schedule) -> Tensor:

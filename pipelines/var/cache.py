@@ -11,7 +11,7 @@ from torch import Tensor
 from tts_vision.types import Rows
 
 
-@dataclass
+@dataclass(eq=False)
 class KVCache:
     """Keys and values of some particles, for all layers and branches of guidance.
 
@@ -57,7 +57,7 @@ class KVCache:
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values)) // self.rows
 
     def layer(self, number: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values of a layer, ``(branches * rows, heads, tokens, head_dim)``, and how many are written."""
+        """Keys and values of a layer, ``(branches * rows, heads, tokens, head_dim)``, and `filled`."""
         return self.keys[number].flatten(0, 1), self.values[number].flatten(0, 1), self.filled
 
     def grow(self, tokens: int) -> None:
@@ -104,7 +104,11 @@ def gather(places: Sequence[CacheRow]) -> KVCache:
     """
     first = places[0]
     same = all(place.cache is first.cache for place in places)
-    if same and [p.row for p in places] == list(range(first.cache.rows)) and first.cache.filled == first.length:
+    if (
+        same
+        and [p.row for p in places] == list(range(first.cache.rows))
+        and first.cache.filled == first.length
+    ):
         return first.cache
     if same:
         return first.cache.copied([place.row for place in places], first.length)

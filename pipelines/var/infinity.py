@@ -1,7 +1,7 @@
 """Infinity's transformer: predicts the bits of all tokens of a scale at once, from all coarser scales.
 
-Han et al. 2024, "Infinity: Scaling Bitwise AutoRegressive Modeling for High-Resolution Image Synthesis". Plain
-torch; the parameters are named as in the published checkpoints.
+Han et al. 2024, "Infinity: Scaling Bitwise AutoRegressive Modeling for High-Resolution Image Synthesis".
+Plain torch; the parameters are named as in the published checkpoints.
 """
 
 from __future__ import annotations
@@ -91,7 +91,11 @@ class Condition:
             return x.repeat_interleave(copies, 0)
 
         def shared(x: Tensor) -> Tensor:
-            return x[:, None].expand(-1, copies, *x.shape[1:]).flatten(0, 1) if len(x) > 1 else x.expand(copies, *x.shape[1:])
+            return (
+                x[:, None].expand(-1, copies, *x.shape[1:]).flatten(0, 1)
+                if len(x) > 1
+                else x.expand(copies, *x.shape[1:])
+            )
 
         return Condition(
             of(self.pooled),
@@ -185,7 +189,9 @@ class Infinity(nn.Module):
         x = self.embed(condition, inputs, scale)
         rope = rotary(schedule.grids[scale], schedule.positions, self.config.head_dim, x.device)
         for layer, block in enumerate(self.blocks):
-            x = block(x, condition.modulation, condition.text[layer], condition.mask, rope, cache.layer(layer))
+            x = block(
+                x, condition.modulation, condition.text[layer], condition.mask, rope, cache.layer(layer)
+            )
         cache.grow(x.shape[1])
         return self.logits(x, condition)
 
@@ -222,7 +228,7 @@ class Block(nn.Module):
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
         self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, config.width))
-        self.sa = SelfAttention(config)
+        self.sa = SelfAttention(config.width, config.heads)
         self.ca = CrossAttention(config)
         self.ca_norm = nn.LayerNorm(config.width, eps=EPS)
         self.ffn = nn.ModuleDict(
@@ -241,33 +247,43 @@ class Block(nn.Module):
     ) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = (self.ada_gss + modulation).float().unbind(2)
         x = x + gate1 * self.sa(modulated(x, scale1, shift1), rope, past, mask)
-        x = x + self.ca(F.layer_norm(x, x.shape[-1:], self.ca_norm.weight.float(), self.ca_norm.bias.float(), EPS), text, text_mask)
-        h = F.gelu(_linear(self.ffn["fc1"], modulated(x, scale2, shift2)), approximate="tanh")
-        return x + gate2 * _linear(self.ffn["fc2"], h).float()
+        x = x + self.ca(
+            F.layer_norm(x, x.shape[-1:], self.ca_norm.weight.float(), self.ca_norm.bias.float(), EPS),
+            text,
+            text_mask,
+        )
+        h = F.gelu(linear(self.ffn["fc1"], modulated(x, scale2, shift2)), approximate="tanh")
+        return x + gate2 * linear(self.ffn["fc2"], h).float()
 
 
 class SelfAttention(nn.Module):
-    """Attention with queries and keys of unit length and a learned scale per head."""
+    """Attention with queries and keys of unit length and a learned scale per head.
 
-    def __init__(self, config: InfinityConfig) -> None:
+    Args:
+        width: Channels of a token.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        W = config.width
-        self.heads = config.heads
-        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, config.heads, 1, 1))
-        self.mat_qkv = nn.Linear(W, 3 * W, bias=False)
-        self.q_bias, self.v_bias = nn.Parameter(torch.empty(W)), nn.Parameter(torch.empty(W))
-        self.register_buffer("zero_k_bias", torch.zeros(W))
-        self.proj = nn.Linear(W, W)
+        self.heads = heads
+        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, heads, 1, 1))
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, rope: Tensor, past: tuple[Tensor, Tensor, int] | None, mask: Tensor | None
+        self, x: Tensor, rope: Tensor | None, past: tuple[Tensor, Tensor, int] | None, mask: Tensor | None
     ) -> Tensor:
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         weight = self.mat_qkv.weight
         qkv = F.linear(x.to(weight.dtype), weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = F.normalize(q.float(), dim=-1) * self.scale_mul_1H11.float().clamp_max(math.log(100)).exp()
-        q, k = rotated(q, rope), rotated(F.normalize(k.float(), dim=-1), rope)
+        k = F.normalize(k.float(), dim=-1)
+        if rope is not None:
+            q, k = rotated(q, rope), rotated(k, rope)
         if past is not None:
             keys, values, length = past
             stop = length + k.shape[2]
@@ -279,7 +295,7 @@ class SelfAttention(nn.Module):
                 v = torch.cat((values[:, :, :length], v.to(values.dtype)), 2)
         v = v.to(k.dtype)
         out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, scale=1.0)
-        return _linear(self.proj, out.transpose(1, 2).flatten(2)).float()
+        return linear(self.proj, out.transpose(1, 2).flatten(2)).float()
 
 
 class CrossAttention(nn.Module):
@@ -303,10 +319,10 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, text: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        q = _linear(self.mat_q, x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = linear(self.mat_q, x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = text
         out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
-        return _linear(self.proj, out.transpose(1, 2).flatten(2)).float()
+        return linear(self.proj, out.transpose(1, 2).flatten(2)).float()
 
 
 class TextPool(nn.Module):
@@ -328,7 +344,7 @@ class TextPool(nn.Module):
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = self.mat_q.to(k.dtype)[:, :, None].expand(len(k), -1, -1, -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
-        return _linear(self.proj, out.flatten(1)).float()
+        return linear(self.proj, out.flatten(1)).float()
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -336,7 +352,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear layer in the precision of its weights."""
     return layer(x.to(layer.weight.dtype))  # type: ignore[arg-type]
 
@@ -394,8 +410,8 @@ def initialise(model: Infinity, generator: torch.Generator) -> Infinity:
             block.ada_gss[:, :, :2] = 0.1
             for out in (block.sa.proj, block.ca.proj, block.ffn["fc2"]):
                 out.weight.div_(math.sqrt(2 * depth))
-        for linear in (model.shared_ada_lin[1], model.head_nm["ada_lin"][1], model.head):
-            linear.weight.mul_(0.02)
+        for layer in (model.shared_ada_lin[1], model.head_nm["ada_lin"][1], model.head):
+            layer.weight.mul_(0.02)
         for embedding in (model.pos_start, model.lvl_embed.weight):
             embedding.normal_(std=width**-0.5, generator=generator)
         model.text_proj_for_sos["ca"].mat_q.normal_(std=1.0, generator=generator)
@@ -419,13 +435,15 @@ def macs_of_scale(config: InfinityConfig, schedule: Schedule, scale: int, words:
     """
     W, length = config.width, schedule.lengths[scale]
     seen = schedule.starts[scale + 1]
-    linear = 4 * W * W + 2 * W * W + 2 * W * config.hidden
+    layers = 4 * W * W + 2 * W * W + 2 * W * config.hidden
     attention = 2 * W * seen + 2 * W * words
     ends = (W * config.bits if scale else 0) + 2 * W * config.bits
-    return length * (config.depth * (linear + attention) + ends)
+    return length * (config.depth * (layers + attention) + ends)
 
 
-def total_macs(config: InfinityConfig, schedule: Schedule, words: int, scales: Sequence[int] | None = None) -> int:
+def total_macs(
+    config: InfinityConfig, schedule: Schedule, words: int, scales: Sequence[int] | None = None
+) -> int:
     """Multiply-accumulates of one row's passes over some scales, by default all."""
     chosen = range(len(schedule)) if scales is None else scales
     return sum(macs_of_scale(config, schedule, k, words) for k in chosen)

@@ -1,4 +1,4 @@
-"""Scale schedules of visual autoregressive models: which grids of tokens are predicted one after the other."""
+"""Scale schedules of visual autoregressive models: the grids of tokens that are predicted one by one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,220 @@
+"""VAR's tokenizer (Tian et al. 2024): an autoencoder with attention around a residual quantiser over scales.
+
+Plain torch; the parameters are named as in the published checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tts_vision.pipelines.var import bsq_vae
+from tts_vision.pipelines.var.bsq_vae import BSQVAEConfig
+from tts_vision.pipelines.var.schedules import Grid, Schedule
+
+
+@dataclass(frozen=True)
+class VQVAEConfig(BSQVAEConfig):
+    """Architecture of an autoencoder; the published one by default.
+
+    Attributes:
+        vocabulary: Tokens ``V`` to choose from.
+        phis: Convolutions that smooth what a scale adds, shared by neighbouring scales.
+    """
+
+    width: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    vocabulary: int = 4096
+    phis: int = 4
+
+
+class VQVAE(nn.Module):
+    """Encoder and decoder around a multi-scale residual quantiser.
+
+    Args:
+        config: Its architecture.
+    """
+
+    def __init__(self, config: VQVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or VQVAEConfig()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = MultiScaleVQ(config)
+        self.quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(config.channels, config.channels, 3, padding=1)
+
+    @property
+    def quantizer(self) -> MultiScaleVQ:
+        """How ids of tokens make features, and back."""
+        return self.quantize
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(B, 3, H, W)`` in [-1, 1] as features ``(B, C, H / stride, W / stride)``."""
+        return self.quant_conv(self.encoder(pixels))
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Features ``(B, C, h, w)`` as RGB pixels ``(B, 3, h * stride, w * stride)`` in [-1, 1]."""
+        weight = self.post_quant_conv.weight
+        features = self.post_quant_conv(features.to(weight.device, weight.dtype))
+        return self.decoder(features).float().clamp(-1, 1)
+
+
+class MultiScaleVQ(nn.Module):
+    """Tokens of a vocabulary over scales: each adds its embedding to the sum of the scales before.
+
+    Args:
+        config: Of the autoencoder.
+    """
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        C = config.channels
+        self.embedding = nn.Embedding(config.vocabulary, C)
+        phis = nn.ModuleList(nn.Conv2d(C, C, 3, padding=1) for _ in range(config.phis))
+        self.quant_resi = nn.ModuleDict({"qresi_ls": phis})
+
+    @property
+    def channels(self) -> int:
+        """Channels ``C`` of the feature map."""
+        return self.embedding.embedding_dim
+
+    @property
+    def _phis(self) -> nn.ModuleList:
+        return self.quant_resi["qresi_ls"]  # type: ignore[return-value]
+
+    def empty(self, n: int, schedule: Schedule) -> Tensor:
+        """The sum of no scales: zeros ``(n, C, H, W)``."""
+        return torch.zeros(n, self.channels, *schedule.final)
+
+    def codes(self, ids: Tensor, grid: Grid) -> Tensor:
+        """Ids ``(B, L)`` of a grid as embeddings ``(B, C, h, w)``."""
+        return self.embedding(ids.long()).float().transpose(1, 2).unflatten(2, grid)
+
+    def contribution(self, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
+        """What one scale adds to the sum ``(B, C, H, W)``: its embeddings at full size, smoothed."""
+        codes = self.codes(ids, schedule.grids[scale])
+        if schedule.grids[scale] != schedule.final:
+            codes = F.interpolate(codes, schedule.final, mode="bicubic")
+        phi = self._phis[phi_of_scale(scale, len(schedule), len(self._phis))]
+        return 0.5 * codes + 0.5 * phi(codes.to(phi.weight.dtype)).float()
+
+    def added(self, features: Tensor, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
+        """The sum so far ``(B, C, H, W)`` with one more scale in it, as a new tensor."""
+        return features + self.contribution(ids, schedule, scale)
+
+    def summed(self, ids: Tensor, schedule: Schedule, scales: int) -> Tensor:
+        """The sum ``(B, C, H, W)`` of the first `scales` scales of ``(B, T)`` ids."""
+        features = self.empty(len(ids), schedule).to(ids.device)
+        for k in range(scales):
+            features = self.added(features, ids[:, schedule.starts[k] : schedule.starts[k + 1]], schedule, k)
+        return features
+
+    def next_input(self, features: Tensor, grid: Grid) -> Tensor:
+        """What the transformer reads before it predicts `grid`: ``(B, L, C)``, means over the sum so far."""
+        return F.interpolate(features, grid, mode="area").flatten(2).transpose(1, 2)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """The ids ``(...)`` of the embeddings nearest to vectors ``(..., C)``."""
+        table = self.embedding.weight.float()
+        return (table.square().sum(-1) - 2 * vectors.float() @ table.T).argmin(-1)
+
+    def encode(self, features: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantises features scale by scale.
+
+        Args:
+            features: ``(B, C, H, W)`` of an encoder.
+            schedule: The scales.
+
+        Returns:
+            The ids ``(B, T)``, the inputs of all scales after the first ``(B, T - L_0, C)``, and the sum of
+            all scales ``(B, C, H, W)``.
+        """
+        total, rest = torch.zeros_like(features), features
+        ids, inputs = [], []
+        for k, grid in enumerate(schedule.grids):
+            if k:
+                inputs.append(self.next_input(total, grid))
+            nearest = self.nearest(self.next_input(rest, grid))
+            more = self.contribution(nearest, schedule, k)
+            total, rest = total + more, rest - more
+            ids.append(nearest)
+        return torch.cat(ids, 1), torch.cat(inputs, 1), total
+
+
+def phi_of_scale(scale: int, scales: int, phis: int) -> int:
+    """Which smoothing convolution a scale has: that of the nearest tick.
+
+    The arithmetic is the published one to the last bit, because scales lie half-way between two ticks.
+    """
+    ends = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    ticks = np.linspace(ends, 1 - ends, phis)
+    return int(np.argmin(np.abs(ticks - scale / max(1, scales - 1))))
+
+
+class Attention(nn.Module):
+    """One head of attention between all cells of a feature map."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]))
+
+
+class Encoder(bsq_vae.Encoder):
+    """Pixels to features, with attention at the coarsest level and in the middle."""
+
+    def __init__(self, config: BSQVAEConfig) -> None:
+        super().__init__(config)
+        _attend(self, self.down[-1], config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for stage in self.down:
+            h = _stage(stage, h)
+            if hasattr(stage, "downsample"):
+                h = stage.downsample(h)
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Decoder(bsq_vae.Decoder):
+    """Features to pixels, with attention in the middle and at the coarsest level."""
+
+    def __init__(self, config: BSQVAEConfig) -> None:
+        super().__init__(config)
+        _attend(self, self.up[-1], config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(self.conv_in(x))))
+        for stage in reversed(self.up):
+            h = _stage(stage, h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def _attend(coder: nn.Module, coarsest: nn.Module, config: BSQVAEConfig) -> None:
+    """Adds attention to the middle of a coder, and behind each residual block of its coarsest level."""
+    channels = config.width * config.multipliers[-1]
+    coder.mid.attn_1 = Attention(channels, config.groups)  # type: ignore[union-attr]
+    coarsest.attn = nn.ModuleList(Attention(channels, config.groups) for _ in coarsest.block)  # type: ignore[union-attr]
+
+
+def _stage(stage: nn.Module, h: Tensor) -> Tensor:
+    """The residual blocks of one level, each with the attention behind it if there is one."""
+    for i, block in enumerate(stage.block):  # type: ignore[arg-type]
+        h = block(h)
+        if hasattr(stage, "attn"):
+            h = stage.attn[i](h)
+    return h
