@@ -113,6 +113,11 @@ def test_settings_come_from_file_flags_and_overrides() -> None:
         ),
         (["a", "--set", "algorithm.m=1"], "Parameters of algorithm 'best_of_n' are n but got 'm'"),
         (["a", "--set", "nonsense"], "An override is written 'key=value'"),
+        (["a", "--verifier", "ensemble(a, b"], "Parentheses of a plugin must match but got 'ensemble(a, b'"),
+        (
+            ["a", "--verifier", "ensemble"],
+            "'ensemble' is made of other verifiers but got 'ensemble'",
+        ),
         (["a", "--config", "none.yaml"], "A configuration must be a readable file but 'none.yaml'"),
         (
             ["a", "--output", "full"],
@@ -183,6 +188,32 @@ def test_interrupting_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
     assert "'tts-vision resume x' goes on from where it stopped." in result.stderr
     assert "best    x/best.png" in ok("resume", "x")
     assert Path("x/best.png").read_bytes() == Path("whole/best.png").read_bytes()
+
+
+def test_a_holdout_is_told_beside_the_guide() -> None:
+    near, far = f"{VERIFIER}:x=1.1", f"{VERIFIER}:x=-4,y=-4"
+    text = ok("generate", "a", *TOY, "-b", "12x", "--holdout-verifier", near, "-o", "x")
+    assert f"by {near}  (first sample" in text and "rank agreement with the guide" in text
+    assert "warning" not in text
+    assert load_result("x").config.holdout_verifier == near
+    result = runner.invoke(app, ["generate", "a", *TOY, "-b", "12x", "--holdout-verifier", far, "-o", "y"])
+    assert result.exit_code == 0
+    assert result.stdout.count("which never guided it, fell from") == 1
+    assert "Warning" not in result.stderr, "it is told once"
+    assert "A holdout must not guide" in refused("generate", "a", *TOY, "--holdout-verifier", VERIFIER)
+    assert "got 'clipp'" in refused("generate", "a", *TOY, "--holdout-verifier", "clipp")
+
+
+def test_a_composed_verifier_tells_what_its_members_said() -> None:
+    joined = f"ensemble({VERIFIER}, {FILE}@first_coordinate)"
+    text = ok("generate", "a", *TOY, "--verifier", joined, "--set", "verifier.how=zscore", "-o", "x")
+    assert load_result("x").config.verifier == f"{joined}:how=zscore"
+    parts = load_result("x").best.score.parts
+    said = f"target_reward {parts['target_reward']:.4f}, first_coordinate {parts['first_coordinate']:.4f}"
+    assert said in text
+    assert "8 verifier calls" in text
+    again = ok("resume", "x")
+    assert said in again
 
 
 def test_resume_and_replay_refuse_folders_that_hold_no_search() -> None:

@@ -370,7 +370,7 @@ def compare(
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(help="Pictures and clips.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Pictures and clips.")],
     prompts: Annotated[
         list[str], typer.Option("--prompt", "-p", help="One for all files, or one per file in their order.")
     ],
@@ -401,10 +401,10 @@ def score(
             values = [s.value for s in file.scores.values()]
             _add_row(table, str(file.path), *(f"{v:.4f}" if v == v else "unscored" for v in values))
         _print(table)
-    for file in found:
-        for name, reason in file.unscored.items():
-            typer.echo(f"{file.path} is not scored by {name}: {reason}", err=True)
-    if any(file.unscored for file in found):
+    complaints = [line for file in found for line in file.complaints]
+    for line in complaints:
+        typer.echo(line, err=True)
+    if complaints:
         raise typer.Exit(_INCOMPLETE)
 
 
@@ -444,7 +444,7 @@ def verifier_bench(
         typer.echo(json.dumps(rows, indent=2))
     elif found:
         table = Table()
-        for head in ("verifier", "scored", "per second", "loading, s", "peak, MB", "of it its own, MB"):
+        for head in ("verifier", "scored", "per second", "loading, s", "peak, MB", "risen by, MB"):
             table.add_column(head, justify="left" if head == "verifier" else "right")
         for row in found:
             kind = "clips" if row.kind == "video" else "pictures"

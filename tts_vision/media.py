@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 import warnings
 from collections.abc import Mapping
 from fractions import Fraction
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from tts_vision.errors import ConfigError
 from tts_vision.types import Media, Video
 
 _CRF = "12"  # of x264: visually lossless
+_CLIPS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
 
 
 def suffix_of(media: Media) -> str:
@@ -69,7 +71,7 @@ def read_media(path: Path) -> Media:
         OSError: If the file cannot be read.
     """
     if path.suffix == ".mp4":
-        return _read_mp4(path)
+        return _read_video(path)
     with Image.open(path) as image:
         if getattr(image, "n_frames", 1) == 1 and "fps" not in image.info:
             return image.convert("RGB")
@@ -81,6 +83,31 @@ def read_media(path: Path) -> Media:
             # Pillow joins equal frames into one that lasts longer
             frames += [frame] * max(1, round(image.info.get("duration", 1000 / fps) * fps / 1000))
     return Video(torch.from_numpy(np.stack(frames)), fps)
+
+
+def open_media(path: Path) -> Media:
+    """The sample in any picture or video file.
+
+    Args:
+        path: Anything that Pillow reads, which keeps its mode, turned as its camera says; several frames
+            are a clip. Or a video that PyAV decodes, with one of the usual suffixes.
+
+    Raises:
+        ConfigError: If it is a video and PyAV is not installed.
+        OSError: If it cannot be read; the message says why.
+    """
+    if path.suffix.lower() in _CLIPS:
+        return _read_video(path)
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                return _read_animation(image)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise OSError("it is no picture that Pillow can read") from None
+    except (ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise OSError(f"the picture is damaged: {error}") from error
 
 
 def still(media: Media) -> Image.Image:
@@ -129,11 +156,27 @@ def _write_mp4(media: Media, path: Path, text: Mapping[str, str]) -> None:
         file.mux(stream.encode())
 
 
-def _read_mp4(path: Path) -> Video:
+def _read_animation(image: Image.Image) -> Video:
+    """The frames of a picture file that has several; each lasts as long as most of them do."""
+    frames, durations = [], []
+    for number in range(getattr(image, "n_frames", 1)):
+        image.seek(number)
+        frames.append(np.asarray(image.convert("RGB")))
+        durations.append(float(image.info.get("duration", 0)))
+    duration = sorted(durations)[len(durations) // 2]
+    return Video(torch.from_numpy(np.stack(frames)), 1000 / duration if duration else 8.0)
+
+
+def _read_video(path: Path) -> Video:
     _require_av(path)
     import av
 
-    with av.open(str(path)) as file:
-        fps = float(file.streams.video[0].average_rate or 8)
-        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    return Video(torch.from_numpy(np.stack(frames)), fps)
+    try:
+        with av.open(str(path)) as file:
+            fps = float(file.streams.video[0].average_rate or 8)
+            frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        return Video(torch.from_numpy(np.stack(frames)), fps)
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"the clip cannot be decoded: {error}") from error

@@ -1,0 +1,141 @@
+"""Scores of picture and video files by any verifiers: what ``tts-vision score`` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.media import open_media
+from tts_vision.resolve import VerifierPlan, find_verifier, load_verifier
+from tts_vision.scoring import safe_scores, warm_up
+from tts_vision.types import AnchoredVerifier, Media, PooledVerifier, Prompt, Score, Verifier, Video
+
+_BATCH = 32  # samples held in memory at once, unless a verifier compares them
+
+
+@dataclass
+class ScoredFile:
+    """What the verifiers say of one file.
+
+    Attributes:
+        path: The file.
+        prompt: What it is judged by.
+        scores: Verdicts by verifier, as that was written.
+    """
+
+    path: Path
+    prompt: str
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    @property
+    def complaints(self) -> list[str]:
+        """Why which verifiers have no score, a line for each reason."""
+        by_reason: dict[str, list[str]] = {}
+        for name, score in self.scores.items():
+            if math.isnan(score.value):
+                by_reason.setdefault(score.reason or "no reason was given", []).append(name)
+        lines = []
+        for reason, names in by_reason.items():
+            by = "" if len(names) == len(self.scores) else f" by {', '.join(names)}"
+            lines.append(f"{self.path} is not scored{by}: {reason}")
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The file and its scores as JSON has them; null where there is none."""
+        return {
+            "file": str(self.path),
+            "prompt": self.prompt,
+            "scores": {name: _as_json(score) for name, score in self.scores.items()},
+        }
+
+
+def score_files(
+    paths: Sequence[Path | str], prompts: Sequence[str], verifiers: Sequence[str]
+) -> list[ScoredFile]:
+    """Scores files by verifiers, one verifier after the other, so that one model is in memory at a time.
+
+    A file that cannot be read, or a verifier that cannot be loaded, costs its own scores alone: they are
+    NaN with the reason. Verifiers that compare samples compare those files that have one prompt.
+
+    Args:
+        paths: Picture and video files.
+        prompts: One for all files, or one each.
+        verifiers: As `Spec` reads them.
+
+    Raises:
+        ConfigError: If the numbers do not match, or a verifier or parameter is unknown; found before
+            anything is loaded.
+    """
+    if not paths or not verifiers:
+        raise ConfigError(
+            f"Scoring needs files and verifiers but got {len(paths)} and {len(verifiers)}; name at least one "
+            "of each ('tts-vision list verifiers' shows all)."
+        )
+    if len(prompts) not in {1, len(paths)}:
+        raise ConfigError(
+            f"Scoring needs one prompt for all files or one for each, {len(paths)} here, but got "
+            f"{len(prompts)}; give --prompt once, or once per file in their order."
+        )
+    each = list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)
+    files = [ScoredFile(Path(path), prompt) for path, prompt in zip(paths, each)]
+    plans = {name: find_verifier(name) for name in dict.fromkeys(verifiers)}
+    for name, plan in plans.items():
+        for file, score in zip(files, _column(plan, files), strict=True):
+            file.scores[name] = score
+    return files
+
+
+def _column(plan: VerifierPlan, files: Sequence[ScoredFile]) -> list[Score]:
+    """What one verifier says of all files."""
+    try:
+        verifier = load_verifier(plan)
+        warm_up(verifier)
+    except (VerifierError, ImportError) as error:
+        return [Score.unscored(str(error))] * len(files)
+    compares = isinstance(verifier, (PooledVerifier, AnchoredVerifier))
+    size = len(files) if compares else _BATCH
+    return [score for at in range(0, len(files), size) for score in _batch(verifier, files[at : at + size])]
+
+
+def _batch(verifier: Verifier, files: Sequence[ScoredFile]) -> Iterator[Score]:
+    """Scores of some files, in order."""
+    samples = [_usable(file.path, verifier) for file in files]
+    media = [sample for sample in samples if not isinstance(sample, str)]
+    prompts = [Prompt(file.prompt) for file, sample in zip(files, samples) if not isinstance(sample, str)]
+    try:
+        found = iter(safe_scores(verifier, media, prompts))
+    except VerifierError as error:
+        found = iter([Score.unscored(str(error))] * len(media))
+    for sample in samples:
+        yield Score.unscored(sample) if isinstance(sample, str) else next(found)
+
+
+def _usable(path: Path, verifier: Verifier) -> Media | str:
+    """The sample in a file, or why a verifier cannot score it."""
+    if path.is_dir():
+        return "it is a folder; name the files in it"
+    try:
+        sample = open_media(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    kind, rest = ("video", "clips") if isinstance(sample, Video) else ("image", "pictures")
+    if kind in verifier.accepts:
+        return sample
+    remedy = f"; frame_mean({verifier.name}) scores clips" if kind == "video" else ""
+    return f"{verifier.name} does not score {rest}{remedy}"
+
+
+def _as_json(score: Score) -> dict[str, Any]:
+    return {
+        "value": _number(score.value),
+        "parts": {name: _number(value) for name, value in score.parts.items()},
+        "reason": score.reason,
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
