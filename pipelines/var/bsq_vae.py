@@ -182,14 +182,13 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the wrappers ``.conv`` and ``.norm`` around layers, which published files have."""
-    named = {}
-    for key, value in state.items():
-        *path, kind = key.split(".")
-        while path and path[-1] in {"conv", "norm"} and path[-2:-1] not in (["downsample"], ["upsample"]):
-            path.pop()
-        while path[-3:-2] in (["downsample"], ["upsample"]) and path[-2:] == ["conv", "conv"]:
-            path.pop()
-        named[".".join([*path, kind])] = value
-    return named
+def plain_names(state: Mapping[str, Tensor], vae: nn.Module) -> dict[str, Tensor]:
+    """A state dict in the names of `vae`: published files wrap each layer, as in ``conv_in.conv.weight``."""
+    wrappers: dict[type, str] = {nn.Conv2d: "conv", nn.GroupNorm: "norm"}
+    ours = {
+        f"{name}.{wrappers[type(layer)]}.{kind}": f"{name}.{kind}"
+        for name, layer in vae.named_modules()
+        if type(layer) in wrappers
+        for kind in ("weight", "bias")
+    }
+    return {ours.get(key, key): value for key, value in state.items()}

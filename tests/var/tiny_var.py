@@ -16,7 +16,7 @@ from tts_vision.pipelines.var.vqvae import VQVAE, VQVAEConfig
 
 SCHEDULE = Schedule(((1, 1), (2, 2), (3, 4), (4, 6)), (4, 6))
 INFINITY = InfinityConfig(
-    depth=4, width=32, heads=2, bits=8, chunks=2, text_dim=24, text_length=10, pool_heads=4
+    depth=4, width=64, heads=2, bits=8, chunks=2, text_dim=24, text_length=10, pool_heads=4
 )
 BSQ = BSQVAEConfig(channels=8, width=8, multipliers=(1, 2, 2), groups=4)
 VAR_SCHEDULE = Schedule(((1, 1), (2, 2), (3, 3), (5, 5), (6, 6)), (6, 6))
