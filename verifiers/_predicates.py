@@ -352,7 +352,7 @@ def from_text(text: str) -> Demands | None:
     described = [group.described for group in groups]
     if len(set(described)) < len(described) or len(texts) < len(quotes):
         return None
-    relations = ()
+    relations: tuple[Relation, ...] = ()
     if placed:
         words = f"{join['side']} of" if join["side"] else join["words"]
         relations = (Relation(0, words, 1),)

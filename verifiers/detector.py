@@ -21,7 +21,7 @@ UNREADABLE = (
     "detector",
     paper="GenEval (Ghosh et al. 2023); Mask2Former (Cheng et al. 2022), Grounding DINO (Liu et al. 2023)",
     notes={
-        "licence": "MIT (Mask2Former, CLIP), Apache-2.0 (Grounding DINO)",
+        "licence": "MIT (code of Mask2Former and CLIP), Apache-2.0 (Grounding DINO)",
         "weights": ", ".join([*(published for _, published in DETECTORS.values()), CLIP_CHECKPOINT]),
     },
 )

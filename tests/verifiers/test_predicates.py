@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tts_vision.pipelines.playground.world import load_prompts
 from tts_vision.verifiers._predicates import (
     Demands,
     Group,
@@ -157,6 +158,20 @@ def test_a_record_is_what_geneval_means() -> None:
     assert from_record(loose) == Demands((Group("dog", 2, 4),))
     for other in ({}, {"style": "oil"}, {"include": []}):
         assert from_record(other) is None
+
+
+def test_text_and_record_of_a_prompt_agree() -> None:
+    """On the playground's 300 prompts, which come with records; only limits on an "a" are the record's own."""
+
+    def facts(demands: Demands | None) -> tuple[Any, Any]:
+        assert demands is not None
+        groups = [(group.noun, group.least, group.colour) for group in demands.groups]
+        return sorted(groups, key=str), [
+            (groups[r.subject], r.words, groups[r.reference]) for r in demands.relations
+        ]
+
+    for record in load_prompts():
+        assert facts(from_text(record["prompt"])) == facts(from_record(record)), record["prompt"]
 
 
 @pytest.mark.parametrize(
