@@ -260,7 +260,7 @@ def load_var(
     return VARParts(transformer, load_vqvae(vae or _beside(path), device=device))
 
 
-def load_vqvae(path: str, *, config: VQVAEConfig | None = None, device: torch.device | str = "cpu") -> VQVAE:
+def load_vqvae(path: str, *, device: torch.device | str = "cpu") -> VQVAE:
     """The tokenizer of all VARs, in float32.
 
     Args:
