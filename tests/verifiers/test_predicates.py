@@ -161,7 +161,7 @@ def test_a_record_is_what_geneval_means() -> None:
 
 
 def test_text_and_record_of_a_prompt_agree() -> None:
-    """On the playground's 300 prompts, which come with records; only limits on an "a" are the record's own."""
+    """On the playground's 300 prompts, which come with records; limits on an "a" are only in the record."""
 
     def facts(demands: Demands | None) -> tuple[Any, Any]:
         assert demands is not None
