@@ -61,7 +61,7 @@ def clip(sample: Media, name: str) -> Video:
     """The sample, if it is a clip that can be looked at.
 
     Raises:
-        UnusableSample: If it is no clip, or has no frames or pixels.
+        UnusableSample: If it is no clip, is not uint8, or has no frames or pixels.
     """
     if not isinstance(sample, Video):
         raise UnusableSample(f"{name} scores clips but got a picture; use a verifier of pictures")
@@ -70,6 +70,8 @@ def clip(sample: Media, name: str) -> Video:
         raise UnusableSample(
             f"a clip must be (T, H, W, 3) with frames and pixels but is {tuple(frames.shape)}"
         )
+    if frames.dtype != torch.uint8:
+        raise UnusableSample(f"a clip must be uint8, from 0 to 255, but is {frames.dtype}")
     if not sample.fps > 0:
         raise UnusableSample(f"a clip must have positive frames per second but has {sample.fps}")
     return sample

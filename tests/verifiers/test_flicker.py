@@ -81,11 +81,14 @@ def test_what_is_no_moving_clip_is_unscored_and_spoils_nothing() -> None:
         Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8)),
         Video(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)),
         Video(good.frames, fps=0.0),
+        Video(good.frames / 255),
     ]
     scores = Flicker().score(media, [PROMPT] * len(media))
-    assert [math.isnan(score.value) for score in scores] == [True, True, False, True, True, True]
+    assert [math.isnan(score.value) for score in scores] == [True, True, False, True, True, True, True]
     for score, reason in zip(
-        scores, ["got a picture", "only one", None, "(0, 8, 8, 3)", "(2, 3, 8, 8)", "per second"]
+        scores,
+        ["got a picture", "only one", None, "(0, 8, 8, 3)", "(2, 3, 8, 8)", "per second", "uint8"],
+        strict=True,
     ):
         assert score.reason is None if reason is None else reason in (score.reason or "")
     assert scores[2].value == steadiness(good.frames)
