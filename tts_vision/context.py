@@ -36,6 +36,7 @@ from tts_vision.media import read_media, write_media
 from tts_vision.mutations import Mutation, describe, noise_shape
 from tts_vision.rng import choice_generator, row_noise, row_seed
 from tts_vision.scoring import calls_of, safe_scores
+from tts_vision.tokens import distinct
 from tts_vision.trace import (
     Advance,
     Checkpoint,
@@ -278,7 +279,8 @@ class SearchContext:
         if not steps:
             return state
         step, done = state.step + steps, self._recorded_rows(past, state, state.step + steps)
-        for a, b in self._missing_rows(done, state, self._sampler.cost(state, steps)):
+        shared = self._sampler.cost(state, 1) if "tokens" in self.capabilities else None
+        for a, b in self._missing_rows(done, state, self._sampler.cost(state, steps), shared=shared):
             part = self._advance_rows(state.select(range(a, b)), steps)
             done[a], blob = self._journal.save(part, op, a)
             self._record(Advance(op=op, uids=part.uids, from_step=state.step, step=step, first=a, blob=blob))
@@ -589,14 +591,25 @@ class SearchContext:
                 done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
         return done
 
-    def _missing_rows(self, done: dict[int, State], state: State, each: Cost) -> Iterator[tuple[int, int]]:
+    def _missing_rows(
+        self, done: dict[int, State], state: State, each: Cost, *, shared: Cost | None = None
+    ) -> Iterator[tuple[int, int]]:
         """Row ranges, a micro-batch each, that are left to compute at a cost of `each` row.
+
+        Args:
+            done: Rows that are computed already, by the first of each range.
+            state: All rows.
+            each: What a row costs that shares nothing.
+            shared: The part of that which equal rows of a micro-batch pay once.
 
         Raises:
             BudgetSpent: If not all can be paid for.
         """
         missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
         cost = each * sum(b - a for a, b in missing)
+        if shared is not None and not state.is_ghost:
+            parts = [part for a, b in missing for part in self._batches(b - a, offset=a)]
+            cost += shared * sum(distinct(state.latents[a:b]) - (b - a) for a, b in parts)
         if missing and (self._journal.is_spent or not self.ledger.affords(cost)):
             raise BudgetSpent
         if missing and state.is_ghost:

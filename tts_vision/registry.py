@@ -45,7 +45,8 @@ class Entry:
         kind: What it is.
         name: What users call it.
         target: The function or class.
-        needs: Capabilities of the sampler without which an algorithm cannot run.
+        needs: Capabilities of the sampler without which an algorithm cannot run; ``"a or b"`` where either
+            will do.
         wants_stochastic: Whether an algorithm is meant for samplers that add noise at each step.
         paper: Where it comes from.
         notes: Facts to show beside it (licence, checkpoint ids, capabilities).
@@ -58,6 +59,10 @@ class Entry:
     wants_stochastic: bool = False
     paper: str = ""
     notes: dict[str, str] = field(default_factory=dict)
+
+    def missing(self, capabilities: frozenset[str]) -> list[str]:
+        """What is needed of a sampler with these capabilities and not among them."""
+        return sorted(need for need in self.needs if capabilities.isdisjoint(need.split(" or ")))
 
     @property
     def summary(self) -> str:

@@ -326,7 +326,7 @@ def _takes_media(function: Callable[..., Any]) -> bool:
 
 
 def _check_capabilities(entry: Entry, sampler: Sampler) -> None:
-    missing = sorted(entry.needs - sampler.capabilities)
+    missing = entry.missing(sampler.capabilities)
     if not missing:
         return
     noise = {"stochastic", "step_noise"}.intersection(missing)

@@ -55,3 +55,8 @@ def redrawn(uniform: Tensor, noise: Tensor, share: float) -> Tensor:
     v = torch.special.ndtr(noise.double())
     fresh = (v / share if share else v).to(uniform.dtype).clamp(0, BELOW_ONE)
     return torch.where(v < share, fresh, uniform)
+
+
+def distinct(tokens: Tensor) -> int:
+    """How many rows of ``(B, ...)`` tokens differ: those that agree share one forward."""
+    return len({row.numpy().tobytes() for row in tokens.contiguous()})

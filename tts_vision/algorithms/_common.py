@@ -52,12 +52,16 @@ def check_affordable(left: Remaining, cost: Cost, sizes: str) -> None:
         ConfigError: If they cannot.
     """
     if not replace(left, seconds=None).affords(cost):
+        limits = {
+            "nfe": (left.nfe, cost.nfe),
+            "tokens": (left.tokens, cost.tokens),
+            "macs": (left.macs, cost.macs),
+            "verifier calls": (left.verifier_calls, cost.verifier_calls),
+        }
+        limited = {unit: (has, needs) for unit, (has, needs) in limits.items() if has is not None}
+        budget = " and ".join(f"{has:g} {unit}" for unit, (has, _) in limited.items())
+        price = " and ".join(f"{needs:g}" for _, needs in limited.values())
         raise ConfigError(
-            f"A search must fit its budget of {_left(left.nfe)} nfe and {_left(left.verifier_calls)} "
-            f"verifier calls but {sizes} costs {cost.nfe:g} and {cost.verifier_calls}; lower it, leave it "
-            "out to fill the budget, or raise the budget."
+            f"A search must fit its budget of {budget} but {sizes} costs {price}; lower it, leave it out to "
+            "fill the budget, or raise the budget."
         )
-
-
-def _left(limit: float | None) -> str:
-    return "any number" if limit is None else f"{limit:g}"

@@ -9,7 +9,7 @@ from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.ledger import Remaining
-from tts_vision.mutations import AddStepNoise, Blend, Mutation, StepNoise
+from tts_vision.mutations import AddStepNoise, Blend, Mutation, StepNoise, TokenNoise
 from tts_vision.ranking import argmax, top_k
 from tts_vision.ranking import tournament as winners
 from tts_vision.registry import register
@@ -48,7 +48,11 @@ SCHEDULES = {
 
 
 @register(
-    "algorithm", "evosearch", needs={"noise"}, wants_stochastic=True, paper="He et al. 2025, arXiv:2505.17618"
+    "algorithm",
+    "evosearch",
+    needs={"noise or tokens"},
+    wants_stochastic=True,
+    paper="He et al. 2025, arXiv:2505.17618",
 )
 def evosearch(
     ctx: SearchContext,
@@ -74,7 +78,7 @@ def evosearch(
         evolution_schedule: Steps at which a generation is made, instead of the model's.
         population_schedule: Initial noises and then the size of each generation with its elites.
         elites: How many of the best each generation keeps.
-        beta: Strength of mutation: the share of noise that is new is its square.
+        beta: Strength of mutation: the share of noise that is new, or of tokens drawn again, is its square.
         tournament: Share of all candidates that takes part in the choice of one parent.
         strict_reference: Do as the released code: states after the evolution step are bred and fed back
             as the ones before it, noise is added on top, elites are denoised again.
@@ -100,17 +104,22 @@ def evosearch(
         pool, r = State.cat(archive[g]), ctx.standing(State.cat(archive[-1]))
         ctx.note(generation=g + 1, step=step, pool=len(pool), best=float(r[argmax(r)]))
         parents = winners(r, K[g + 1] - m, ctx.rng(), fraction=tournament)
-        children = ctx.mutate(pool, mutation(step, g, beta, strict_reference), parents)
+        tokens = "tokens" in ctx.capabilities
+        children = ctx.mutate(pool, mutation(step, g, beta, strict_reference, tokens=tokens), parents)
         if strict_reference:
             children = State.cat([ctx.mutate(pool, AddStepNoise(scale=0), top_k(r, m)), children])
         denoise(children, g + 1)
     return State.cat(archive[-1])
 
 
-def mutation(step: int, generation: int, beta: float, strict_reference: bool) -> Mutation:
-    """The operator for x_T at step 0, the one for x_t later."""
+def mutation(
+    step: int, generation: int, beta: float, strict_reference: bool, *, tokens: bool = False
+) -> Mutation:
+    """The operator for x_T at step 0, the one for x_t later; where that is tokens, they are drawn again."""
     if strict_reference:
         return AddStepNoise(scale=0, blend=beta) if generation == 0 else AddStepNoise(scale=1)
+    if tokens and step:
+        return TokenNoise(beta**2)
     return Blend(beta) if step == 0 else StepNoise(beta)
 
 
@@ -140,6 +149,8 @@ def plan_generations(
         if evolution is None
         else asked(SCHEDULES[schedule], evolution, ctx)
     )
+    if not plan.evolution:  # nothing that could be mutated
+        return None
     if population is None and n is None:
         affordable = left.times(ctx.cost())
         if affordable is not None:
@@ -158,11 +169,19 @@ def rescaled(base: Schedule, ctx: SearchContext) -> Schedule:
     steps: dict[int, int] = {}
     for step, size in zip(base.evolution, base.population[1:]):
         at = round(step / base.steps * ctx.num_steps)
-        # later than 0, what is mutated is the noise of the step before
-        if at == 0 or ("step_noise" in ctx.capabilities and ctx.can_fork_at(at - 1)):
+        if can_mutate(ctx, at):
             steps.setdefault(at, size)
-    steps = steps or {0: base.population[1]}
+    if not steps:
+        steps = {at: base.population[1] for at in range(ctx.num_steps) if can_mutate(ctx, at)}
+        steps = dict([*steps.items()][:1])
     return Schedule(ctx.num_steps, tuple(steps), (base.population[0], *steps.values()), base.elites)
+
+
+def can_mutate(ctx: SearchContext, step: int) -> bool:
+    """Whether states at a step can be mutated: the initial noise, later the noise of the step before."""
+    if step == 0:
+        return "noise" in ctx.capabilities
+    return not ctx.capabilities.isdisjoint({"step_noise", "tokens"}) and ctx.can_fork_at(step - 1)
 
 
 def asked(base: Schedule, evolution: list[int], ctx: SearchContext) -> Schedule:
@@ -177,6 +196,11 @@ def asked(base: Schedule, evolution: list[int], ctx: SearchContext) -> Schedule:
         raise ConfigError(
             f"evolution_schedule must lie between 0 and {ctx.num_steps - 1}, the last of {ctx.num_steps} "
             f"steps, but got {evolution}; lower it or raise the number of steps."
+        )
+    if evolution[0] == 0 and not can_mutate(ctx, 0):
+        raise ConfigError(
+            "evolution_schedule must begin at 1 or later where there is no initial noise to mutate, as here, "
+            f"but got {evolution}; leave 0 out."
         )
     sizes = (*base.population[1:], *[base.population[-1]] * len(evolution))[: len(evolution)]
     return Schedule(ctx.num_steps, tuple(evolution), (base.population[0], *sizes), base.elites)
@@ -214,7 +238,8 @@ def filled(
     plan: Schedule, elites: int | None, left: Remaining, ctx: SearchContext, strict_reference: bool
 ) -> Schedule | None:
     """The largest schedule in proportion to `plan` that can be paid for, less late generations if need be."""
-    share = (left.times(ctx.cost()) or 0) * ctx.cost().nfe / total_cost(plan, ctx, strict_reference).nfe
+    whole = total_cost(plan, ctx, strict_reference)
+    share = (left.times(ctx.cost()) or 0) * ctx.cost().compute / whole.compute
     m = max(1, round(share * plan.elites)) if elites is None else elites
 
     def sized(fresh: list[int]) -> Schedule:
