@@ -52,6 +52,17 @@ def test_every_cell_is_run_once_and_reported(tmp_path: Path) -> None:
     assert "fk_steering:lam=5" in console.export_text()
 
 
+@pytest.mark.parametrize("kind", ["ensemble({0}, {1})", "cascade({1}, {0})", "calibrated({0}):least=2"])
+def test_composed_verifiers_guide_and_are_judged(kind: str, tmp_path: Path) -> None:
+    guide = kind.format(VERIFIER, f"{FILE}@first_coordinate")
+    comparison = run(tmp_path, verifiers=[guide])
+    assert {cell.verifier for cell in comparison.cells} == {guide}
+    # each search by itself gives the same, so no search learns from another
+    alone = run(tmp_path / "alone", verifiers=[guide], algorithms=["fk_steering:lam=5"], seeds=(1,))
+    last = [cell for cell in comparison.cells if cell.algorithm != "best_of_n" and cell.seed == 1]
+    assert [(c.score, c.evaluation) for c in alone.cells] == [(c.score, c.evaluation) for c in last]
+
+
 def test_finished_cells_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tmp_path, seeds=(0,))
     traces = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("trace.jsonl")}

@@ -163,7 +163,12 @@ Algorithm = Annotated[
 ]
 Verifier = Annotated[
     str | None,
-    typer.Option("--verifier", "-v", help="What scores. (default: playground_clip, on the playground)"),
+    typer.Option(
+        "--verifier",
+        "-v",
+        help="What scores: NAME, NAME:key=value, ensemble(NAME, NAME), ... (default: playground_clip, on the "
+        "playground)",
+    ),
 ]
 HoldoutVerifier = Annotated[
     str | None,

@@ -43,7 +43,8 @@ class Calibrated:
         how: ``isotonic``: rises wherever the data let it, by any shape; ``linear``: a straight line, which
             needs less data. Neither ever ranks a worse preview above a better one.
         least: Pairs of a preview and its outcome that are needed at a step.
-        searches: Result folders of earlier searches with the same member, to learn from besides.
+        searches: Result folders of earlier searches with the same member, to learn from besides; a search
+            that scores previews once, such as FK steering, has nothing else to learn from.
     """
 
     def __init__(

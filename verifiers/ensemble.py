@@ -28,9 +28,10 @@ WEIGHTED = ("rank", "zscore", "product")
 class Ensemble(Composite):
     """Several verifiers at once: ``ensemble(hpsv2.1, clip_score)``; by default the mean of their ranks.
 
-    Samples of one search are compared with each other, so values change as samples are added. A member that
-    could not score a sample has no say there: it counts as its own average (the middle rank, z-score 0, for
-    ``product`` the median of its other values). A sample that no member scored is unscored.
+    Samples of one search are compared with each other, so values change as samples are added; previews are
+    compared with those that are scored together with them. A member that could not score a sample has no say
+    there: it counts as its own average (the middle rank, z-score 0, for ``product`` the median of its other
+    values). A sample that no member scored is unscored.
 
     Args:
         how: ``rank``: weighted mean of ranks, from 0 (worst) to 1 (best), ties sharing the mean of theirs;

@@ -15,6 +15,7 @@ from toy_members import NAN, PROMPT, Table, pictures
 from toy_search import toy_context
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
+from tts_vision.resolve import find_verifier, load_verifier
 from tts_vision.scoring import safe_scores
 from tts_vision.testing.contracts import VerifierContract, kill_everywhere, values
 from tts_vision.testing.toys import GaussianMixtureSampler, LinearReward, TargetReward
@@ -264,6 +265,19 @@ def test_loading_loads_every_member() -> None:
     members = [Table("a", [1.0]), Table("b", [1.0])]
     Ensemble(members).load()
     assert [member.loaded for member in members] == [1, 1]
+
+
+def test_it_is_made_from_text() -> None:
+    plan = find_verifier("ensemble(jpeg_compressibility, jpeg_incompressibility):how=zscore,weights=3,1")
+    ensemble = load_verifier(plan)
+    assert isinstance(ensemble, Ensemble)
+    assert ensemble.how == "zscore" and ensemble.weights.tolist() == [0.75, 0.25]
+    assert ensemble.labels == ("jpeg_compressibility", "jpeg_incompressibility")
+    listed = plan.text.replace("3,1", "[3,1]")
+    nested = load_verifier(find_verifier(f"cascade(jpeg_compressibility, {listed})"))
+    assert isinstance(nested, Cascade)
+    assert nested.name == f"cascade(jpeg_compressibility, {ensemble.name})"
+    assert nested.members[1].weights.tolist() == [0.75, 0.25]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
