@@ -199,7 +199,10 @@ class DiffusersSampler:
         meter = self._driver.meter
         with (
             self._driver.differentiable(
-                recompute_steps=recompute_steps, recompute_blocks=recompute_blocks, vae=vae
+                recompute_steps=recompute_steps,
+                recompute_blocks=recompute_blocks,
+                recompute_decoding=self._recompute is not False,
+                vae=vae,
             ),
             torch.enable_grad(),
         ):

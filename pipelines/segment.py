@@ -350,22 +350,23 @@ class Driver:
 
     @contextmanager
     def differentiable(
-        self, *, recompute_steps: bool, recompute_blocks: bool, vae: Any = None
+        self, *, recompute_steps: bool, recompute_blocks: bool, recompute_decoding: bool, vae: Any = None
     ) -> Iterator[None]:
         """What `run` returns in this block carries the gradient of the latents that enter.
 
-        Weights are frozen, decoding keeps little and computes the rest again, and what a pipeline would do
-        to its autoencoder after decoding waits until the end of the block, so that gradients still find it as
-        it was.
+        Weights are frozen, and what a pipeline would do to its autoencoder after decoding waits until the end
+        of the block, so that gradients still find it as it was.
 
         Args:
             recompute_steps: Whether only the inputs of each denoiser evaluation are kept.
             recompute_blocks: Whether only the inputs of the denoiser's blocks are kept.
+            recompute_decoding: Whether only the inputs of the autoencoder's blocks are kept.
             vae: Another autoencoder that decodes, if any.
         """
         networks = [m for m in (*self.pipe.components.values(), vae) if isinstance(m, nn.Module)]
         decoders = [m for m in (getattr(self.pipe, "vae", None), vae) if isinstance(m, nn.Module)]
-        thrifty = [*decoders, *(m for _, m in modules(self.pipe, DENOISERS) if recompute_blocks)]
+        thrifty = [*decoders] if recompute_decoding else []
+        thrifty += [m for _, m in modules(self.pipe, DENOISERS) if recompute_blocks]
         checker = self.pipe.__dict__.get("safety_checker", _MISSING)
         with ExitStack() as stack:
             stack.enter_context(_frozen(networks))

@@ -152,9 +152,9 @@ class SamplerOptions(_Settings):
         interpolant: Path between noise and data on which stochastic steps of a flow model move.
         preview_size: Longest side, in pixels, that previews are decoded at, by samplers that can choose; by
             default that of the finished sample.
-        recompute: Whether gradients keep only the inputs of the denoiser's blocks and compute the rest again,
-            which needs less memory and more time; by default on an accelerator. Gradients through several
-            steps compute each of them again unless this is false.
+        recompute: Whether gradients keep only the inputs of the networks' blocks and compute the rest again,
+            for less memory and more time. By default the autoencoder does, the denoiser on an accelerator,
+            and each step where there are several; false where memory is plenty.
     """
 
     owner: ClassVar[str] = "the sampler"
