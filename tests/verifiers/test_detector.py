@@ -209,6 +209,10 @@ def test_pixels_are_those_of_mmdet() -> None:
     third = mask2former_pixels(picture.resize((48, 42)), (14, 16))
     kept = (np.asarray(picture.resize((48, 42)), dtype=float)[1::3, 1::3] - mean) / std
     assert np.allclose(third[0, :, :14, :16].permute(1, 2, 0), kept, atol=1e-5)
+    # what lies between pixels is rounded
+    doubled = mask2former_pixels(picture, (80, 96))[0, :, :80, :96].permute(1, 2, 0) * torch.from_numpy(std)
+    levels = doubled + torch.from_numpy(mean)
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
 
 
 def test_instances_by_hand() -> None:
