@@ -43,11 +43,6 @@ class ScaleSampler:
 
     def __init__(self, pipe: ScalePipeline, *, options: SamplerOptions | None = None) -> None:
         options = options or SamplerOptions()
-        if options.stochastic is False:
-            raise ConfigError(
-                f"{pipe.name} draws each token at random; for the likeliest tokens set pipeline.top_k=1 "
-                "instead of stochastic=False."
-            )
         self.name = pipe.name
         self._plan = pipe.plan(options.pipeline_kwargs)
         self._preview_size = options.preview_size

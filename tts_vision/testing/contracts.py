@@ -132,18 +132,22 @@ class SamplerContract:
     def test_charges_what_it_says(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
         state = sampler.init(prompt, (0, 1, 2), seed=SEED)
         assert ledger.spent.nfe == 0
-        sampler.advance(state, sampler.num_steps)
+        sampler.advance(state.select([1]), sampler.num_steps)
         # what a step costs may be known only after it ran once
         cost = sampler.cost(state, sampler.num_steps)
-        assert ledger.spent.nfe == cost.nfe * 3 > 0
+        assert ledger.spent == cost and cost.nfe > 0
+        sampler.advance(state, sampler.num_steps)
+        # rows that do not differ yet may share the work
+        assert 0 < ledger.spent.nfe - cost.nfe <= cost.nfe * 3
         assert cost.decodes == cost.verifier_calls == 0
         parts = [sampler.cost(at_step(state, step), 1).nfe for step in range(sampler.num_steps)]
         assert sum(parts) == pytest.approx(cost.nfe)
 
     def test_stops_before_the_budget_is_passed(self, sampler: Sampler, prompt: Prompt) -> None:
         sampler.bind(Ledger())
-        state = sampler.advance(sampler.init(prompt, (0,), seed=SEED), sampler.num_steps)
-        limit = sampler.cost(state, 1).nfe * sampler.num_steps - 1 or 0.5
+        state = sampler.init(prompt, (0,), seed=SEED)
+        sampler.advance(state, sampler.num_steps)
+        limit = sampler.cost(state, sampler.num_steps).nfe - 1 or 0.5
         ledger = Ledger(Budget(nfe=limit))
         sampler.bind(ledger)
         with pytest.raises(BudgetSpent):
@@ -152,7 +156,6 @@ class SamplerContract:
 
     def test_can_be_stored(self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tmp_path: Path) -> None:
         state = halfway(sampler, prompt)
-        assert not any(isinstance(value, Rows) for value in state.carry.values())
         plain = {k: v for k, v in state.shared.items() if not isinstance(v, Tensor)}
         assert json.loads(json.dumps(plain)) == plain
         journal = Journal(tmp_path)
@@ -237,9 +240,10 @@ class SamplerContract:
         back = sampler.renoise(state.select([0, 0], uids=(10, 11)), 0)
         assert (back.step, back.uids, ledger.spent) == (0, (10, 11), spent)
         again = sampler.renoise(state.select([0], uids=(11,)), 0)
-        assert not torch.equal(back.latents[0], back.latents[1])
         assert torch.equal(back.latents[1:], again.latents)
-        assert sampler.advance(back, sampler.num_steps).step == sampler.num_steps
+        end = sampler.advance(back, sampler.num_steps)
+        assert end.step == sampler.num_steps
+        assert not torch.equal(end.latents[0], end.latents[1])
 
 
 class VerifierContract:
