@@ -36,7 +36,7 @@ from tts_vision.pipelines.var.schedules import Schedule
 # Few tokens learn fast. A size may come twice: the second time corrects what the first got wrong.
 SCHEDULE = Schedule(((1, 1), (2, 2), (3, 3), (3, 3), (4, 4), (4, 4)), (4, 4))
 VAE = BSQVAEConfig(
-    channels=16, patch=2, width=16, multipliers=(1, 2, 4, 4), groups=8, encoder_blocks=1, decoder_blocks=2
+    channels=16, patch=2, width=16, multipliers=(1, 2, 4, 8), groups=8, encoder_blocks=1, decoder_blocks=1
 )
 TRANSFORMER = InfinityConfig(
     depth=6, width=256, heads=8, bits=64, chunks=2, text_dim=128, text_length=MAX_TOKENS, pool_heads=4
@@ -73,9 +73,10 @@ def train_tokenizer(
     budget: Budget,
     device: str = "cpu",
     seed: int = 5,
-    batch_size: int = 32,
-    learning_rate: float = 2e-3,
-    cut_off: float = 0.2,
+    batch_size: int = 16,
+    learning_rate: float = 1.5e-3,
+    cut_off: float = 0.15,
+    unquantised: float = 0.3,
     stop_after: int | None = None,
 ) -> BSQVAE:
     """Trains the tokenizer, or loads it when its budget is spent.
@@ -89,6 +90,8 @@ def train_tokenizer(
         batch_size: Pictures a step.
         learning_rate: Peak rate of AdamW.
         cut_off: Share of pictures that are decoded from their first scales alone, so that previews are good.
+        unquantised: Share of the budget over which quantisation sets in, by and by: colours are learnt late
+            where features are binary from the start.
         stop_after: See `training.train`.
 
     Returns:
@@ -107,25 +110,25 @@ def train_tokenizer(
         set_learning_rate([optimiser], warm_then_decay(progress, decay_from=0.4))
         index = torch.randint(len(bank.images), (batch_size,), generator=generator)
         x = bank.batch(index).to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
-            features = vae.encode(x)
-        features = features.float()
+        features = vae.encode(x)
         with torch.no_grad():
             bits, _, whole = vae.quantizer.encode(features, SCHEDULE)
             scales = torch.randint(1, len(SCHEDULE), (batch_size,), generator=generator)
             cut = torch.rand(batch_size, generator=generator) < cut_off
             scales = torch.where(cut, scales, len(SCHEDULE))
             partial = _summed(vae, bits, starts[scales].to(device)) if bool(cut.any()) else whole
-        straight_through = features + (partial - features).detach()
-        with torch.autocast(device, torch.bfloat16):
-            drawn = vae.decoder(straight_through).float()
+        share = min(1.0, max(0.0, progress / unquantised - 0.5))
+        plain = torch.rand(batch_size, generator=generator) >= share
+        cut = cut & ~plain
+        read = torch.where(plain.to(device)[:, None, None, None], features, partial)
+        drawn = vae.decoder(features + (read - features).detach())  # straight through
         commitment = (features - whole).square().mean()
-        loss = reconstruction_loss(drawn[~cut], x[~cut]) + 0.3 * cut_off * _blur_loss(drawn, x, cut)
+        loss = reconstruction_loss(drawn[~cut], x[~cut]) + 0.3 * cut_off * _pixel_error(drawn, x, cut)
         optimiser.zero_grad(set_to_none=True)
         (loss + 0.25 * commitment).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        mse = (drawn[~cut] - x[~cut]).square().mean()
+        mse = _pixel_error(drawn, x, ~cut & ~plain)
         return {"loss": loss, "mse": mse, "commitment": commitment}
 
     parts = {"vae": vae, "optimiser": optimiser}
@@ -171,9 +174,9 @@ def _summed(vae: BSQVAE, bits: Tensor, tokens: Tensor) -> Tensor:
     return features
 
 
-def _blur_loss(drawn: Tensor, target: Tensor, cut: Tensor) -> Tensor:
-    """Pixel error of the pictures that were cut off; zero if none was."""
-    return (drawn[cut] - target[cut]).square().sum() / max(1, drawn[cut].numel())
+def _pixel_error(drawn: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
+    """Mean squared error of chosen pictures; zero if there are none."""
+    return (drawn[chosen] - target[chosen]).square().sum() / max(1, drawn[chosen].numel())
 
 
 @torch.no_grad()
