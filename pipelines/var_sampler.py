@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tts_vision.config import SamplerOptions
-from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.errors import CapabilityError
 from tts_vision.pipelines.segment import NoMeter
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, gather, rows_of
@@ -26,8 +26,8 @@ from tts_vision.types import Cost, Media, Meter, Modality, Prompt, Rows, State
 class ScaleSampler:
     """Drives a model that predicts the tokens of one scale after the other.
 
-    The state's latents are the tokens of all scales done. Particles whose tokens agree, such as fresh forks or
-    all of them before the first scale, share one forward pass; each then draws with noise of its own.
+    The state's latents are the tokens of all scales done. Particles whose tokens agree, such as fresh forks
+    or all of them before the first scale, share one forward pass; each then draws with noise of its own.
 
     Args:
         pipe: The model.

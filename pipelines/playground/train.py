@@ -1,8 +1,8 @@
 """Trains the playground: `python -m tts_vision.pipelines.playground.train --stage all`.
 
 Draws a bank of pictures, then trains the autoencoder, the flow, the decoder once more and the CLIP, the
-tokenizer of the visual autoregressive model and its transformer, and exports them. Each stage resumes from its checkpoint in the work folder, so that the command may be killed
-and run again.
+tokenizer of the visual autoregressive model and its transformer, and exports them. Each stage resumes from
+its checkpoint in the work folder, so that the command may be killed and run again.
 """
 
 from __future__ import annotations

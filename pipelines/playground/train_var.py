@@ -1,8 +1,8 @@
 """The playground's visual autoregressive model: Infinity's tokenizer and transformer, small.
 
-The tokenizer is a convolutional autoencoder with multi-scale binary spherical quantisation (Zhao et al. 2024);
-the transformer predicts the bits of a scale from all coarser ones and learns to correct wrong ones (Han et al.
-2024). Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
+The tokenizer is a convolutional autoencoder with multi-scale binary spherical quantisation (Zhao et al.
+2024); the transformer predicts the bits of a scale from all coarser ones and learns to correct wrong ones
+(Han et al. 2024). Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
 """
 
 from __future__ import annotations
@@ -228,8 +228,8 @@ def train_var(
         batch_size: Pictures a step.
         learning_rate: See `build_optimisers`.
         caption_dropout: Share of captions replaced by the learned embedding of no text.
-        most_flips: Each scale of each picture has up to this share of its bits flipped, which the scales after
-            it learn to correct.
+        most_flips: Each scale of each picture has up to this share of its bits flipped, which the scales
+            after it learn to correct.
         stop_after: See `training.train`.
 
     Returns:

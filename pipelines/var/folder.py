@@ -1,4 +1,4 @@
-"""A visual autoregressive pipeline as a folder, in the manner of diffusers: a part of it in each subfolder."""
+"""A visual autoregressive pipeline as a folder: in the manner of diffusers, a part in each subfolder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype = torch.float32) -> Infini
 
     settings = _read(folder / PIPELINE)
     schedule = settings.get("schedule")
-    vae_config = {k: tuple(v) if isinstance(v, list) else v for k, v in _read(folder / "vae" / CONFIG).items()}
+    vae_config = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in _read(folder / "vae" / CONFIG).items()
+    }
     return InfinityPipeline(
         transformer=_load_module(
             Infinity(InfinityConfig(**_read(folder / "transformer" / CONFIG))), folder / "transformer", dtype

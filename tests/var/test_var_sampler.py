@@ -217,7 +217,7 @@ def test_algorithms_that_know_nothing_of_scales(algorithm: str, tmp_path: Path) 
         result.spent.macs
         <= 6 * ScaleSampler(pipe).cost(ScaleSampler(pipe).init(PROMPT, (0,), seed=0), 5).macs
     )
-    again = tts_vision.search(
+    tts_vision.search(
         pipe,
         PROMPT.text,
         algorithm=algorithm,
@@ -254,10 +254,10 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_bad_aspect_ratios() -> None:
     pipe = tiny_infinity(schedule=None)
     with pytest.raises(
-        ConfigError, match="aspect_ratio .* must be one of .* but got 1.1; use the nearest, 1"
+        ConfigError, match=r"aspect_ratio .* must be one of .* but got 1.1; use the nearest, 1"
     ):
         pipe.plan({"aspect_ratio": 1.1})
-    with pytest.raises(ConfigError, match="size must be one of 0.06M"):
+    with pytest.raises(ConfigError, match=r"size must be one of 0.06M"):
         pipe.plan({"size": "2M"})
     with pytest.raises(ConfigError, match="written width:height"):
         pipe.plan({"aspect_ratio": "wide"})

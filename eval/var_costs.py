@@ -1,0 +1,187 @@
+"""What TTS-VAR costs on Infinity-2B: `python -m tts_vision.eval.var_costs`.
+
+Runs the search itself, charged by the same ledger as any other, on a stand-in for Infinity-2B that answers at
+random: tokens, passes and decodes are those of the real model, and nothing of its size is computed. Takes a
+minute and writes ``eval/results/var_costs.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tts_vision.algorithms.best_of_n import best_of_n
+from tts_vision.algorithms.tts_var import tts_var
+from tts_vision.config import SamplerOptions
+from tts_vision.context import SearchContext
+from tts_vision.pipelines.var import infinity
+from tts_vision.pipelines.var.bsq_vae import BSQVAE, VAES
+from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.infinity import macs_of_scale
+from tts_vision.pipelines.var.schedules import Schedule, schedule_for
+from tts_vision.pipelines.var_sampler import ScaleSampler
+from tts_vision.types import Media, Modality, Prompt, Score
+
+CPU = torch.device("cpu")
+WORDS = 30  # tokens of the prompt
+RELEASED_DECODES = 56  # of the released code: every candidate after every scale, and the end once more
+FEATURES = "tts_vision.eval.var_costs:Brightness"
+PROMPT = Prompt("a prompt of thirty tokens")
+
+
+@dataclass(frozen=True)
+class CountedPlan:
+    """A plan of Infinity-2B that computes nothing: random bits, empty pictures, true counts."""
+
+    schedule: Schedule
+    branches: int = 2
+    device: torch.device = CPU
+    stride: int = VAES["2b"].stride
+
+    def empty(self, n: int) -> Tensor:
+        return torch.empty(n, 0, infinity.SIZES["2b"].bits, dtype=torch.uint8)
+
+    def condition(self, prompt: Prompt) -> None:
+        return None
+
+    def words(self, prompt: Prompt) -> int:
+        return WORDS
+
+    def cache(self, rows: int) -> KVCache:
+        return KVCache.empty(1, self.branches, rows, 1, self.schedule.starts[-2], 1)
+
+    def probability(self, condition: Any, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+        cache.grow(self.schedule.lengths[scale])
+        return torch.full((len(tokens), self.schedule.lengths[scale], infinity.SIZES["2b"].bits), 0.5)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """The share of set bits stands for the picture, so that candidates differ."""
+        share = tokens.float().mean((1, 2)) if tokens.shape[1] else torch.zeros(len(tokens))
+        return share[:, None, None, None].expand(-1, 3, *self.schedule.final)
+
+    def pixels(self, features: Tensor) -> Tensor:
+        return features
+
+    def macs(self, scale: int, words: int) -> int:
+        return macs_of_scale(infinity.SIZES["2b"], self.schedule, scale, words)
+
+
+@dataclass(frozen=True)
+class CountedPipeline:
+    """The stand-in."""
+
+    name: str = "Infinity-2B (counted)"
+
+    def plan(self, call: dict[str, Any]) -> CountedPlan:
+        return CountedPlan(schedule_for(1.0))
+
+
+class Brightness:
+    """Scores and embeds by mean brightness."""
+
+    name = "brightness"
+    accepts: frozenset[Modality] = frozenset({"image"})
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        return [Score(value=float(np.asarray(picture).mean())) for picture in media]
+
+    def features(self, media: Sequence[Media]) -> Tensor:
+        return torch.tensor([[float(np.asarray(picture).mean())] for picture in media])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A search and what the ledger said of it."""
+
+    name: str
+    tokens: float
+    macs: float
+    decodes: int
+    decode_macs: float
+
+
+def decode_macs(side: int) -> float:
+    """Multiply-accumulates of one decode of Infinity-2B's tokenizer to ``side x side`` pixels."""
+    with torch.device("meta"):
+        vae = BSQVAE(VAES["2b"])
+        cells = side // VAES["2b"].stride
+        with FlopCounterMode(display=False) as counter:
+            vae.decoder(torch.empty(1, VAES["2b"].channels, cells, cells))
+    return counter.get_total_flops() / 2
+
+
+def run(name: str, search: Any, preview_side: int = 1024) -> Row:
+    """Runs one search on the stand-in.
+
+    Args:
+        name: What it is called in the table.
+        search: The algorithm, with its parameters.
+        preview_side: Pixels that previews are decoded at.
+    """
+    options = SamplerOptions(preview_size=preview_side)
+    ctx = SearchContext(ScaleSampler(CountedPipeline(), options=options), Brightness(), PROMPT, seed=0)
+    search(ctx)
+    spent = ctx.ledger.spent
+    finals = len(ctx.candidates)
+    previews = spent.decodes - finals
+    pixels = previews * decode_macs(preview_side) + finals * decode_macs(1024)
+    return Row(name, spent.tokens, spent.macs, spent.decodes, pixels)
+
+
+def rows() -> list[Row]:
+    """All rows of the table."""
+    one = run("one sample", lambda ctx: best_of_n(ctx, n=1))
+    full = run("TTS-VAR, full-size decodes", lambda ctx: tts_var(ctx, n=8, features=FEATURES))
+    released = replace(
+        full,
+        name="TTS-VAR, decodes as released",
+        decodes=RELEASED_DECODES,
+        decode_macs=RELEASED_DECODES * decode_macs(1024),
+    )
+    small = run("TTS-VAR, `--preview-size 256`", lambda ctx: tts_var(ctx, n=8, features=FEATURES), 256)
+    return [one, released, full, small, run("best of 8", lambda ctx: best_of_n(ctx, n=8))]
+
+
+def table(found: Sequence[Row]) -> str:
+    """The rows as Markdown, relative to the first."""
+    one = found[0]
+    lines = [
+        "| search | tokens | transformer TMAC | decodes | decode TMAC | in all, TMAC |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        lines.append(
+            f"| {row.name} | {row.tokens / one.tokens:.2f}x | {row.macs / 1e12:.1f} "
+            f"({row.macs / one.macs:.2f}x) | {row.decodes} | {row.decode_macs / 1e12:.1f} "
+            f"| {(row.macs + row.decode_macs) / 1e12:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints and writes the table.
+
+    Args:
+        arguments: Command line, that of the process by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("eval/results/var_costs.md"))
+    options = parser.parse_args(arguments)
+    text = table(rows())
+    print(text)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
