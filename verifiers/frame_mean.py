@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import islice
+from typing import cast
 
 from PIL import Image
+from torch import Tensor
 
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import register
 from tts_vision.scoring import calls_of, warm_up
-from tts_vision.types import Media, Modality, PooledVerifier, Prompt, Score, Verifier
+from tts_vision.types import (
+    DifferentiableVerifier,
+    Media,
+    Modality,
+    PooledVerifier,
+    Prompt,
+    Score,
+    Verifier,
+)
 from tts_vision.verifiers._base import UnusableSample
 from tts_vision.verifiers._frames import clip, evenly, pictures
 
@@ -56,6 +66,9 @@ class FrameMean:
                 f"The member of frame_mean must score each frame by itself but {self.member.name!r} compares "
                 f"samples; {REMEDY}."
             )
+        if isinstance(self.member, DifferentiableVerifier):
+            # a verifier that has rewards is taken to give gradients, so it must have none otherwise
+            self.rewards = self._rewards
         self.frames = frames
         self.name = f"frame_mean({self.member.name})"
 
@@ -87,6 +100,13 @@ class FrameMean:
             Score.unscored(view) if isinstance(view, str) else over_frames(list(islice(rest, len(view))))
             for view in views
         ]
+
+    def _rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards of clips ``(B, T, 3, H, W)`` in [0, 1], with their gradient, where the member gives any."""
+        frames = pixels[:, evenly(pixels.shape[1], min(self.frames, pixels.shape[1]))]
+        asked = [prompt for prompt in prompts for _ in range(frames.shape[1])]
+        rewards = cast(DifferentiableVerifier, self.member).rewards(frames.flatten(0, 1), asked)
+        return rewards.view(len(frames), -1).nanmean(1)
 
     def _views(self, sample: Media) -> list[Image.Image] | str:
         """The frames that are scored, or why there are none."""

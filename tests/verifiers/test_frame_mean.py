@@ -13,7 +13,7 @@ from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.resolve import find_verifier, load_verifier
 from tts_vision.testing.contracts import VerifierContract
-from tts_vision.types import Media, Score
+from tts_vision.types import DifferentiableVerifier, Media, Score
 from tts_vision.verifiers.frame_mean import FrameMean
 from tts_vision.verifiers.jpeg import JpegIncompressibility
 
@@ -132,3 +132,23 @@ def test_is_named_with_its_member() -> None:
     assert verifier.score([still], [PROMPT])[0].value == pytest.approx(sizes[0])
     with pytest.raises(ConfigError, match="is made of other verifiers"):
         find_verifier("frame_mean")
+
+
+class Smooth(Level):
+    """A member that gives gradients."""
+
+    def rewards(self, pixels: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        lengths = torch.tensor([len(prompt.text) for prompt in prompts])
+        return pixels.square().mean((1, 2, 3)) * lengths
+
+
+def test_gives_gradients_where_its_member_does() -> None:
+    assert not isinstance(FrameMean([Level()]), DifferentiableVerifier)
+    verifier = FrameMean([Smooth()], frames=3)
+    assert isinstance(verifier, DifferentiableVerifier)
+    pixels = torch.rand(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rewards = verifier.rewards(pixels, [PROMPT, Prompt("a dog")])
+    squares = pixels.detach()[:, [0, 2, 4]].square().mean((1, 2, 3, 4))
+    assert torch.allclose(rewards, squares * torch.tensor([len(PROMPT.text), 5]))
+    (gradient,) = torch.autograd.grad(rewards[1], pixels)
+    assert not gradient[0].any() and not gradient[1, [1, 3]].any() and gradient[1, [0, 2, 4]].all()

@@ -228,9 +228,9 @@ class SamplerContract:
                 sampler.gradient(replace(state, latents=state.latents + sign * shift), steps, reward)
                 for sign in (1.0, -1.0)
             )
-            first, second = up.carry["reward"], down.carry["reward"]
-            assert isinstance(first, Tensor) and isinstance(second, Tensor)
-            assert (first - second).tolist() == pytest.approx((2 * h * norm).tolist(), rel=0.1)
+            above, below = up.carry["reward"], down.carry["reward"]
+            assert isinstance(above, Tensor) and isinstance(below, Tensor)
+            assert (above - below).tolist() == pytest.approx((2 * h * norm).tolist(), rel=0.1)
 
     def test_goes_back(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
         if "renoise" not in sampler.capabilities:
