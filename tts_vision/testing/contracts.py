@@ -450,6 +450,19 @@ class AlgorithmContract:
         state = algorithm(nothing, **sizes)
         assert nothing.best is None and state.step == nothing.num_steps
 
+    def test_searches_by_a_verifier_that_compares_samples(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        sizes: dict[str, Any],
+    ) -> None:
+        ranked = Ranked(verifier)
+        context = SearchContext(make_sampler(), ranked, Prompt("x"), seed=SEED)
+        check_result(context, algorithm(context, **sizes))
+        scores = [candidate.score for candidate in context.candidates.values()]
+        assert values(scores) == ranked.pool(scores)
+
     def test_survives_a_kill_anywhere(
         self,
         algorithm: Callable[..., State],
@@ -512,6 +525,30 @@ class HalfBlind:
             self.seen += 1
             seen.append(self.seen % self.blind_to != 0)
         return torch.where(torch.tensor(seen), rewards, torch.nan)
+
+
+class Ranked:
+    """A verifier by the rank that another one gives a sample, from 0 to 1: a `PooledVerifier`."""
+
+    name = "ranked"
+
+    def __init__(self, verifier: Verifier) -> None:
+        self.verifier, self.accepts = verifier, verifier.accepts
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        said = [{"said": score.value} for score in self.verifier.score(media, prompts)]
+        scores = [Score(value=math.nan, parts=parts) for parts in said]
+        pooled = zip(scores, self.pool(scores), strict=True)
+        return [score.model_copy(update={"value": value}) for score, value in pooled]
+
+    def pool(self, scores: Sequence[Score]) -> list[float]:
+        said = [score.parts["said"] for score in scores]
+        return [sum(other < mine for other in said) / max(1, len(said) - 1) for mine in said]
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The gradient is that of the other verifier, for algorithms that ask for it."""
+        rewards: Tensor = self.verifier.rewards(pixels, prompts)  # type: ignore[attr-defined]
+        return rewards
 
 
 def kill_everywhere(
