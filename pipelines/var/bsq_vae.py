@@ -23,6 +23,7 @@ class BSQVAEConfig:
         groups: Of the group normalisation.
         encoder_blocks: Residual blocks of a level on the way down.
         decoder_blocks: And on the way up.
+        attention: Whether cells attend to each other at the coarsest level and in the middle.
     """
 
     channels: int = 32
@@ -32,6 +33,7 @@ class BSQVAEConfig:
     groups: int = 32
     encoder_blocks: int = 2
     decoder_blocks: int = 3
+    attention: bool = False
 
     @property
     def stride(self) -> int:
@@ -109,11 +111,78 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _middle(channels: int, groups: int) -> nn.Module:
-    middle = nn.Module()
-    middle.block_1 = ResBlock(channels, channels, groups)
-    middle.block_2 = ResBlock(channels, channels, groups)
-    return middle
+class Attention(nn.Module):
+    """One head of attention between all cells of a feature map."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, -1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]))
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the coarsest resolution."""
+
+    def __init__(self, config: BSQVAEConfig) -> None:
+        super().__init__()
+        channels = config.width * config.multipliers[-1]
+        self.block_1 = ResBlock(channels, channels, config.groups)
+        self.attn_1 = Attention(channels, config.groups) if config.attention else nn.Identity()
+        self.block_2 = ResBlock(channels, channels, config.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Stage(nn.Module):
+    """The residual blocks of one level."""
+
+    def __init__(self, config: BSQVAEConfig, channels: int, level: int, blocks: int) -> None:
+        super().__init__()
+        width, coarsest = config.width * config.multipliers[level], level == len(config.multipliers) - 1
+        widths = [channels] + (blocks - 1) * [width]
+        self.block = nn.ModuleList(ResBlock(before, width, config.groups) for before in widths)
+        attending = blocks if config.attention and coarsest else 0
+        self.attn = nn.ModuleList(Attention(width, config.groups) for _ in range(attending))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return x
+
+
+class DownStage(Stage):
+    """One level of an encoder."""
+
+    def __init__(self, config: BSQVAEConfig, channels: int, level: int) -> None:
+        super().__init__(config, channels, level, config.encoder_blocks)
+        if level < len(config.multipliers) - 1:
+            self.downsample = Downsample(config.width * config.multipliers[level])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return self.downsample(x) if hasattr(self, "downsample") else x
+
+
+class UpStage(Stage):
+    """One level of a decoder."""
+
+    def __init__(self, config: BSQVAEConfig, channels: int, level: int) -> None:
+        super().__init__(config, channels, level, config.decoder_blocks)
+        if level:
+            self.upsample = Upsample(config.width * config.multipliers[level])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
 
 
 class Encoder(nn.Module):
@@ -121,32 +190,20 @@ class Encoder(nn.Module):
 
     def __init__(self, config: BSQVAEConfig) -> None:
         super().__init__()
-        widths = [config.width * m for m in config.multipliers]
+        widths = [config.width * m for m in (1, *config.multipliers)]
         self.conv_in = nn.Conv2d(3, config.width, 3, padding=1)
-        self.down = nn.ModuleList()
-        before = config.width
-        for level, width in enumerate(widths):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
-            for _ in range(config.encoder_blocks):
-                stage.block.append(ResBlock(before, width, config.groups))
-                before = width
-            if level < len(widths) - 1:
-                stage.downsample = Downsample(width)
-            self.down.append(stage)
-        self.mid = _middle(before, config.groups)
-        self.norm_out = nn.GroupNorm(config.groups, before, eps=1e-6)
-        self.conv_out = nn.Conv2d(before, config.channels, 3, padding=1)
+        self.down = nn.ModuleList(
+            DownStage(config, channels, level) for level, channels in enumerate(widths[:-1])
+        )
+        self.mid = Middle(config)
+        self.norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for stage in self.down:
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
-        h = self.mid.block_2(self.mid.block_1(h))
-        return self.conv_out(F.silu(self.norm_out(h)))
+            h = stage(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -154,31 +211,19 @@ class Decoder(nn.Module):
 
     def __init__(self, config: BSQVAEConfig) -> None:
         super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        before = widths[-1]
-        self.conv_in = nn.Conv2d(config.channels, before, 3, padding=1)
-        self.mid = _middle(before, config.groups)
-        stages = []
-        for level, width in reversed(list(enumerate(widths))):
-            stage = nn.Module()
-            stage.block = nn.ModuleList()
-            for _ in range(config.decoder_blocks):
-                stage.block.append(ResBlock(before, width, config.groups))
-                before = width
-            if level:
-                stage.upsample = Upsample(width)
-            stages.append(stage)
+        widths = [config.width * m for m in (*config.multipliers, config.multipliers[-1])]
+        self.conv_in = nn.Conv2d(config.channels, widths[-1], 3, padding=1)
+        self.mid = Middle(config)
+        levels = range(len(config.multipliers))
+        stages = [UpStage(config, widths[level + 1], level) for level in reversed(levels)]
         self.up = nn.ModuleList(reversed(stages))  # by level, as published
-        self.norm_out = nn.GroupNorm(config.groups, before, eps=1e-6)
-        self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
+        self.norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.mid.block_2(self.mid.block_1(self.conv_in(x)))
+        h = self.mid(self.conv_in(x))
         for stage in reversed(self.up):
-            for block in stage.block:
-                h = block(h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
+            h = stage(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

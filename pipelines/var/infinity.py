@@ -136,7 +136,7 @@ class Infinity(nn.Module):
     @property
     def blocks(self) -> list[Block]:
         """All blocks, first to last."""
-        return [block for chunk in self.block_chunks for block in chunk["module"]]  # type: ignore[misc,index]
+        return [block for chunk in self.block_chunks for block in chunk["module"]]  # type: ignore[index]
 
     def condition(self, text: Tensor, mask: Tensor | None = None) -> Condition:
         """What the text contributes.
@@ -145,9 +145,9 @@ class Infinity(nn.Module):
             text: ``(N, L, text_dim)`` last hidden states of the text encoder, or rows of `cfg_uncond`.
             mask: ``(N, L)``, True where there is text; None if all of it is.
         """
-        text = self.text_norm(text.float())
-        pooled = self.text_proj_for_sos["ca"](text, mask)
-        words = self.text_proj_for_ca(text)
+        text = F.rms_norm(text.float(), text.shape[-1:], self.text_norm.weight.float(), EPS)
+        pooled = self.text_proj_for_sos["ca"](text, mask).to(self.head.weight.dtype)
+        words = self.text_proj_for_ca(text.to(self.head.weight.dtype))
         return Condition(
             pooled=pooled,
             modulation=self.shared_ada_lin(pooled).view(-1, 1, 6, self.config.width),
@@ -231,9 +231,7 @@ class Block(nn.Module):
         self.sa = SelfAttention(config.width, config.heads)
         self.ca = CrossAttention(config)
         self.ca_norm = nn.LayerNorm(config.width, eps=EPS)
-        self.ffn = nn.ModuleDict(
-            {"fc1": nn.Linear(config.width, config.hidden), "fc2": nn.Linear(config.hidden, config.width)}
-        )
+        self.ffn = FeedForward(config.width, config.hidden)
 
     def forward(
         self,
@@ -252,8 +250,24 @@ class Block(nn.Module):
             text,
             text_mask,
         )
-        h = F.gelu(linear(self.ffn["fc1"], modulated(x, scale2, shift2)), approximate="tanh")
-        return x + gate2 * linear(self.ffn["fc2"], h).float()
+        return x + gate2 * self.ffn(modulated(x, scale2, shift2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them.
+
+    Args:
+        width: Channels of a token.
+        hidden: Channels between the layers.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(self.fc2, F.gelu(linear(self.fc1, x), approximate="tanh")).float()
 
 
 class SelfAttention(nn.Module):
@@ -263,6 +277,8 @@ class SelfAttention(nn.Module):
         width: Channels of a token.
         heads: Attention heads.
     """
+
+    zero_k_bias: Tensor
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -301,6 +317,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to the words of the prompt."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
         W = config.width
@@ -327,6 +345,8 @@ class CrossAttention(nn.Module):
 
 class TextPool(nn.Module):
     """Pools the words of a prompt by one learned query per head."""
+
+    zero_k_bias: Tensor
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -408,13 +428,13 @@ def initialise(model: Infinity, generator: torch.Generator) -> Infinity:
             block.sa.scale_mul_1H11.fill_(math.log(4))
             block.ada_gss.zero_()
             block.ada_gss[:, :, :2] = 0.1
-            for out in (block.sa.proj, block.ca.proj, block.ffn["fc2"]):
+            for out in (block.sa.proj, block.ca.proj, block.ffn.fc2):
                 out.weight.div_(math.sqrt(2 * depth))
-        for layer in (model.shared_ada_lin[1], model.head_nm["ada_lin"][1], model.head):
-            layer.weight.mul_(0.02)
+        for layer in ("shared_ada_lin.1", "head_nm.ada_lin.1", "head"):
+            model.get_parameter(f"{layer}.weight").mul_(0.02)
         for embedding in (model.pos_start, model.lvl_embed.weight):
             embedding.normal_(std=width**-0.5, generator=generator)
-        model.text_proj_for_sos["ca"].mat_q.normal_(std=1.0, generator=generator)
+        model.get_parameter("text_proj_for_sos.ca.mat_q").normal_(std=1.0, generator=generator)
     return model
 
 

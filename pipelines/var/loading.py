@@ -206,11 +206,12 @@ def load_text_encoder(
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
+    model_class: Any = T5EncoderModel
     if not Path(path).expanduser().exists():
         _refuse_missing_path(path, "the text encoder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model, info = T5EncoderModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, info = model_class.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except Exception as error:  # every library beneath raises its own kinds
         raise _unreadable("the text encoder", path, error) from error
     decoder = ("decoder.", "lm_head.")

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tts_vision.pipelines.var.cache import KVCache
-from tts_vision.pipelines.var.infinity import SelfAttention, block_causal, linear, modulated
+from tts_vision.pipelines.var.infinity import FeedForward, SelfAttention, block_causal, linear, modulated
 from tts_vision.pipelines.var.schedules import Schedule
 
 
@@ -194,13 +193,13 @@ class Block(nn.Module):
         else:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(W, 6 * W))
         self.attn = SelfAttention(W, config.heads)
-        self.ffn = nn.ModuleDict({"fc1": nn.Linear(W, config.hidden), "fc2": nn.Linear(config.hidden, W)})
+        self.ffn = FeedForward(W, config.hidden)
 
     def modulation(self, pooled: Tensor, shared: Tensor | None) -> Tensor:
         """Gates, scales and shifts ``(N, 1, 6, W)`` of classes: of its own map, or of the shared one."""
         if shared is None:
-            weight = self.ada_lin[1].weight
-            return self.ada_lin(pooled.to(weight.dtype)).float().unflatten(-1, (1, 6, -1))
+            dtype = self.attn.mat_qkv.weight.dtype
+            return self.ada_lin(pooled.to(dtype)).float().unflatten(-1, (1, 6, -1))
         return self.ada_gss.float() + shared.float().unflatten(-1, (1, 6, -1))
 
     def forward(
@@ -212,8 +211,7 @@ class Block(nn.Module):
     ) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         x = x + gate1 * self.attn(modulated(x, scale1, shift1), None, past, mask)
-        h = F.gelu(linear(self.ffn["fc1"], modulated(x, scale2, shift2)), approximate="tanh")
-        return x + gate2 * linear(self.ffn["fc2"], h).float()
+        return x + gate2 * self.ffn(modulated(x, scale2, shift2))
 
 
 def parameter_count(config: VARConfig) -> int:

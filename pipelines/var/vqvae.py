@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tts_vision.pipelines.var import bsq_vae
-from tts_vision.pipelines.var.bsq_vae import BSQVAEConfig
+from tts_vision.pipelines.var.bsq_vae import BSQVAEConfig, Decoder, Encoder
 from tts_vision.pipelines.var.schedules import Grid, Schedule
 
 
@@ -28,6 +27,7 @@ class VQVAEConfig(BSQVAEConfig):
 
     width: int = 160
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    attention: bool = True
     vocabulary: int = 4096
     phis: int = 4
 
@@ -101,7 +101,7 @@ class MultiScaleVQ(nn.Module):
         if schedule.grids[scale] != schedule.final:
             codes = F.interpolate(codes, schedule.final, mode="bicubic")
         phi = self._phis[phi_of_scale(scale, len(schedule), len(self._phis))]
-        return 0.5 * codes + 0.5 * phi(codes.to(phi.weight.dtype)).float()
+        return 0.5 * codes + 0.5 * phi(codes.to(self.embedding.weight.dtype)).float()
 
     def added(self, features: Tensor, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
         """The sum so far ``(B, C, H, W)`` with one more scale in it, as a new tensor."""
@@ -154,67 +154,3 @@ def phi_of_scale(scale: int, scales: int, phis: int) -> int:
     ends = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
     ticks = np.linspace(ends, 1 - ends, phis)
     return int(np.argmin(np.abs(ticks - scale / max(1, scales - 1))))
-
-
-class Attention(nn.Module):
-    """One head of attention between all cells of a feature map."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, -1)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]))
-
-
-class Encoder(bsq_vae.Encoder):
-    """Pixels to features, with attention at the coarsest level and in the middle."""
-
-    def __init__(self, config: BSQVAEConfig) -> None:
-        super().__init__(config)
-        _attend(self, self.down[-1], config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
-        for stage in self.down:
-            h = _stage(stage, h)
-            if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(h)))
-        return self.conv_out(F.silu(self.norm_out(h)))
-
-
-class Decoder(bsq_vae.Decoder):
-    """Features to pixels, with attention in the middle and at the coarsest level."""
-
-    def __init__(self, config: BSQVAEConfig) -> None:
-        super().__init__(config)
-        _attend(self, self.up[-1], config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.mid.block_2(self.mid.attn_1(self.mid.block_1(self.conv_in(x))))
-        for stage in reversed(self.up):
-            h = _stage(stage, h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
-
-
-def _attend(coder: nn.Module, coarsest: nn.Module, config: BSQVAEConfig) -> None:
-    """Adds attention to the middle of a coder, and behind each residual block of its coarsest level."""
-    channels = config.width * config.multipliers[-1]
-    coder.mid.attn_1 = Attention(channels, config.groups)  # type: ignore[union-attr]
-    coarsest.attn = nn.ModuleList(Attention(channels, config.groups) for _ in coarsest.block)  # type: ignore[union-attr]
-
-
-def _stage(stage: nn.Module, h: Tensor) -> Tensor:
-    """The residual blocks of one level, each with the attention behind it if there is one."""
-    for i, block in enumerate(stage.block):  # type: ignore[arg-type]
-        h = block(h)
-        if hasattr(stage, "attn"):
-            h = stage.attn[i](h)
-    return h

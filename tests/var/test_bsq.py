@@ -75,9 +75,8 @@ def test_codes_of_the_last_scale_are_found_again():
     schedule = Schedule(((4, 6),), (4, 6))
     for quantizer in (PLAIN, PATCHED):
         bits = some_bits(quantizer)[:, :24]
-        again = PLAIN if quantizer is PLAIN else PATCHED
-        codes = again.codes(bits, (4, 6))
-        found = again.tokens(codes) > 0
+        codes = quantizer.codes(bits, (4, 6))
+        found = quantizer.tokens(codes) > 0
         assert torch.equal(found, bits)
         assert torch.equal(quantizer.summed(bits, schedule, 1), codes)
 

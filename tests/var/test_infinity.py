@@ -163,7 +163,7 @@ def test_one_block_written_out():
     x = x + block.ca.proj((out @ heads(v + block.ca.v_bias)).transpose(1, 2).flatten(2))
 
     h = normed(x) * (1 + scale2) + shift2
-    x = x + gate2 * block.ffn["fc2"](F.gelu(block.ffn["fc1"](h), approximate="tanh"))
+    x = x + gate2 * block.ffn.fc2(F.gelu(block.ffn.fc1(h), approximate="tanh"))
     assert torch.allclose(got, x, atol=1e-4)
 
 

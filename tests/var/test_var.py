@@ -98,7 +98,7 @@ def test_one_block_written_out():
     out = (weights @ v).transpose(1, 2).reshape(1, 5, 32)
     x = x + gate1 * block.attn.proj(out)
     h = normed(x) * (1 + scale2) + shift2
-    x = x + gate2 * block.ffn["fc2"](F.gelu(block.ffn["fc1"](h), approximate="tanh"))
+    x = x + gate2 * block.ffn.fc2(F.gelu(block.ffn.fc1(h), approximate="tanh"))
     assert torch.allclose(got, x, atol=1e-5)
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from tiny_var import VAR_SCHEDULE, VQ, noise, randomised, vqvae
 
+from tts_vision.pipelines.var.bsq_vae import Attention
 from tts_vision.pipelines.var.schedules import Schedule
-from tts_vision.pipelines.var.vqvae import VQVAE, Attention, VQVAEConfig, phi_of_scale
+from tts_vision.pipelines.var.vqvae import VQVAE, VQVAEConfig, phi_of_scale
 
 STARTS = VAR_SCHEDULE.starts
 
