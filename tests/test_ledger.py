@@ -41,7 +41,7 @@ def test_rejects_what_is_no_budget(text: str) -> None:
         ("nfe=0", "must be positive"),
         ("seconds=1e999", "must be positive"),
         ("4x and 5x", "names each limit once"),
-        ("verifier_calls=0.5", "at least 1|pay for one verifier call"),
+        ("verifier_calls=0.5", "takes 1 verifier calls, but gives 0; raise it to 1"),
     ],
 )
 def test_rejects_useless_limits(text: str, message: str) -> None:
@@ -59,6 +59,12 @@ def test_resolves_multiples_of_a_sample() -> None:
 def test_refuses_less_than_one_sample() -> None:
     with pytest.raises(ConfigError, match="must pay for one sample, which costs 50 nfe, but gives 49"):
         Budget(nfe=49).resolve(Cost(nfe=50))
+
+
+def test_refuses_less_than_the_members_of_a_verifier_need() -> None:
+    with pytest.raises(ConfigError, match="which takes 3 verifier calls, but gives 2; raise it to 3"):
+        Budget(verifier_calls=2).resolve(Cost(nfe=1, verifier_calls=3))
+    assert Budget(verifier_calls=3).resolve(Cost(nfe=1, verifier_calls=3)).verifier_calls == 3
 
 
 @pytest.mark.parametrize("limits", [{"nfe": 10.0}, {"verifier_calls": 10}])

@@ -31,8 +31,8 @@ class Budget:
         verifier_calls: Samples scored.
         tokens: Tokens through a transformer, where steps differ in how many they take.
         macs: Multiply-accumulates of a transformer, where they are counted.
-        times: Multiples of one plain sample's compute; `resolve` turns it into `macs` where the sampler counts
-            them, else into `nfe`.
+        times: Multiples of one plain sample's compute; `resolve` turns it into `macs` where the sampler
+            counts them, else into `nfe`.
     """
 
     nfe: float | None = None
@@ -93,11 +93,13 @@ class Budget:
                     f"A budget must pay for one sample, which costs {price:g} {unit}, but gives {limit:g}; "
                     "raise it to at least '1x' or use fewer inference steps."
                 )
-        if self.verifier_calls is not None and self.verifier_calls < 1:
+        calls = max(1, sample.verifier_calls)  # several, by a verifier that is made of others
+        if self.verifier_calls is not None and self.verifier_calls < calls:
             raise ConfigError(
-                f"A budget must pay for one verifier call but gives {self.verifier_calls}; raise it to 1."
+                f"A budget must pay for scoring one sample, which takes {calls} verifier calls, but gives "
+                f"{self.verifier_calls}; raise it to {calls}."
             )
-        return replace(self, **limits, times=None)
+        return replace(self, nfe=limits["nfe"], tokens=limits["tokens"], macs=limits["macs"], times=None)
 
 
 class Spent(BaseModel):
