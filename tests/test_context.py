@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from toy_tokens import FEATURES, TokenSampler
 
 from toy_search import Scripted, events, toy_context
 from tts_vision.context import SearchContext
@@ -16,12 +18,15 @@ from tts_vision.errors import (
     ConfigError,
     ForkError,
     PipelineError,
+    StorageError,
     VerifierError,
 )
+from tts_vision.journal import Journal
+from tts_vision.ledger import Budget
 from tts_vision.mutations import Blend, StepNoise
 from tts_vision.rng import row_seed
 from tts_vision.scoring import FunctionVerifier
-from tts_vision.testing.contracts import FakeClock, SlowReward, results
+from tts_vision.testing.contracts import FakeClock, SlowReward, kill_everywhere, results
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward, position_of
 from tts_vision.types import Cost, Media, Prompt, Score, State
 
@@ -526,3 +531,138 @@ def test_results_do_not_depend_on_who_else_is_there() -> None:
 
     many, few = toy_context(), toy_context(verifier=Off(), max_batch=1)
     assert torch.allclose(final(many).latents, final(few).latents, atol=1e-6)
+
+
+# Features
+
+
+def embedded(**settings: Any) -> tuple[SearchContext, State, Any]:
+    """A context on tokens, a state in the middle, and an extractor of positions."""
+    ctx = toy_context(TokenSampler(), **settings)
+    extractor = ctx.extractor(FEATURES)
+    return ctx, ctx.advance(ctx.init(5), 3), extractor
+
+
+def test_features_are_one_row_each_and_cost_a_decode() -> None:
+    ctx, state, extractor = embedded()
+    rows = ctx.features(state, extractor)
+    assert torch.allclose(rows.double(), ctx._sampler.positions(state.latents), atol=1e-6)  # type: ignore[attr-defined]
+    assert (ctx.ledger.spent.decodes, ctx.ledger.spent.verifier_calls) == (5, 0)
+    event = events(ctx, "features")[0]
+    assert (event.extractor, event.uids, event.step, event.preview) == (
+        "position_features",
+        state.uids,
+        3,
+        True,
+    )
+    finished = ctx.finish(state)
+    assert ctx.features(finished, extractor).shape == (5, 2)
+    assert not events(ctx, "features")[1].preview
+
+
+@pytest.mark.parametrize("max_batch", [None, 2])
+@pytest.mark.parametrize("first", ["features", "score"])
+def test_a_sample_is_decoded_once_to_be_embedded_and_scored(first: str, max_batch: int | None) -> None:
+    ctx, state, extractor = embedded(max_batch=max_batch)
+    alone = toy_context(TokenSampler(), max_batch=max_batch)
+    expected = alone.score(alone.advance(alone.init(5), 3))
+    if first == "features":
+        rows, scores = ctx.features(state, extractor), ctx.score(state)
+    else:
+        scores, rows = ctx.score(state), ctx.features(state, extractor)
+    assert ctx.ledger.spent.decodes == 5 and torch.equal(scores, expected)
+    # part of the same particles costs nothing, others at this step only themselves
+    some = ctx.select(state, [4, 1])
+    assert torch.equal(ctx.features(some, extractor), rows[[4, 1]])
+    ctx.score(ctx.select(state, [0, 0]))
+    assert ctx.ledger.spent.decodes == 6
+    # at another step all is new
+    ctx.features(ctx.advance(state, 1), extractor)
+    assert ctx.ledger.spent.decodes == 11
+
+
+def test_pixels_are_kept_only_where_features_are_in_use() -> None:
+    ctx = toy_context(TokenSampler())
+    state = ctx.advance(ctx.init(2), 3)
+    ctx.score(state)
+    ctx.score(state)
+    assert ctx.ledger.spent.decodes == 4 and not ctx._decoded
+
+
+def test_features_of_a_resumed_search(tmp_path: Path) -> None:
+    def algorithm(ctx: SearchContext) -> State:
+        extractor = ctx.extractor(FEATURES)
+        state = ctx.advance(ctx.init(4), 2)
+        ctx.score(state)
+        ahead = ctx.advance(ctx.select(state, [1, 3]), 1)
+        kept = int(ctx.features(ahead, extractor)[:, 0].argmax())
+        ctx.score(ahead)
+        state = ctx.finish(ctx.select(ahead, [kept]))
+        ctx.features(state, extractor)
+        ctx.score(state)
+        return state
+
+    kill_everywhere(algorithm, TokenSampler, TargetReward(), tmp_path)
+
+
+def test_a_resumed_search_does_not_embed_again(tmp_path: Path) -> None:
+    def run(journal: Journal) -> tuple[torch.Tensor, list[int]]:
+        ctx, state, extractor = embedded(journal=journal)
+        before = len(extractor.seen)
+        rows = ctx.features(state, extractor)
+        ctx.interrupted("killed")
+        return rows, extractor.seen[before:]
+
+    (first, asked), (second, again) = run(Journal(tmp_path)), run(Journal(tmp_path))
+    assert torch.equal(first, second) and (asked, again) == ([5], [])
+
+
+def test_a_resumed_search_asks_for_the_same_features(tmp_path: Path) -> None:
+    ctx, state, extractor = embedded(journal=Journal(tmp_path))
+    ctx.features(state, extractor)
+    ctx.interrupted("killed")
+    ctx, state, extractor = embedded(journal=Journal(tmp_path))
+    extractor.name = "another"
+    try:
+        with pytest.raises(StorageError, match="must repeat itself"):
+            ctx.features(state, extractor)
+    finally:
+        extractor.name = "position_features"  # it is kept for all searches
+
+
+def test_features_need_previews_and_the_right_modality() -> None:
+    sampler = TokenSampler()
+    sampler.capabilities = frozenset({"stochastic", "tokens"})  # type: ignore[misc]
+    ctx = toy_context(sampler)
+    extractor = ctx.extractor(FEATURES)
+    with pytest.raises(CapabilityError, match="Features at step 3 of 6 needs a sampler with 'preview'"):
+        ctx.features(ctx.advance(ctx.init(2), 3), extractor)
+    with pytest.raises(ConfigError, match="'clips_only' are of video but 'toy_tokens' makes image"):
+        ctx.extractor(FEATURES.replace("positions", "ClipsOnly"))
+
+
+def test_extractors_are_loaded_once_for_all_searches() -> None:
+    assert toy_context().extractor(FEATURES) is toy_context().extractor(FEATURES)
+    assert toy_context().extractor(f"{FEATURES}:scale=2") is not toy_context().extractor(FEATURES)
+
+
+def test_an_extractor_that_cannot_be_made() -> None:
+    with pytest.raises(VerifierError, match="must load but: RuntimeError: no weights"):
+        toy_context().extractor(FEATURES.replace("positions", "broken"))
+    with pytest.raises(ConfigError, match="name, accepts and features"):
+        toy_context().extractor(FEATURES.replace("positions", "nothing"))
+
+
+# Tokens
+
+
+def test_equal_particles_are_paid_for_once() -> None:
+    ctx = toy_context(TokenSampler())
+    price = ctx.cost(scored=False).compute
+    ctx.ledger.budget = Budget(macs=price + 3 * ctx.cost(1, step=5, scored=False).compute)
+    one = ctx.advance(ctx.init(1), 5)
+    # a plan that counts the shared forward once is not refused
+    forks = ctx.advance(ctx.select(one, [0] * 4), 1)
+    assert ctx.ledger.spent.compute == price and len(forks) == 4
+    with pytest.raises(BudgetSpent):
+        ctx.advance(ctx.init(6), 6)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from toy_tokens import TokenSampler
 
+from toy_search import toy_context
 from tts_vision.context import apply_mutation
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.mutations import (
@@ -16,11 +19,13 @@ from tts_vision.mutations import (
     Mutation,
     Neighbour,
     StepNoise,
+    TokenNoise,
     describe,
     from_description,
     neighbours,
 )
 from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.tokens import draw
 from tts_vision.types import Prompt, State
 
 ROWS, DIM = 200, 64
@@ -101,6 +106,48 @@ def test_std_per_row() -> None:
     assert (after.latents[0] == 0).all() and (after.latents[1] == 2).all()
 
 
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_token_noise_keeps_the_distribution(share: float, ids: bool) -> None:
+    sampler = TokenSampler((1, 3, 5), bias=0.8, ids=ids)
+    parents = sampler.advance(sampler.init(Prompt("x"), range(3000), seed=0), 3)
+    children = apply_mutation(TokenNoise(share), replace(parents, uids=tuple(range(5000, 8000))))
+    # the scales before the last one stay
+    assert torch.equal(children.latents[:, :4], parents.latents[:, :4])
+    assert children.latents.dtype == parents.latents.dtype and children.step == 3
+    redrawn = children.carry["token_noise"] != parents.carry["token_noise"]
+    assert redrawn.float().mean() == pytest.approx(share, abs=0.015)  # type: ignore[union-attr]
+    changed = children.latents[:, 4:] != parents.latents[:, 4:]
+    assert not (changed & ~redrawn).any()
+    assert bool(changed.any()) == bool(share)
+    # tokens are still those that their noise draws, and as frequent as before
+    drawn = draw(children.carry["token_probability"], children.carry["token_noise"])  # type: ignore[arg-type]
+    assert torch.equal(children.latents[:, 4:], drawn)
+    before, after = (state.latents[:, 4:].flatten().bincount() for state in (parents, children))
+    assert torch.allclose(before / before.sum(), after / after.sum(), atol=0.015)
+
+
+def test_token_noise_belongs_to_the_child() -> None:
+    sampler = TokenSampler()
+    parents = sampler.advance(sampler.init(Prompt("x"), (0, 1, 2), seed=0), 4).select([0, 1], (7, 9))
+    both = apply_mutation(TokenNoise(0.5), parents)
+    alone = apply_mutation(TokenNoise(0.5), parents.select([1]))
+    assert torch.equal(both.latents[1:], alone.latents)
+    twice = apply_mutation(TokenNoise(0.5), replace(both, uids=(11, 12)))
+    assert not torch.equal(twice.carry["token_noise"], both.carry["token_noise"])  # type: ignore[arg-type]
+    assert sampler.advance(both, 2).step == 6
+
+
+def test_token_noise_needs_tokens() -> None:
+    sampler = TokenSampler()
+    start = sampler.init(Prompt("x"), (0,), seed=0)
+    with pytest.raises(CapabilityError, match=r"carries 'token_noise' of its last scale.* advance it"):
+        apply_mutation(TokenNoise(0.5), start)
+    ctx = toy_context(GaussianMixtureSampler(num_steps=3))
+    with pytest.raises(CapabilityError, match="Mutation 'token_noise' needs a sampler with 'tokens'"):
+        ctx.mutate(ctx.advance(ctx.init(1)), TokenNoise(0.5))
+
+
 @pytest.mark.parametrize("mutation", [Blend(0.2), Neighbour(0.9)])
 def test_predictions_of_the_parent_are_dropped(mutation: Mutation) -> None:
     child = mutation.apply(state(noise(0), preview=noise(1), other=noise(2)), noise(3))
@@ -114,7 +161,9 @@ def test_deterministic_steps_carry_nothing_to_mutate() -> None:
         StepNoise(0.2).apply(after, torch.zeros_like(after.latents))
 
 
-@pytest.mark.parametrize("mutation", [Blend(0.2), Neighbour(0.9), StepNoise(0.3), AddStepNoise(0.0, 0.5)])
+@pytest.mark.parametrize(
+    "mutation", [Blend(0.2), Neighbour(0.9), StepNoise(0.3), AddStepNoise(0.0, 0.5), TokenNoise(0.2)]
+)
 def test_descriptions_make_the_mutation_again(mutation: Mutation) -> None:
     assert from_description(describe(mutation)) == mutation
 
@@ -134,6 +183,7 @@ def test_ghosts_stay_ghosts_at_the_right_step(mutation: Mutation) -> None:
         (lambda: StepNoise(-0.1), r"beta must be in \[0, 1\] but got -0.1"),
         (lambda: Neighbour(1.0), r"tau must be in \[0, 1\) but got 1.0"),
         (lambda: AddStepNoise(blend=2), "blend must be in"),
+        (lambda: TokenNoise(1.5), r"share must be in \[0, 1\] but got 1.5"),
     ],
 )
 def test_rejects(make: Any, message: str) -> None:

@@ -150,6 +150,16 @@ class ClipsOnly(PositionFeatures):
     accepts: frozenset[Modality] = frozenset({"video"})
 
 
+def broken() -> PositionFeatures:
+    """Cannot be made."""
+    raise RuntimeError("no weights")
+
+
+def nothing() -> object:
+    """Makes no extractor."""
+    return object()
+
+
 FEATURES = f"{__file__}@positions"
 
 

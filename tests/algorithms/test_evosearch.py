@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from toy_tokens import TokenAlgorithmContract, TokenSampler
 
 from toy_search import events, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.evosearch import SCHEDULES, evosearch
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
+from tts_vision.replays import recreate
 from tts_vision.testing.contracts import AlgorithmContract, kill_everywhere
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
-from tts_vision.trace import ancestry
+from tts_vision.trace import ancestry, lineage
 from tts_vision.types import Sampler, State
 
 SMALL = {"evolution_schedule": [0, 3], "population_schedule": [3, 2, 3], "elites": 1}
@@ -54,6 +56,51 @@ class TestContractOfADeterministicSampler(AlgorithmContract):
         ctx = toy_context(GaussianMixtureSampler(num_steps=6, eta=0.0), times=8)
         evosearch(ctx)
         assert {event.step for event in events(ctx, "mutate")} == {0}
+
+
+class TestContractOnTokens(TokenAlgorithmContract):
+    @pytest.fixture
+    def algorithm(self) -> Callable[..., State]:
+        return evosearch
+
+    @pytest.fixture
+    def sizes(self) -> dict[str, Any]:
+        return {**SMALL, "evolution_schedule": [2, 4]}
+
+
+def test_tokens_are_drawn_again_where_there_is_no_noise() -> None:
+    ctx = toy_context(TokenSampler(), times=8)
+    evosearch(ctx, beta=0.5)
+    # of the schedule's 0, 20, 30, 40 in 50 steps
+    assert [(event.step, event.mutation) for event in events(ctx, "mutate")] == [
+        (step, {"name": "token_noise", "share": 0.25}) for step in (2, 4, 5)
+    ]
+    born = ancestry(ctx._journal.events)
+    for uid, candidate in ctx.candidates.items():
+        again = recreate(ctx._sampler, ctx._prompt, 3, lineage(ctx._journal.events, uid), 6)
+        assert again.tobytes() == candidate.load().tobytes()  # type: ignore[union-attr]
+    assert any(ancestor.origin == "mutate" for ancestor in born.values())
+
+
+@pytest.mark.parametrize("times", [3, 8, 16])
+def test_population_on_tokens_follows_what_generations_cost(times: float) -> None:
+    ctx = toy_context(TokenSampler(), times=times)
+    evosearch(ctx)
+    born = [(event.step, len(event.uids)) for event in events(ctx, "mutate")]
+    whole = len(events(ctx, "init")[0].uids) * ctx.cost().compute
+    children = sum(ctx.cost(step=step).compute * count for step, count in born)
+    assert ctx.ledger.spent.compute <= whole + children <= times * ctx.cost().compute * (1 + 1e-9)
+
+
+def test_one_scale_is_nothing_to_evolve() -> None:
+    ctx = toy_context(TokenSampler((4,)), times=4)
+    evosearch(ctx)
+    assert not events(ctx, "mutate") and len(ctx.candidates) >= 4
+
+
+def test_rejects_noise_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"must begin at 1 or later .* but got \[0, 2\]"):
+        evosearch(toy_context(TokenSampler(), times=8), evolution_schedule=[0, 2])
 
 
 def nfe(name: str, **parameters: Any) -> float:

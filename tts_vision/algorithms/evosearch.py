@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
-from tts_vision.algorithms.best_of_n import best_of_n
+from tts_vision.algorithms.best_of_n import best_of_n, spend_rest
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.ledger import Remaining
@@ -109,6 +109,8 @@ def evosearch(
         if strict_reference:
             children = State.cat([ctx.mutate(pool, AddStepNoise(scale=0), top_k(r, m)), children])
         denoise(children, g + 1)
+    if "tokens" in ctx.capabilities and n is None and population_schedule is None:
+        spend_rest(ctx)  # equal particles share forwards, which no plan knows beforehand
     return State.cat(archive[-1])
 
 
@@ -181,6 +183,8 @@ def can_mutate(ctx: SearchContext, step: int) -> bool:
     """Whether states at a step can be mutated: the initial noise, later the noise of the step before."""
     if step == 0:
         return "noise" in ctx.capabilities
+    if step == ctx.num_steps:
+        return False  # at the end there is nothing to grow from
     return not ctx.capabilities.isdisjoint({"step_noise", "tokens"}) and ctx.can_fork_at(step - 1)
 
 

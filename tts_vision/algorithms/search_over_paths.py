@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
-from tts_vision.algorithms.best_of_n import best_of_n
+from tts_vision.algorithms.best_of_n import best_of_n, spend_rest
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.ledger import Remaining
@@ -40,13 +40,15 @@ def search_over_paths(
     plan = plan_paths(ctx, left, first, rounds, n, forks)
     if plan is None:  # not even one path can be forked
         return best_of_n(ctx)
-    n, widths = plan
+    fill, (n, widths) = n is None, plan
     paths = ctx.advance(ctx.init(n), first)
     for (low, high), width in zip(rounds, widths):
         # paths are in order of merit, so an uneven share goes to the better ones
         forked = ctx.renoise(paths, low, [i % len(paths) for i in range(width)])
         forked = ctx.advance(forked, high - low)
         paths = ctx.select(forked, top_k(ctx.score(forked), n))
+    if fill and "tokens" in ctx.capabilities:
+        spend_rest(ctx)  # forks of one path share forwards, which no plan knows beforehand
     return paths
 
 
