@@ -14,8 +14,7 @@ from tts_vision.errors import CapabilityError
 from tts_vision.pipelines.segment import NoMeter
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, gather, rows_of
-from tts_vision.pipelines.var.pipeline import pictures
-from tts_vision.pipelines.var.plan import ScalePipeline
+from tts_vision.pipelines.var.plan import ScalePipeline, pictures
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
 from tts_vision.tokens import draw

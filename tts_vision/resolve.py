@@ -187,9 +187,9 @@ def _find_model(name: str) -> Entry:
     """A registered model; anything else that may be a folder or an id on the hub goes to diffusers."""
     if Path(name).is_dir():
         return lookup("model", HUB_LOADER)
-    spec = Spec.parse(name)
-    if spec.params and any(entry.name == spec.name for entry in entries("model")):
-        return lookup("model", spec.name)  # it reads the rest of its name itself
+    head, colon, _ = name.partition(":")
+    if colon and any(entry.name == head for entry in entries("model")):
+        return lookup("model", head)  # it reads the rest of its name itself
     try:
         return lookup("model", name)
     except UnknownNameError as error:

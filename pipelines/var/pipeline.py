@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision.config import did_you_mean
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.bsq_vae import BSQVAE
 from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.infinity import Condition, Infinity, macs_of_scale
+from tts_vision.pipelines.var.plan import empty_cache, per_scale, plain_samples, settings_of
 from tts_vision.pipelines.var.sampling import bit_probability, guided
 from tts_vision.pipelines.var.schedules import Schedule, nearest_ratio, schedule_for
-from tts_vision.rng import row_uniform
-from tts_vision.tokens import draw
 from tts_vision.types import Prompt
 
 
@@ -61,13 +59,7 @@ class InfinityPipeline:
         Raises:
             ConfigError: If a setting is unknown or out of range.
         """
-        settings = {**_DEFAULTS, **self.defaults, **call}
-        for key in call:
-            if key not in _DEFAULTS:
-                raise ConfigError(
-                    f"A setting of {self.name} must be one of {', '.join(_DEFAULTS)} but got {key!r}; "
-                    f"{did_you_mean(key, _DEFAULTS)}"
-                )
+        settings = settings_of(self.name, _DEFAULTS, self.defaults, call)
         schedule = self.schedule
         if schedule is None:
             ratio = settings["aspect_ratio"]
@@ -80,14 +72,13 @@ class InfinityPipeline:
         return InfinityPlan(
             self,
             schedule,
-            _per_scale("guidance_scale", settings["guidance_scale"], scales),
-            _per_scale("tau", settings["tau"], scales),
+            per_scale("guidance_scale", settings["guidance_scale"], scales),
+            per_scale("tau", settings["tau"], scales),
             settings["top_k"],
             settings["top_p"],
             settings["negative_prompt"],
         )
 
-    @torch.no_grad()
     def __call__(self, prompt: str, *, seed: int = 0, n: int = 1, **call: Any) -> list[Image.Image]:
         """Draws pictures: the plain samples of a seed.
 
@@ -100,13 +91,7 @@ class InfinityPipeline:
         Raises:
             ConfigError: If a setting is unknown or out of range, or the prompt is too long.
         """
-        plan = self.plan(call)
-        condition, cache, tokens = plan.condition(Prompt(prompt)), plan.cache(n), plan.empty(n)
-        for scale in range(len(plan.schedule)):
-            probability = plan.probability(condition, tokens, scale, cache)
-            uniform = row_uniform(seed, "step", range(n), scale, probability)
-            tokens = torch.cat((tokens, draw(probability, uniform)), 1)
-        return pictures(plan.pixels(plan.features(tokens)))
+        return plain_samples(self.plan(call), Prompt(prompt), seed, n)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -176,17 +161,9 @@ class InfinityPlan:
         return model.condition(torch.cat(padded), None if bool(mask.all()) else mask)
 
     def cache(self, rows: int) -> KVCache:
-        config = self.pipe.transformer.config
-        return KVCache.empty(
-            config.depth,
-            self.branches,
-            rows,
-            config.heads,
-            self.schedule.starts[-2],  # the last scale is never read again
-            config.head_dim,
-            device=self.device,
-            dtype=self.pipe.transformer.blocks[0].sa.mat_qkv.weight.dtype,
-        )
+        model = self.pipe.transformer
+        weight = model.blocks[0].sa.mat_qkv.weight
+        return empty_cache(model.config, self.schedule, self.branches, rows, weight)
 
     @torch.no_grad()
     def probability(self, condition: Condition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
@@ -229,21 +206,6 @@ class InfinityPlan:
         return self.pipe.text_encoder(ids).last_hidden_state.float()
 
 
-def pictures(pixels: Tensor) -> list[Image.Image]:
-    """Pixels ``(B, 3, H, W)`` in [-1, 1] as pictures, rounded to 8 bits."""
-    bytes_ = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def _per_scale(name: str, value: float | Sequence[float], scales: int) -> tuple[float, ...]:
-    values = [value] * scales if isinstance(value, (int, float)) else list(value)
-    if len(values) != scales:
-        raise ConfigError(
-            f"{name} must be one number or one for each of {scales} scales but got {len(values)}; give one."
-        )
-    return tuple(map(float, values))
-
-
 def _ratio(text: str) -> float:
     """An aspect ratio written width:height, as people write it, as height over width of a template."""
     parts = text.split(":")
@@ -254,5 +216,3 @@ def _ratio(text: str) -> float:
         raise ConfigError(
             f"aspect_ratio must be height over width, or written width:height as '16:9', but got {text!r}."
         ) from None
-
-

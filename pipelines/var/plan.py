@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from tts_vision.config import did_you_mean
+from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.schedules import Schedule
+from tts_vision.rng import row_uniform
+from tts_vision.tokens import draw
 from tts_vision.types import Prompt
 
 
@@ -75,3 +81,79 @@ class ScalePipeline(Protocol):
         Raises:
             ConfigError: If a setting is unknown or cannot be.
         """
+
+
+class Architecture(Protocol):
+    """What of a transformer decides the size of its cache."""
+
+    depth: int
+    heads: int
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+
+
+def empty_cache(
+    architecture: Architecture, schedule: Schedule, branches: int, rows: int, weight: Tensor
+) -> KVCache:
+    """An empty cache in the precision and place of `weight`; the last scale, never read again, has no room."""
+    return KVCache.empty(
+        architecture.depth,
+        branches,
+        rows,
+        architecture.heads,
+        schedule.starts[-2],
+        architecture.head_dim,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+
+
+def settings_of(
+    name: str, known: Mapping[str, Any], defaults: Mapping[str, Any], call: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a call, with defaults for what it leaves open.
+
+    Raises:
+        ConfigError: If it has one that is not known.
+    """
+    for key in call:
+        if key not in known:
+            raise ConfigError(
+                f"A setting of {name} must be one of {', '.join(known)} but got {key!r}; "
+                f"{did_you_mean(key, known)}"
+            )
+    return {**known, **defaults, **call}
+
+
+def per_scale(name: str, value: float | Sequence[float], scales: int) -> tuple[float, ...]:
+    """One number for each scale.
+
+    Raises:
+        ConfigError: If there are some, but not as many as scales.
+    """
+    values = [value] * scales if isinstance(value, (int, float)) else list(value)
+    if len(values) != scales:
+        raise ConfigError(
+            f"{name} must be one number or one for each of {scales} scales but got {len(values)}; give one."
+        )
+    return tuple(map(float, values))
+
+
+def pictures(pixels: Tensor) -> list[Image.Image]:
+    """Pixels ``(B, 3, H, W)`` in [-1, 1] as pictures, rounded to 8 bits."""
+    bytes_ = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+@torch.no_grad()
+def plain_samples(plan: Plan, prompt: Prompt, seed: int, n: int) -> list[Image.Image]:
+    """The plain samples of a seed, drawn scale by scale; the first is that of the seed itself."""
+    condition, cache, tokens = plan.condition(prompt), plan.cache(n), plan.empty(n)
+    for scale in range(len(plan.schedule)):
+        probability = plan.probability(condition, tokens, scale, cache)
+        like = probability if probability.ndim == tokens.ndim else probability[..., 0]
+        uniform = row_uniform(seed, "step", range(n), scale, like)
+        tokens = torch.cat((tokens, draw(probability, uniform)), 1)
+    return pictures(plan.pixels(plan.features(tokens)))

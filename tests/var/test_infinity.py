@@ -23,6 +23,7 @@ from tts_vision.pipelines.var.infinity import (
     rotated,
     total_macs,
 )
+from tts_vision.pipelines.var.loading import infinity_config
 from tts_vision.pipelines.var.schedules import schedule_for
 
 STARTS = SCHEDULE.starts
@@ -84,6 +85,7 @@ def test_names_and_shapes_are_those_of_the_published_checkpoints(size, entries):
         state = Infinity(SIZES[size]).state_dict()
     assert {key: tuple(value.shape) for key, value in state.items()} == published_shapes(SIZES[size])
     assert len(state) == entries
+    assert infinity_config(state) == SIZES[size]
 
 
 @pytest.mark.parametrize(

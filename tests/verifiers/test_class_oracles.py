@@ -10,10 +10,11 @@ from tiny_backbones import rename_key, tiny_clip, tiny_dino, tiny_dinov2
 from samples import clips, pictures
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.imagenet import class_of
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
 from tts_vision.verifiers._backbones import clip_standard_pixels, standard_pixels
-from tts_vision.verifiers.class_oracles import ClipClassifier, DinoClassifier, InceptionConfidence, class_of
+from tts_vision.verifiers.class_oracles import ClipClassifier, DinoClassifier, InceptionConfidence
 
 TENCH = Prompt("tench")
 

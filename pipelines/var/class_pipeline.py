@@ -1,0 +1,153 @@
+"""VAR as a pipeline: pictures of an ImageNet class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.imagenet import class_of
+from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.plan import empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.sampling import guided, ramped, token_probability
+from tts_vision.pipelines.var.schedules import Schedule
+from tts_vision.pipelines.var.var import VAR, ClassCondition, macs_of_scale
+from tts_vision.pipelines.var.vqvae import VQVAE
+from tts_vision.types import Prompt
+
+# Those of the authors' demonstration.
+_DEFAULTS: dict[str, Any] = {"guidance_scale": 4.0, "tau": 1.0, "top_k": 900, "top_p": 0.95}
+
+
+@dataclass(frozen=True)
+class VARPipeline:
+    """Draws pictures of a class, scale by scale; a prompt is a class of ImageNet, by number or name.
+
+    Attributes:
+        transformer: Predicts tokens.
+        vae: Its tokenizer.
+        defaults: Of the settings of a call.
+        name: Shown in reports.
+    """
+
+    transformer: VAR
+    vae: VQVAE
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "VAR"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.transformer.head.weight.device
+
+    def to(self, device: torch.device | str) -> VARPipeline:
+        """Moves both models."""
+        self.transformer.to(device)
+        self.vae.to(device)
+        return self
+
+    def plan(self, call: Mapping[str, Any]) -> VARPlan:
+        """The pipeline with the settings of a call; see `VARPlan`.
+
+        Raises:
+            ConfigError: If a setting is unknown or out of range.
+        """
+        settings = settings_of(self.name, _DEFAULTS, self.defaults, call)
+        schedule = self.transformer.config.schedule
+        tau = per_scale("tau", settings["tau"], len(schedule))
+        return VARPlan(
+            self, schedule, float(settings["guidance_scale"]), tau, settings["top_k"], settings["top_p"]
+        )
+
+    def __call__(self, label: int | str, *, seed: int = 0, n: int = 1, **call: Any) -> list[Image.Image]:
+        """Draws pictures: the plain samples of a seed.
+
+        Args:
+            label: Number or name of a class of ImageNet.
+            seed: Root seed; picture ``i`` is that of particle ``i`` of a search with this seed.
+            n: How many.
+            call: Settings, as in `VARPlan`.
+
+        Raises:
+            ConfigError: If a setting is unknown or out of range, or there is no such class.
+        """
+        return plain_samples(self.plan(call), Prompt(str(label)), seed, n)
+
+
+@dataclass(frozen=True)
+class VARPlan:
+    """VAR with the settings of a call.
+
+    Attributes:
+        pipe: The models.
+        schedule: The scales.
+        guidance_scale: Where the ramp of classifier-free guidance ends, less 1; 0 is none.
+        tau: Temperature of the tokens, by scale.
+        top_k: Draws from so many of the likeliest tokens; 0 from all.
+        top_p: Leaves out the least likely tokens, up to a probability of ``1 - top_p``; 0 none.
+    """
+
+    pipe: VARPipeline
+    schedule: Schedule
+    guidance_scale: float
+    tau: tuple[float, ...]
+    top_k: int
+    top_p: float
+
+    @property
+    def branches(self) -> int:
+        return 2 if self.guidance_scale else 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe.device
+
+    @property
+    def stride(self) -> int:
+        return self.pipe.vae.config.stride
+
+    def empty(self, n: int) -> Tensor:
+        return torch.empty(n, 0, dtype=torch.int64)
+
+    def words(self, prompt: Prompt) -> int:
+        return 0
+
+    @torch.no_grad()
+    def condition(self, prompt: Prompt) -> ClassCondition:
+        model = self.pipe.transformer
+        labels = [class_of(prompt), model.no_class][: self.branches]
+        return model.condition(torch.tensor(labels, device=self.device))
+
+    def cache(self, rows: int) -> KVCache:
+        model = self.pipe.transformer
+        weight = model.get_parameter("blocks.0.attn.mat_qkv.weight")
+        return empty_cache(model.config, self.schedule, self.branches, rows, weight)
+
+    @torch.no_grad()
+    def probability(self, condition: ClassCondition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+        inputs = None
+        if scale:
+            features = self.features(tokens)
+            inputs = self.pipe.vae.quantizer.next_input(features, self.schedule.grids[scale])
+            inputs = inputs.repeat(self.branches, 1, 1)
+        logits = self.pipe.transformer.scale(condition.rows(len(tokens)), inputs, scale, cache)
+        if self.branches == 2:
+            strength = ramped(self.guidance_scale, scale, len(self.schedule))
+            logits = guided(*logits.chunk(2), strength)
+        return token_probability(logits, self.tau[scale], self.top_k, self.top_p).cpu()
+
+    @torch.no_grad()
+    def features(self, tokens: Tensor) -> Tensor:
+        scales = self.schedule.starts.index(tokens.shape[1])
+        return self.pipe.vae.quantizer.summed(tokens.to(self.device), self.schedule, scales)
+
+    @torch.no_grad()
+    def pixels(self, features: Tensor) -> Tensor:
+        return self.pipe.vae.decode(features)
+
+    def macs(self, scale: int, words: int) -> int:
+        return macs_of_scale(self.pipe.transformer.config, scale)
