@@ -97,7 +97,7 @@ class Architecture(Protocol):
 def empty_cache(
     architecture: Architecture, schedule: Schedule, branches: int, rows: int, weight: Tensor
 ) -> KVCache:
-    """An empty cache in the precision and place of `weight`; the last scale, never read again, has no room."""
+    """An empty cache in the precision and place of `weight`; the last scale has no room."""
     return KVCache.empty(
         architecture.depth,
         branches,

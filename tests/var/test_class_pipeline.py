@@ -103,14 +103,10 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_published_models_by_name(published: Path, name: str) -> None:
     prompt, kwargs = ("two red", {"size": "0.06M", "aspect_ratio": 2.0}) if "inf" in name else ("5", {})
     result = tts_vision.search(
-        name.format(published), prompt, verifier=brightness_spec(), budget="2x", pipeline_kwargs=kwargs
+        name.format(published), prompt, verifier=brightness, budget="2x", pipeline_kwargs=kwargs
     )
     height, width = np.asarray(result.best.load()).shape[:2]
     assert (height, width) == ((22 * 4, 11 * 4) if "inf" in name else (24, 24))
-
-
-def brightness_spec() -> Any:
-    return brightness
 
 
 def test_a_checkpoint_of_another_size(published: Path) -> None:
