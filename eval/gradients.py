@@ -2,7 +2,8 @@
 
 ``python -m tts_vision.eval.gradients`` gives every algorithm the same seconds on the same prompts and seeds,
 guided by ``playground_clip``, through the bundled model at its own number of steps and at few, and writes one
-table. It may be interrupted and started again: finished searches are kept.
+table; about seven minutes on an idle machine, and on a busy one the seconds mean little. It may be
+interrupted and started again: finished searches are kept.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/gradients"), help="where everything is kept"
     )
-    parser.add_argument("--seconds", type=float, default=1.0, help="what each search may take")
-    parser.add_argument("--prompts", type=int, default=48, help="distinct prompts, up to 123")
+    parser.add_argument("--seconds", type=float, default=2.0, help="what each search may take")
+    parser.add_argument("--prompts", type=int, default=24, help="distinct prompts, up to 123")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[13, 4], help="of the model")
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
     parser.add_argument("--verifier", default="playground_clip")
+    parser.add_argument("--dtype", default=None, help="precision of the model, such as bfloat16")
     parser.add_argument("--device", default=None)
     parser.add_argument("--table", type=Path, default=None, help="also write the table here")
     options = parser.parse_args(arguments)
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             evaluator=JUDGE,
             budget=f"seconds={options.seconds:g}",
             seeds=options.seeds,
-            model_options=ModelOptions(device=options.device),
+            model_options=ModelOptions(dtype=options.dtype, device=options.device),
             # the model is small: there is memory for everything that gradients need
             sampler_options=SamplerOptions(pipeline_kwargs={"num_inference_steps": steps}, recompute=False),
             output=options.output / f"{steps}-steps",

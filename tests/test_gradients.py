@@ -31,9 +31,7 @@ PIPELINES = [
     "flux",
     "pixart_sigma",
     "cogview4",
-    "sana",
     "wan",
-    "ltx",
 ]
 NAN = float("nan")
 
@@ -121,9 +119,7 @@ def test_the_gradient_of_a_preview_is_that_of_one_evaluation_by_hand() -> None:
         ("stable_diffusion_xl", "euler"),
         ("stable_diffusion_xl_turbo", None),
         ("stable_diffusion_img2img", None),
-        ("stable_diffusion_3", None),
         ("flux", "unipc"),
-        ("cogview4", None),
         ("cogvideox", None),
     ],
 )
@@ -533,12 +529,10 @@ def test_a_sampler_without_gradients_is_refused() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "name", "kwargs"),
     [
-        ("reno", "stable_diffusion_xl_turbo", {"num_inference_steps": 1}),
         ("reno", "flux", {"num_inference_steps": 2}),
         ("gradient_guidance", "stable_diffusion", {"num_inference_steps": 4}),
         ("gradient_guidance", "wan", {"num_inference_steps": 3}),
         ("das", "stable_diffusion_3", {"num_inference_steps": 4}),
-        ("das", "pixart_sigma", {"num_inference_steps": 4}),
     ],
 )
 def test_algorithms_run_on_pipelines(algorithm: str, name: str, kwargs: dict[str, Any]) -> None:
@@ -565,10 +559,10 @@ def test_reno_climbs_on_a_one_step_pipeline(dtype: torch.dtype) -> None:
         build(entry, dtype=dtype),
         "two red circles",
         algorithm="reno",
-        algorithm_params={"n": 1, "iterations": 12, "lr": 20.0},
+        algorithm_params={"n": 1, "iterations": 7, "lr": 20.0},
         verifier=Ramp(),
         budget="60x",
         pipeline_kwargs={**entry.kwargs, "num_inference_steps": 1},
     )
     rewards = [event.values[0] for event in result.trace if event.kind == "gradient"]
-    assert len(rewards) == 11 and rewards[-1] > rewards[5] > rewards[0]
+    assert len(rewards) == 6 and rewards[-1] > rewards[3] > rewards[0]
