@@ -118,6 +118,13 @@ def decode_macs(side: int) -> float:
     return counter.get_total_flops() / 2
 
 
+def cache_bytes() -> int:
+    """Memory of one candidate's keys and values in bfloat16, both branches of guidance."""
+    config, schedule = infinity.SIZES["2b"], schedule_for(1.0)
+    shape = (config.depth, 2, 1, config.heads, schedule.starts[-2], config.head_dim)
+    return KVCache.empty(*shape, device="meta", dtype=torch.bfloat16).bytes_per_row
+
+
 def run(name: str, search: Any, preview_side: int = 1024) -> Row:
     """Runs one search on the stand-in.
 
@@ -177,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("eval/results/var_costs.md"))
     options = parser.parse_args(arguments)
-    text = table(rows())
+    text = table(rows()) + f"\nKeys and values of a candidate in bfloat16: {cache_bytes() / 1e9:.2f} GB.\n"
     print(text)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)
