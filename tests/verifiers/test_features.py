@@ -1,7 +1,9 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +17,8 @@ from tts_vision.types import FeatureExtractor
 from tts_vision.verifiers._backbones import clip_standard_pixels, standard_pixels
 from tts_vision.verifiers._features import PictureFeatures
 from tts_vision.verifiers.clip_features import ClipFeatures
-from tts_vision.verifiers.dino_features import DinoFeatures
+from tts_vision.verifiers.dino_features import DinoFeatures, first_component
+from tts_vision.verifiers.playground_features import PlaygroundFeatures
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +146,98 @@ def test_published_weights_put_views_of_one_picture_together(kind: str) -> None:
     mirrored = a.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     rows = torch.nn.functional.normalize(MAKERS[kind](checkpoint=os.environ[name]).features([a, mirrored, b]))
     assert rows[0] @ rows[1] > rows[0] @ rows[2]
+
+
+# Reduced patches
+
+
+POOLS = ("patches_pca", "pca_all")
+
+
+def reduced(folder: Path, pool: str, **settings: Any) -> DinoFeatures:
+    return DinoFeatures(checkpoint=str(folder / "dinov2"), pool=pool, device="cpu", **settings)  # type: ignore[arg-type]
+
+
+def test_first_component_by_hand() -> None:
+    # three tokens on a line through (1, 1): two near each other, one far off
+    tokens = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
+    expected = (torch.tensor([0.0, 1.0, 5.0]) - 2) * 2**0.5
+    assert torch.allclose(first_component(tokens[None])[0], expected, atol=1e-6)
+    # whatever the sign in which the tokens are written, the far one is positive
+    assert torch.allclose(first_component(-tokens[None])[0], expected, atol=1e-6)
+    assert torch.equal(first_component(torch.ones(1, 4, 3)), torch.zeros(1, 4))
+
+
+def test_first_component_is_that_of_sklearn() -> None:
+    from sklearn.decomposition import PCA
+
+    tokens = torch.randn(5, 40, 12, generator=torch.Generator().manual_seed(0)) ** 3
+    for group, shares in zip(tokens, first_component(tokens)):
+        found = torch.from_numpy(PCA(1).fit_transform(group.double().numpy())[:, 0]).float()
+        assert torch.allclose(shares.abs(), found.abs(), atol=1e-4)
+        assert shares.pow(3).sum() > 0
+
+
+def test_near_identical_pictures_stay_near(folder: Path) -> None:
+    extractor = reduced(folder, "patches_pca")
+    media = pictures(6, size=(224, 224))
+    pixels = [np.asarray(picture).astype(np.int16) for picture in media]
+    noise = np.random.default_rng(0).integers(-1, 2, (6, *pixels[0].shape))
+    nearly = [Image.fromarray(np.clip(p + n, 0, 255).astype(np.uint8)) for p, n in zip(pixels, noise)]
+    rows, others = extractor.features(media), extractor.features(nearly)
+    assert rows.shape == (6, extractor.size) == (6, (224 // extractor._model.config.patch_size) ** 2)
+    same = (rows - others).norm(dim=1)
+    flipped = (rows + others).norm(dim=1)
+    assert (same < 0.1 * flipped).all()
+
+
+def test_one_row_does_not_depend_on_others_unless_it_says_so(folder: Path) -> None:
+    media = [*pictures(4), *clips(1, frames=3)]
+    alone, together = reduced(folder, "patches_pca", batch_size=2), reduced(folder, "pca_all", batch_size=2)
+    whole = alone.features(media)
+    assert torch.allclose(whole, torch.cat([alone.features([m]) for m in media]), atol=1e-3)
+    rows = together.features(media)
+    assert rows.shape == whole.shape == (5, together.size)
+    assert torch.allclose(rows.flip(0), together.features(media[::-1]), atol=1e-3)
+    assert not torch.allclose(rows[:2], together.features(media[:2]), atol=1e-2)
+    # one component over all tokens: centred over all of them
+    assert rows.mean() == pytest.approx(0, abs=1e-4) and rows.mean(1).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_whole_pictures_are_reduced(pool: str, folder: Path) -> None:
+    extractor = reduced(folder, pool)
+    assert extractor.features([]).shape == (0, extractor.size)
+    picture = pictures(1, size=(300, 100))[0]
+    edge = picture.copy()
+    edge.paste((255, 255, 255), (0, 0, 20, 100))  # a centre crop would not show it
+    rows = extractor.features([picture, edge])
+    assert not torch.allclose(rows[0], rows[1], atol=1e-3)
+
+
+# The playground's own
+
+
+def test_playground_features_are_those_of_its_verifier() -> None:
+    from tts_vision.pipelines.playground import weights_path
+    from tts_vision.types import Prompt
+    from tts_vision.verifiers.playground import PlaygroundClip
+
+    if not weights_path("clip").exists():
+        pytest.skip("the playground is not trained")
+    extractor, verifier = PlaygroundFeatures(device="cpu", batch_size=2), PlaygroundClip(device="cpu")
+    media = pictures(3, size=(64, 64))
+    rows = extractor.features(media)
+    assert rows.shape == (3, extractor.size) and rows.unique(dim=0).shape[0] == 3
+    text = "two red circles"
+    verifier.load()
+    words = verifier._encode([text])
+    cosines = torch.cosine_similarity(rows, words.cpu())
+    scores = verifier.score(media, [Prompt(text)] * 3)
+    assert cosines.tolist() == pytest.approx([score.value for score in scores], abs=1e-4)
+    assert lookup("features", "playground_features").target is PlaygroundFeatures
+
+
+def test_playground_features_without_weights() -> None:
+    with pytest.raises(VerifierError, match="playground_features"):
+        PlaygroundFeatures(path=Path("/nowhere")).load()
