@@ -19,6 +19,7 @@ from tts_vision.errors import (
     UnknownNameError,
     VerifierError,
 )
+from tts_vision.features import default_features
 from tts_vision.gradients import differentiable_verifier
 from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters, validate
@@ -72,7 +73,10 @@ def spell_out(config: RunConfig, live: Live | None = None) -> RunConfig:
     given = validate(entry.target, config.algorithm_params, f"algorithm {entry.name!r}")
     defaults = {p.name: p.default for p in parameters(entry.target).values()}
     Budget.parse(config.budget)
-    return config.model_copy(update={"algorithm_params": {**defaults, **given}})
+    values = {**defaults, **given}
+    if values.get("features", "") is None:
+        values["features"] = default_features(config.model)
+    return config.model_copy(update={"algorithm_params": values})
 
 
 def prepare(config: RunConfig, live: Live | None = None) -> Setup:
