@@ -46,6 +46,8 @@ class Cell:
         score: The verifier's score of the best sample; NaN when there is none.
         evaluation: The evaluator's score of it; NaN without an evaluator.
         nfe: Network evaluations spent.
+        macs: Multiply-accumulates of the transformer, where they are counted.
+        decodes: Samples and previews decoded.
         verifier_calls: Samples scored.
         seconds: Wall-clock time.
         folder: Where the search is kept, inside the comparison's folder.
@@ -58,6 +60,8 @@ class Cell:
     score: float
     evaluation: float
     nfe: float
+    macs: float
+    decodes: int
     verifier_calls: int
     seconds: float
     folder: str
@@ -82,6 +86,8 @@ class Row:
     evaluation_low: float
     evaluation_high: float
     nfe: float
+    macs: float
+    decodes: float
     seconds: float
 
 
@@ -102,6 +108,11 @@ class Comparison:
     cells: list[Cell]
     curves: list[list[Point]]
     folder: Path
+
+    @property
+    def counts_macs(self) -> bool:
+        """Whether the sampler counts multiply-accumulates, because its steps differ in what they take."""
+        return any(cell.macs for cell in self.cells)
 
     def rows(self) -> list[Row]:
         """One summary per verifier and algorithm, in the order they were given."""
@@ -125,14 +136,16 @@ class Comparison:
         several = len({row.verifier for row in rows}) > 1
         head = ["algorithm", *(["verifier"] if several else []), "score", "gain"]
         head += [self.evaluator] if self.evaluator else []
-        for name in [*head, "nfe", "seconds"]:
+        unit = "GMAC" if self.counts_macs else "nfe"
+        for name in [*head, unit, "seconds"]:
             table.add_column(name, justify="left" if name in {"algorithm", "verifier"} else "right")
         for row in rows:
             line = [row.algorithm, *([row.verifier] if several else [])]
             line += [_interval(row.score, row.score_low, row.score_high), f"{row.gain:+.4f}"]
             if self.evaluator:
                 line.append(_interval(row.evaluation, row.evaluation_low, row.evaluation_high))
-            table.add_row(*map(Text, [*line, f"{row.nfe:.0f}", f"{row.seconds:.1f}"]))
+            compute = f"{row.macs / 1e9:.4g}" if self.counts_macs else f"{row.nfe:.0f}"
+            table.add_row(*map(Text, [*line, compute, f"{row.seconds:.1f}"]))
         return table
 
     def plot(self) -> Figure:
@@ -156,7 +169,8 @@ class Comparison:
                         axis.axhline(best[-1], color="gray", linestyle=":", label=name)
                     else:
                         draw_scaling(axis, spent, best, label=name)
-            axis.set(xlabel="network evaluations (nfe)", ylabel=f"mean best score ({verifier})")
+            unit = "transformer multiply-accumulates" if self.counts_macs else "network evaluations (nfe)"
+            axis.set(xlabel=unit, ylabel=f"mean best score ({verifier})")
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize=8)
         if self.evaluator:
@@ -378,6 +392,8 @@ def _cell(arm: str, result: Result, evaluation: float, root: Path) -> Cell:
         score=math.nan if result.winner is None else result.winner.score.value,
         evaluation=evaluation,
         nfe=result.spent.nfe,
+        macs=result.spent.macs,
+        decodes=result.spent.decodes,
         verifier_calls=result.spent.verifier_calls,
         seconds=result.spent.elapsed,
         folder=str(result.folder.relative_to(root)),
@@ -402,6 +418,8 @@ def _row(cells: Sequence[Cell], plain_score: float) -> Row:
         evaluation_low=evaluation_low,
         evaluation_high=evaluation_high,
         nfe=float(np.mean([cell.nfe for cell in cells])),
+        macs=float(np.mean([cell.macs for cell in cells])),
+        decodes=float(np.mean([cell.decodes for cell in cells])),
         seconds=float(np.mean([cell.seconds for cell in cells])),
     )
 
@@ -440,12 +458,12 @@ def _bootstrap(values: Mapping[str, Sequence[float]], draws: int = 2000) -> tupl
 
 def _mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[list[float], list[float]]:
     """The mean of step functions, from where all of them have begun."""
-    grid = sorted({point.nfe for curve in curves for point in curve})
-    start = max(curve[0].nfe for curve in curves)
-    spent = [nfe for nfe in grid if nfe >= start]
+    grid = sorted({point.compute for curve in curves for point in curve})
+    start = max(curve[0].compute for curve in curves)
+    spent = [compute for compute in grid if compute >= start]
     columns = []
     for curve in curves:
-        at = np.searchsorted([point.nfe for point in curve], spent, side="right") - 1
+        at = np.searchsorted([point.compute for point in curve], spent, side="right") - 1
         columns.append(np.array([point.best for point in curve])[at])
     return spent, np.mean(columns, axis=0).tolist()
 

@@ -24,7 +24,7 @@ _BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
 class Point(NamedTuple):
     """One finished and scored sample, the best one by then, and what had been spent."""
 
-    nfe: float
+    compute: float
     seconds: float
     uid: int
     value: float
@@ -42,7 +42,7 @@ def best_so_far(events: Sequence[Event], final: Mapping[int, float] | None = Non
         final: Scores as they stand at the end, by uid, where they differ from those in the trace.
     """
     points: list[Point] = []
-    best_uid, best, nfe, seconds = -1, -math.inf, 0.0, 0.0
+    best_uid, best, compute, seconds = -1, -math.inf, 0.0, 0.0
     for event in events:
         if event.kind != "score" or event.preview:
             continue
@@ -54,9 +54,11 @@ def best_so_far(events: Sequence[Event], final: Mapping[int, float] | None = Non
             if value > best:
                 best_uid, best = uid, value
             spent = event.spent
-            at = (nfe + i / n * (spent.nfe - nfe), seconds + i / n * (spent.elapsed - seconds))
-            points.append(Point(*at, uid, value, best_uid, best))
-        nfe, seconds = event.spent.nfe, event.spent.elapsed
+            by_now = compute + i / n * (spent.compute - compute)
+            points.append(
+                Point(by_now, seconds + i / n * (spent.elapsed - seconds), uid, value, best_uid, best)
+            )
+        compute, seconds = event.spent.compute, event.spent.elapsed
     return points
 
 
@@ -66,20 +68,22 @@ def scaling(
     held_out: Mapping[int, float] | None = None,
     holdout: str | None = None,
     title: str = "",
+    unit: str = "network evaluations (nfe)",
 ) -> Figure:
-    """The best score so far, against network evaluations and against seconds.
+    """The best score so far, against what the generator computed and against seconds.
 
     Args:
         curve: From `best_so_far`.
         held_out: The holdout's scores by uid, drawn on an axis of their own for the best sample so far.
         holdout: What the holdout is called.
         title: Of the figure.
+        unit: Of the compute.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, spent in zip(axes, ([p.nfe for p in curve], [p.seconds for p in curve])):
+    for axis, spent in zip(axes, ([p.compute for p in curve], [p.seconds for p in curve])):
         draw_scaling(axis, spent, [p.best for p in curve])
         if held_out:
             beside = axis.twinx()
@@ -88,7 +92,7 @@ def scaling(
             beside.tick_params(axis="y", colors=_BEST)
             if axis is axes[1]:
                 beside.set_ylabel(f"holdout: {_shorten(holdout or '', 40)}", color=_BEST)
-    axes[0].set(xlabel="network evaluations (nfe)", ylabel="best score so far")
+    axes[0].set(xlabel=unit, ylabel="best score so far")
     axes[1].set(xlabel="seconds")
     figure.suptitle(_shorten(title, 90), fontsize=11)
     return figure

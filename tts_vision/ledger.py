@@ -123,6 +123,16 @@ class Spent(BaseModel):
     elapsed: float = 0.0
     peak_memory: int = 0
 
+    @property
+    def compute(self) -> float:
+        """What the generator computed, in the unit that compares: macs where they are counted, else nfe."""
+        return self.macs or self.nfe
+
+    @property
+    def compute_unit(self) -> str:
+        """The unit of `compute`, in words."""
+        return "transformer multiply-accumulates" if self.macs else "network evaluations (nfe)"
+
 
 @dataclass(frozen=True)
 class Remaining:

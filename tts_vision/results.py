@@ -127,6 +127,7 @@ class Result:
             held_out=held_out(self.trace),
             title=self.config.prompt,
             holdout=self.config.holdout_verifier,
+            unit=self.spent.compute_unit,
         )
 
     def __repr__(self) -> str:
