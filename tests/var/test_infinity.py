@@ -250,6 +250,8 @@ def test_positions_of_a_coarse_scale_by_hand():
 def test_positions_round_half_to_even_in_published_schedules():
     columns = rotary((1, 8), (64, 36), 4, "cpu")[0, :, 1]  # 4.5 apart
     assert columns.tolist() == [0, 4, 9, 14, 18, 22, 27, 32]
+    rows = rotary((8, 1), (36, 64), 4, "cpu")[0, :, 0]
+    assert rows.tolist() == columns.tolist()
     schedule = schedule_for(1.0, "0.06M")
     assert rotary(schedule.grids[1], schedule.positions, 4, "cpu")[0, 3].tolist() == [32, 32]
     assert rotary((64, 64), (64, 64), 4, "cpu")[0, -1].tolist() == [63, 63]
