@@ -50,7 +50,7 @@ def load_playground(name: str = "playground", *, options: ModelOptions | None = 
     "model",
     "playground-var",
     paper="Infinity (Han et al. 2024)",
-    notes={"draws": "what the playground draws, scale by scale; 6 scales, 48 tokens"},
+    notes={"draws": "what the playground draws, scale by scale; 6 scales, 55 tokens"},
 )
 def load_playground_var(
     name: str = "playground-var", *, options: ModelOptions | None = None
