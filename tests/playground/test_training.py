@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from tts_vision.pipelines import playground
-from tts_vision.pipelines.playground import train, train_clip, train_flow, train_vae
+from tts_vision.pipelines.playground import train, train_clip, train_flow, train_vae, train_var
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_flow import FlowSize
 from tts_vision.pipelines.playground.training import Average, Bank, Budget, load_bank, warm_then_decay
+from tts_vision.pipelines.var.bsq_vae import BSQVAE
+from tts_vision.pipelines.var.folder import load_pipeline
 
 SIZE = FlowSize(heads=2, layers=1, time_dim=16, text_dim=32, text_layers=2)
 
@@ -89,6 +91,8 @@ def test_the_script_trains_and_exports_what_the_loader_loads(
     images = pipe("a star", num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 64, 64, 3)
     assert playground.weights_path("clip").is_dir()
+    (picture,) = load_pipeline(playground.weights_path("var"))("a star")
+    assert picture.size == (64, 64)
 
 
 def test_the_bank_is_the_same_each_time(tmp_path: Path, bank: Bank) -> None:
@@ -135,3 +139,45 @@ def test_the_average_follows_the_weights() -> None:
     copy = torch.nn.Linear(1, 1)
     average.copy_to("layer", copy)
     assert torch.allclose(copy.weight, layer.weight, atol=1e-3)
+
+
+def test_a_resumed_tokenizer_equals_an_uninterrupted_one(tmp_path: Path, bank: Bank) -> None:
+    models = []
+    for name, stops in (("whole", [None]), ("parts", [2, None])):
+        (tmp_path / name).mkdir()
+        for stop in stops:
+            vae = train_var.train_tokenizer(
+                tmp_path / name, bank, Budget(steps=4), batch_size=4, stop_after=stop
+            )
+        models.append(vae)
+    assert_same(*models)
+    assert_same(models[0], train_var.load_tokenizer(tmp_path / "whole"))
+
+
+def test_a_resumed_autoregressive_model_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = 0.3 * torch.randn(32, 16, 8, 8, generator=generator)
+    tokens = torch.randint(1, 40, (32, 3, MAX_TOKENS), generator=generator, dtype=torch.uint8)
+    results = []
+    for name, stops in (("whole", [None]), ("parts", [1, None])):
+        (tmp_path / name).mkdir()
+        for stop in stops:
+            result = train_var.train_var(
+                tmp_path / name, features, tokens, Budget(steps=3), batch_size=4, stop_after=stop
+            )
+        results.append(result)
+    for a, b in zip(results[0][:2], results[1][:2]):
+        assert_same(a, b)
+
+
+def test_cut_off_pictures_hold_their_first_scales(bank: Bank) -> None:
+    vae = BSQVAE(train_var.VAE).eval()
+    schedule = train_var.SCHEDULE
+    with torch.no_grad():
+        bits, _, whole = vae.quantizer.encode(vae.encode(bank.batch(torch.arange(3))), schedule)
+    tokens = torch.tensor([schedule.starts[2], schedule.starts[5], schedule.starts[6]])
+    summed = train_var._summed(vae, bits, tokens)
+    for row, scales in enumerate((2, 5, 6)):
+        one = vae.quantizer.summed(bits[row : row + 1, : schedule.starts[scales]], schedule, scales)
+        assert torch.allclose(summed[row], one[0])
+    assert torch.allclose(summed[2], whole[2])
