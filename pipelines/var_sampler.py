@@ -17,7 +17,7 @@ from tts_vision.pipelines.var.cache import CacheRow, KVCache, gather, rows_of
 from tts_vision.pipelines.var.plan import ScalePipeline, pictures
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
-from tts_vision.tokens import draw
+from tts_vision.tokens import draw, groups
 from tts_vision.types import Cost, Media, Meter, Modality, Prompt, Rows, State
 
 
@@ -101,7 +101,7 @@ class ScaleSampler:
 
     def _next_scale(self, state: State) -> State:
         plan, scale = self._plan, state.step
-        first, of_row = _distinct(state.latents)
+        first, of_row = groups(state.latents)
         distinct = state if len(first) == len(state) else state.select(first)
         condition = self._condition(state.prompt)
         self._meter.charge(self._cost(state.prompt, scale) * len(first))
@@ -154,15 +154,3 @@ class ScaleSampler:
                 ratio = size / (self._plan.stride * max(height, width))
                 features = resized(features, (max(1, round(ratio * height)), max(1, round(ratio * width))))
             return [*pictures(self._plan.pixels(features))]
-
-
-def _distinct(tokens: Tensor) -> tuple[list[int], list[int]]:
-    """Rows that differ, by the number of their first, and for each row which of these it equals."""
-    numbers: dict[bytes, int] = {}
-    first, of_row = [], []
-    for i, row in enumerate(tokens.contiguous().numpy()):
-        number = numbers.setdefault(row.tobytes(), len(numbers))
-        if number == len(first):
-            first.append(i)
-        of_row.append(number)
-    return first, of_row

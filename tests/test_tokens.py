@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tts_vision.errors import ConfigError
-from tts_vision.tokens import BELOW_ONE, distinct, draw, redrawn
+from tts_vision.tokens import BELOW_ONE, distinct, draw, groups, redrawn
 
 N = 40_000
 
@@ -79,3 +79,8 @@ def test_distinct() -> None:
     rows = torch.tensor([[[0, 1]], [[1, 1]], [[0, 1]]], dtype=torch.uint8)
     assert distinct(rows) == 2
     assert distinct(rows[:, :0]) == 1
+
+
+def test_rows_that_agree_form_groups():
+    rows = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.uint8)
+    assert groups(rows) == ([0, 1, 3], [0, 1, 0, 2])

@@ -58,7 +58,7 @@ def row_noise(seed: int, stream: Stream, uids: Sequence[int], step: int, like: T
 
 
 def row_uniform(seed: int, stream: Stream, uids: Sequence[int], step: int, like: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) shaped as `like` ``(B, ...)``, keyed as in `row_noise`; float32 on the CPU."""
+    """Uniform numbers in [0, 1) shaped as `like` ``(B, ...)``, keyed as in `row_noise`, on the CPU."""
     draws = [
         torch.rand(like.shape[1:], generator=row_generator(seed, stream, uid, step, "cpu")) for uid in uids
     ]

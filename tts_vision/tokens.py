@@ -59,4 +59,17 @@ def redrawn(uniform: Tensor, noise: Tensor, share: float) -> Tensor:
 
 def distinct(tokens: Tensor) -> int:
     """How many rows of ``(B, ...)`` tokens differ: those that agree share one forward."""
-    return len({row.numpy().tobytes() for row in tokens.contiguous()})
+    return len(groups(tokens)[0])
+
+
+def groups(tokens: Tensor) -> tuple[list[int], list[int]]:
+    """Rows that differ, by the number of their first, and for each row which of these it equals."""
+    numbers: dict[bytes, int] = {}
+    first: list[int] = []
+    of_row: list[int] = []
+    for i, row in enumerate(tokens.contiguous().numpy()):
+        number = numbers.setdefault(row.tobytes(), len(numbers))
+        if number == len(first):
+            first.append(i)
+        of_row.append(number)
+    return first, of_row

@@ -8,6 +8,7 @@ The tokenizer is a convolutional autoencoder with multi-scale binary spherical q
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from tts_vision.pipelines.playground.training import (
     Average,
     Bank,
     Budget,
+    Stateful,
     build_optimisers,
     log,
     save_atomically,
@@ -99,7 +101,7 @@ def train_tokenizer(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = BSQVAE(VAE)
+        vae: Any = BSQVAE(VAE)
     vae = vae.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     for group in optimiser.param_groups:
@@ -147,7 +149,8 @@ def load_tokenizer(work_dir: Path) -> BSQVAE:
 def trained(work_dir: Path) -> InfinityPipeline:
     """The pipeline of what the stages left, with averaged weights."""
     saved = torch.load(work_dir / "var.pt", map_location="cpu", weights_only=True)["parts"]
-    modules = {"transformer": Infinity(TRANSFORMER), "text_encoder": build_text_encoder(0)}
+    transformer, text_encoder = Infinity(TRANSFORMER), build_text_encoder(0)
+    modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
     average = Average(modules)
     average.load_state_dict(saved["average"])
     for name, module in modules.items():
@@ -155,9 +158,9 @@ def trained(work_dir: Path) -> InfinityPipeline:
         average.copy_to(name, module)
         module.eval()
     return InfinityPipeline(
-        transformer=modules["transformer"],
+        transformer=transformer,
         vae=load_tokenizer(work_dir),
-        text_encoder=modules["text_encoder"],
+        text_encoder=text_encoder,
         tokenizer=build_tokenizer("right"),
         schedule=SCHEDULE,
         defaults=DEFAULTS,
@@ -236,7 +239,8 @@ def train_var(
         The two models and their averaged weights.
     """
     model = initialise(Infinity(TRANSFORMER), torch.Generator().manual_seed(seed)).to(device)
-    text_encoder = build_text_encoder(seed).to(device)
+    text_encoder: Any = build_text_encoder(seed)
+    text_encoder.to(device)
     modules: dict[str, nn.Module] = {"transformer": model, "text_encoder": text_encoder}
     optimisers = build_optimisers(modules, learning_rate)
     average = Average(modules)
@@ -277,6 +281,6 @@ def train_var(
         scales = {f"scale{k}": e.mean() for k, e in enumerate(error.split(SCHEDULE.lengths))}
         return {"loss": loss, "norm": norm, **scales}
 
-    parts = {**modules, **optimisers, "average": average}
+    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average}
     train("var", work_dir, budget, parts, step, seed, stop_after=stop_after)
     return model, text_encoder, average

@@ -136,8 +136,8 @@ class VARPlan:
             inputs = inputs.repeat(self.branches, 1, 1)
         logits = self.pipe.transformer.scale(condition.rows(len(tokens)), inputs, scale, cache)
         if self.branches == 2:
-            strength = ramped(self.guidance_scale, scale, len(self.schedule))
-            logits = guided(*logits.chunk(2), strength)
+            cond, uncond = logits.chunk(2)
+            logits = guided(cond, uncond, ramped(self.guidance_scale, scale, len(self.schedule)))
         return token_probability(logits, self.tau[scale], self.top_k, self.top_p).cpu()
 
     @torch.no_grad()

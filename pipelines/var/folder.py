@@ -42,7 +42,7 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype = torch.float32) -> Infini
 
     settings = _read(folder / PIPELINE)
     schedule = settings.get("schedule")
-    vae_config = {
+    vae_config: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in _read(folder / "vae" / CONFIG).items()
     }
     return InfinityPipeline(

@@ -58,7 +58,7 @@ class InfinityConfig:
 
 
 SIZES = {
-    "125m": InfinityConfig(12, 768, 8, 32),
+    "125m": InfinityConfig(12, 768, 8, 16),
     "layer16": InfinityConfig(16, 1152, 12, 32),
     "1b": InfinityConfig(24, 1536, 16, 32),
     "2b": InfinityConfig(32, 2048, 16, 32, chunks=8),

@@ -176,7 +176,8 @@ class InfinityPlan:
         rows = condition.rows(len(tokens))
         logits = model.scale(rows, inputs, scale, self.schedule, cache)
         if self.branches == 2:
-            logits = guided(*logits.chunk(2), self.guidance_scale[scale])
+            cond, uncond = logits.chunk(2)
+            logits = guided(cond, uncond, self.guidance_scale[scale])
         return bit_probability(logits, self.tau[scale], self.top_k, self.top_p).cpu()
 
     def features(self, tokens: Tensor) -> Tensor:

@@ -19,19 +19,23 @@ from tts_vision.types import Prompt
 
 
 class Plan(Protocol):
-    """A model with the settings of one search: how to predict each scale, and what its tokens look like.
+    """A model with the settings of one search: how to predict each scale, and what its tokens look like."""
 
-    Attributes:
-        schedule: The scales.
-        branches: Passes of each row: 2 with classifier-free guidance, else 1.
-        device: Where it computes.
-        stride: Pixels, on a side, of a cell of the features.
-    """
+    @property
+    def schedule(self) -> Schedule:
+        """The scales."""
 
-    schedule: Schedule
-    branches: int
-    device: torch.device
-    stride: int
+    @property
+    def branches(self) -> int:
+        """Passes of each row: 2 with classifier-free guidance, else 1."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels, on a side, of a cell of the features."""
 
     def empty(self, n: int) -> Tensor:
         """The token prefixes of `n` particles before the first scale."""
@@ -73,7 +77,9 @@ class Plan(Protocol):
 class ScalePipeline(Protocol):
     """A visual autoregressive model that a `Plan` can be made of."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Shown in reports."""
 
     def plan(self, call: dict[str, Any]) -> Plan:
         """The model with the settings of a call.
@@ -86,8 +92,13 @@ class ScalePipeline(Protocol):
 class Architecture(Protocol):
     """What of a transformer decides the size of its cache."""
 
-    depth: int
-    heads: int
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
 
     @property
     def head_dim(self) -> int:

@@ -181,7 +181,7 @@ def representatives(features: Any, k: int) -> list[int]:
     clusters = min(k, len(np.unique(rows, axis=0)))
     means = KMeans(n_clusters=clusters, random_state=0, n_init=10).fit(rows)
     distance = np.linalg.norm(rows - means.cluster_centers_[means.labels_], axis=1)
-    nearest = {}
+    nearest: dict[int, int] = {}
     for i in np.argsort(distance, kind="stable").tolist():
         nearest.setdefault(int(means.labels_[i]), i)
     chosen = list(nearest.values())
