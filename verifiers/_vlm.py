@@ -136,6 +136,8 @@ class VisionLanguageModel:
                 f"Answers that {self.owner!r} compares must begin with different tokens but {list(answers)} "
                 f"and {list(others)} share one in {self.checkpoint!r}; choose other words or another model."
             )
+        if not questions:
+            return []
         logits = self.next_token_logits(pictures, questions)
         return logits[:, wanted + rest].softmax(-1)[:, : len(wanted)].sum(-1).tolist()
 
