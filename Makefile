@@ -29,6 +29,11 @@ lint: setup
 bench: setup
 	$(BIN)/python -m tts_vision.eval.overhead
 	$(BIN)/python -m tts_vision.eval.playground
+	$(BIN)/python -m tts_vision.eval.verifiers
+	$(BIN)/python -m tts_vision.eval.gradients
+	$(BIN)/python -m tts_vision.eval.var_costs
+	$(BIN)/python -m tts_vision.eval.var_previews
+	$(BIN)/python -m tts_vision.eval.var_playground
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,117 @@
+"""What small previews are worth: `python -m tts_vision.eval.var_previews`.
+
+Draws samples of the playground's visual autoregressive model, decodes each after every scale at full size and
+smaller, and compares how the verifier ranks them: with the ranks at full size, and with those of the finished
+samples. Takes about two minutes and writes ``eval/results/var_previews.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tts_vision.calibration import spearman
+from tts_vision.config import RunConfig, SamplerOptions
+from tts_vision.eval.playground import evaluation_prompts
+from tts_vision.pipelines.var_sampler import ScaleSampler
+from tts_vision.resolve import find_verifier, load_model, load_verifier
+from tts_vision.types import Prompt, Verifier
+
+FULL = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """Mean rank correlations over prompts of previews after one scale.
+
+    Attributes:
+        scale: Scales done.
+        size: Side of the previews in pixels.
+        with_full: With the scores of previews at full size.
+        with_final: With the scores of the finished samples.
+    """
+
+    scale: int
+    size: int
+    with_full: float
+    with_final: float
+
+
+def measure(prompts: Sequence[Prompt], samples: int, sizes: Sequence[int], verifier: Verifier) -> list[Row]:
+    """Rank correlations by scale and size.
+
+    Args:
+        prompts: What is drawn.
+        samples: Samples of each prompt.
+        sizes: Sides of the small previews.
+        verifier: What ranks.
+    """
+    pipe = load_model(RunConfig(prompt="", model="playground-var", verifier=verifier.name))
+    samplers = {
+        size: ScaleSampler(pipe, options=SamplerOptions(preview_size=size)) for size in (*sizes, FULL)
+    }
+    whole = samplers[FULL]
+    pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for prompt in prompts:
+        state = whole.init(prompt, range(samples), seed=0)
+        scores: dict[tuple[int, int], list[float]] = {}
+        for scale in range(1, whole.num_steps):
+            state = whole.advance(state)
+            for size, sampler in samplers.items():
+                scored = verifier.score(sampler.preview(state), [prompt] * samples)
+                scores[scale, size] = [score.value for score in scored]
+        state = whole.advance(state)
+        final = [score.value for score in verifier.score(whole.decode(state), [prompt] * samples)]
+        for (scale, size), values in scores.items():
+            found = (spearman(list(zip(values, scores[scale, FULL]))), spearman(list(zip(values, final))))
+            pairs.setdefault((scale, size), []).append(tuple(math.nan if r is None else r for r in found))  # type: ignore[arg-type]
+    return [
+        Row(scale, size, *map(float, np.nanmean(np.array(found), axis=0)))
+        for (scale, size), found in sorted(pairs.items())
+    ]
+
+
+def table(rows: Sequence[Row], num_scales: int) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| scales done | previews | rank correlation with full size | with the finished sample |",
+        "|---|---|--:|--:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.scale} of {num_scales} | {row.size}x{row.size} | {row.with_full:.2f} "
+            f"| {row.with_final:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints and writes the table.
+
+    Args:
+        arguments: Command line, that of the process by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=30, help="distinct prompts, up to 123")
+    parser.add_argument("--samples", type=int, default=32, help="of each prompt")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--verifier", default="playground_clip")
+    parser.add_argument("--output", type=Path, default=Path("eval/results/var_previews.md"))
+    options = parser.parse_args(arguments)
+    verifier = load_verifier(find_verifier(options.verifier))
+    rows = measure(evaluation_prompts(options.prompts), options.samples, options.sizes, verifier)
+    text = table(rows, max(row.scale for row in rows) + 1)
+    print(text)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
