@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tts_vision.imagenet import class_of
 from tts_vision.pipelines.var.cache import KVCache
-from tts_vision.pipelines.var.plan import empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.plan import OutputType, empty_cache, per_scale, plain_samples, settings_of
 from tts_vision.pipelines.var.sampling import guided, ramped, token_probability
 from tts_vision.pipelines.var.schedules import Schedule
 from tts_vision.pipelines.var.var import VAR, ClassCondition, macs_of_scale
@@ -63,19 +63,23 @@ class VARPipeline:
             self, schedule, float(settings["guidance_scale"]), tau, settings["top_k"], settings["top_p"]
         )
 
-    def __call__(self, label: int | str, *, seed: int = 0, n: int = 1, **call: Any) -> list[Image.Image]:
+    def __call__(
+        self, label: int | str, *, seed: int = 0, n: int = 1, output_type: OutputType = "pil", **call: Any
+    ) -> list[Image.Image] | Tensor:
         """Draws pictures: the plain samples of a seed.
 
         Args:
             label: Number or name of a class of ImageNet.
             seed: Root seed; picture ``i`` is that of particle ``i`` of a search with this seed.
             n: How many.
+            output_type: ``pil`` for pictures, ``tokens`` for the tokens of all scales, which a plan of the
+                same settings decodes: ``plan.pixels(plan.features(tokens))``.
             call: Settings, as in `VARPlan`.
 
         Raises:
             ConfigError: If a setting is unknown or out of range, or there is no such class.
         """
-        return plain_samples(self.plan(call), Prompt(str(label)), seed, n)
+        return plain_samples(self.plan(call), Prompt(str(label)), seed, n, output_type)
 
 
 @dataclass(frozen=True)

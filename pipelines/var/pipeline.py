@@ -14,7 +14,7 @@ from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.bsq_vae import BSQVAE
 from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.infinity import Condition, Infinity, macs_of_scale
-from tts_vision.pipelines.var.plan import empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.plan import OutputType, empty_cache, per_scale, plain_samples, settings_of
 from tts_vision.pipelines.var.sampling import bit_probability, guided
 from tts_vision.pipelines.var.schedules import Schedule, nearest_ratio, schedule_for
 from tts_vision.types import Prompt
@@ -79,19 +79,23 @@ class InfinityPipeline:
             settings["negative_prompt"],
         )
 
-    def __call__(self, prompt: str, *, seed: int = 0, n: int = 1, **call: Any) -> list[Image.Image]:
+    def __call__(
+        self, prompt: str, *, seed: int = 0, n: int = 1, output_type: OutputType = "pil", **call: Any
+    ) -> list[Image.Image] | Tensor:
         """Draws pictures: the plain samples of a seed.
 
         Args:
             prompt: What to draw.
             seed: Root seed; picture ``i`` is that of particle ``i`` of a search with this seed.
             n: How many.
+            output_type: ``pil`` for pictures, ``tokens`` for the tokens of all scales, which a plan of the
+                same settings decodes: ``plan.pixels(plan.features(tokens))``.
             call: Settings, as in `InfinityPlan`.
 
         Raises:
             ConfigError: If a setting is unknown or out of range, or the prompt is too long.
         """
-        return plain_samples(self.plan(call), Prompt(prompt), seed, n)
+        return plain_samples(self.plan(call), Prompt(prompt), seed, n, output_type)
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from PIL import Image
@@ -158,13 +158,24 @@ def pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
 
 
+OutputType: TypeAlias = Literal["pil", "tokens"]
+
+
 @torch.no_grad()
-def plain_samples(plan: Plan, prompt: Prompt, seed: int, n: int) -> list[Image.Image]:
-    """The plain samples of a seed, drawn scale by scale; the first is that of the seed itself."""
+def plain_samples(
+    plan: Plan, prompt: Prompt, seed: int, n: int, output_type: OutputType
+) -> list[Image.Image] | Tensor:
+    """The plain samples of a seed, drawn scale by scale, as pictures or as the tokens of all scales.
+
+    Raises:
+        ConfigError: If another type of output is asked for.
+    """
+    if output_type not in ("pil", "tokens"):
+        raise ConfigError(f"output_type must be 'pil' or 'tokens' but got {output_type!r}; change it.")
     condition, cache, tokens = plan.condition(prompt), plan.cache(n), plan.empty(n)
     for scale in range(len(plan.schedule)):
         probability = plan.probability(condition, tokens, scale, cache)
         like = probability if probability.ndim == tokens.ndim else probability[..., 0]
         uniform = row_uniform(seed, "step", range(n), scale, like)
         tokens = torch.cat((tokens, draw(probability, uniform)), 1)
-    return pictures(plan.pixels(plan.features(tokens)))
+    return tokens if output_type == "tokens" else pictures(plan.pixels(plan.features(tokens)))

@@ -60,6 +60,9 @@ def test_stepwise_equals_whole() -> None:
     for stepwise, picture in zip(sampler.decode(state), whole):
         assert np.array_equal(np.asarray(stepwise), np.asarray(picture))
     assert len({np.asarray(picture).tobytes() for picture in whole}) == 3
+    assert torch.equal(tiny_infinity()(PROMPT.text, seed=5, n=3, output_type="tokens"), state.latents)
+    with pytest.raises(ConfigError, match="output_type must be 'pil' or 'tokens' but got 'np'"):
+        tiny_infinity()(PROMPT.text, output_type="np")
 
 
 def test_the_prompt_and_the_guidance_matter() -> None:
