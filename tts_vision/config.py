@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tts_vision.errors import ConfigError
 
 PLAYGROUND, PLAYGROUND_VERIFIER = "playground", "playground_clip"
+PLAYGROUNDS = (PLAYGROUND, "playground-var")  # models of the bundled world
 _PARAMS = re.compile(r":(?=\w+=)")
 _NEXT_PARAM = re.compile(r",(?=\s*\w+=)")
 # what the first word of a dotted override stands for
@@ -224,11 +225,11 @@ class RunConfig(_Settings):
             values["algorithm_params"] = {**spec.params, **(values.get("algorithm_params") or {})}
         if values.get("verifier") is None:
             model = values.get("model", PLAYGROUND)
-            if model != PLAYGROUND:
+            if model not in PLAYGROUNDS:
                 remedy = "name one ('tts-vision list verifiers' shows all)."
                 raise ConfigError(
                     f"A search needs a verifier but none was given for model {model!r}; "
-                    + did_you_mean(str(model), [PLAYGROUND], remedy)
+                    + did_you_mean(str(model), PLAYGROUNDS, remedy)
                 )
             values["verifier"] = PLAYGROUND_VERIFIER
         return values

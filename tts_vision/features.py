@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from tts_vision.config import PLAYGROUND, Spec
+from tts_vision.config import PLAYGROUNDS, Spec
 from tts_vision.errors import ConfigError, TTSVisionError, VerifierError
 from tts_vision.parameters import validate
 from tts_vision.registry import lookup
@@ -19,7 +19,7 @@ PLAYGROUND_FEATURES = "playground_features"
 
 def default_features(model: str) -> str:
     """The extractor that a search of `model` uses by default: the playground's own on the playground."""
-    return PLAYGROUND_FEATURES if model.startswith(PLAYGROUND) else PAPER_FEATURES
+    return PLAYGROUND_FEATURES if model in PLAYGROUNDS else PAPER_FEATURES
 
 
 def load_extractor(text: str) -> FeatureExtractor:

@@ -213,7 +213,7 @@ def train_var(
     budget: Budget,
     device: str = "cpu",
     seed: int = 6,
-    batch_size: int = 96,
+    batch_size: int = 48,
     learning_rate: float = 1e-3,
     caption_dropout: float = 0.1,
     most_flips: float = 0.25,
