@@ -112,6 +112,39 @@ class ChatEndpoint:
         self._sleep = sleep
         self._jitter = jitter or random.Random().random
 
+    @classmethod
+    def named(
+        cls,
+        base_url: str | None,
+        model: str | None,
+        *,
+        owner: str,
+        key_variable: str,
+        timeout: float,
+        retries: int,
+        parallel: int = 4,
+        temperature: float | None = 0.0,
+    ) -> ChatEndpoint | None:
+        """The endpoint that a verifier's parameters name, as in the class; None if they name none.
+
+        Raises:
+            ConfigError: If they name a model but no endpoint, or an argument cannot be used.
+        """
+        if base_url is not None:
+            return cls(
+                base_url,
+                model or "",
+                owner=owner,
+                key_variable=key_variable,
+                timeout=timeout,
+                retries=retries,
+                parallel=parallel,
+                temperature=temperature,
+            )
+        if model is not None:
+            raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
+        return None
+
     def ask(
         self,
         pictures: Sequence[Sequence[Image.Image]],

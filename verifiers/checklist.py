@@ -181,26 +181,24 @@ class PromptChecklist(BatchedVerifier):
             raise ConfigError(f"threshold must be in [0, 1] but got {threshold}; change it.")
         if "{question}" not in template:
             raise ConfigError(f"template must contain {{question}} but is {template!r}; put it in.")
-        if model is not None and base_url is None:
-            raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
+        endpoint = ChatEndpoint.named(
+            base_url,
+            model,
+            owner=self.name,
+            key_variable=key_variable,
+            timeout=timeout,
+            retries=retries,
+        )
         self.combine, self.threshold, self.template = combine, threshold, template
         self.structured, self.max_new_tokens = structured, max_new_tokens
         self.cache = None if cache is None else DiskCache(cache)
         self._vlm = VisionLanguageModel(
             checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
         )
-        self._reader: VisionLanguageModel | ChatEndpoint = self._vlm
-        self._asked: list[Any] = [checkpoint, dtype, max_new_tokens]
-        if base_url is not None:
-            self._asked = [base_url, model, structured]
-            self._reader = ChatEndpoint(
-                base_url,
-                model or "",
-                owner=self.name,
-                key_variable=key_variable,
-                timeout=timeout,
-                retries=retries,
-            )
+        self._reader: VisionLanguageModel | ChatEndpoint = endpoint or self._vlm
+        self._asked: list[Any] = (
+            [base_url, model, structured] if endpoint else [checkpoint, dtype, max_new_tokens]
+        )
         self._judge: ObjectJudge | None = None
         if verify == "detector":
             self._judge = ObjectJudge(

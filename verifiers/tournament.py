@@ -139,28 +139,24 @@ class Tournament:
             raise ConfigError(f"rounds must be at least 1 but got {rounds}; raise it.")
         if not prior > 0:
             raise ConfigError(f"prior must be positive but got {prior}; raise it.")
-        if model is not None and base_url is None:
-            raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
+        endpoint = ChatEndpoint.named(
+            base_url,
+            model,
+            owner=self.name,
+            key_variable=key_variable,
+            timeout=timeout,
+            retries=retries,
+            parallel=parallel,
+            temperature=temperature,
+        )
         self.aggregate = aggregate
         self.rounds = rounds
         self.prior = prior
         self.structured = structured
         self._judge: VisionLanguageModel | ChatEndpoint
-        if base_url is None:
-            self._judge = VisionLanguageModel(
-                checkpoint, owner=self.name, device=device, dtype=dtype, batch_size=batch_size
-            )
-        else:
-            self._judge = ChatEndpoint(
-                base_url,
-                model or "",
-                owner=self.name,
-                key_variable=key_variable,
-                timeout=timeout,
-                retries=retries,
-                parallel=parallel,
-                temperature=temperature,
-            )
+        self._judge = endpoint or VisionLanguageModel(
+            checkpoint, owner=self.name, device=device, dtype=dtype, batch_size=batch_size
+        )
 
     def load(self) -> None:
         """Loads the model, if it is on this machine."""

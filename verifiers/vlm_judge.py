@@ -125,31 +125,27 @@ class VLMJudge(BatchedVerifier):
         super().__init__(device=device, dtype=dtype, batch_size=batch_size if base_url is None else 2**20)
         if metric not in Rubric.model_fields:
             raise ConfigError(f"metric must be one of {', '.join(Rubric.model_fields)} but got {metric!r}.")
-        if model is not None and base_url is None:
-            raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
+        endpoint = ChatEndpoint.named(
+            base_url,
+            model,
+            owner=self.name,
+            key_variable=key_variable,
+            timeout=timeout,
+            retries=retries,
+            parallel=parallel,
+            temperature=temperature,
+        )
         self.metric = metric
         self.structured = structured
         self.max_new_tokens = max_new_tokens
         self.cache = None if cache is None else DiskCache(cache)
         self._judge: VisionLanguageModel | ChatEndpoint
-        self._asked: list[Any]
-        if base_url is None:
-            self._asked = [checkpoint, dtype, max_new_tokens]
-            self._judge = VisionLanguageModel(
-                checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
-            )
-        else:
-            self._asked = [base_url, model, temperature, structured]
-            self._judge = ChatEndpoint(
-                base_url,
-                model or "",
-                owner=self.name,
-                key_variable=key_variable,
-                timeout=timeout,
-                retries=retries,
-                parallel=parallel,
-                temperature=temperature,
-            )
+        self._asked: list[Any] = (
+            [base_url, model, temperature, structured] if endpoint else [checkpoint, dtype, max_new_tokens]
+        )
+        self._judge = endpoint or VisionLanguageModel(
+            checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
+        )
 
     def _load(self) -> None:
         if isinstance(self._judge, VisionLanguageModel):
