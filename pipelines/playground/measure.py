@@ -1,6 +1,7 @@
 """Measures the playground on its evaluation prompts: `python -m tts_vision.pipelines.playground.measure`.
 
-For every prompt n pictures are drawn from fixed seeds. Plain accuracy is that of single pictures, averaged
+For every prompt n pictures are drawn from fixed seeds, by the flow or with `--model playground-var` by the
+visual autoregressive model. Plain accuracy is that of single pictures, averaged
 over the n; best-of-n takes the picture that a verifier likes most, the exact checker or the small CLIP.
 """
 
@@ -17,8 +18,11 @@ import numpy as np
 import torch
 from diffusers import CogView4Pipeline
 
+from tts_vision.config import PLAYGROUND, PLAYGROUNDS
+from tts_vision.pipelines.bundled import load_playground_var
 from tts_vision.pipelines.playground import DEFAULTS, load_pipeline, weights_path, world
 from tts_vision.pipelines.playground.checker import evaluate
+from tts_vision.pipelines.var.pipeline import InfinityPipeline
 
 
 @torch.no_grad()
@@ -105,41 +109,52 @@ def clip_scores(images: np.ndarray, texts: Sequence[str], folder: Path, batch_si
     return torch.cat(scores).numpy()
 
 
-def measure(
-    pipe: CogView4Pipeline,
-    records: Sequence[dict[str, Any]],
-    n: int,
-    steps: int,
-    guidance: float,
-    seed: int,
-    clip: Path | None,
-    mixed: bool = False,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Draws n pictures a prompt and judges them.
+def draw_var(
+    pipe: InfinityPipeline, prompts: Sequence[str], n: int, seed: int, guidance: float, tau: float
+) -> np.ndarray:
+    """Draws n pictures for each prompt by the visual autoregressive model.
 
     Args:
         pipe: The pipeline.
-        records: Prompts in GenEval's schema.
+        prompts: The prompts.
         n: Pictures a prompt.
-        steps: Denoising steps.
+        seed: Picture k of prompt i is that of particle k of a search with seed `seed + i`.
         guidance: Guidance scale.
-        seed: Picture k of prompt i starts from seed `seed + 1000 * i + k`.
-        clip: Folder of the CLIP model, or None to leave it out.
-        mixed: See `draw`.
+        tau: Temperature.
 
     Returns:
-        Accuracy of each prompt by method, each of shape `(p,)`, and the pictures, `(p, n, 64, 64, 3)`.
+        RGB pictures, uint8 of shape `(p * n, 64, 64, 3)`.
     """
-    prompts = [record["prompt"] for record in records for _ in range(n)]
-    seeds = [seed + 1000 * i + k for i in range(len(records)) for k in range(n)]
-    images = draw(pipe, prompts, seeds, steps, guidance, mixed=mixed)
+    drawn = [
+        picture
+        for i, prompt in enumerate(prompts)
+        for picture in pipe(prompt, seed=seed + i, n=n, guidance_scale=guidance, tau=tau)
+    ]
+    return np.stack([np.asarray(picture) for picture in drawn])
+
+
+def judge(
+    images: np.ndarray, records: Sequence[dict[str, Any]], n: int, clip: Path | None
+) -> dict[str, np.ndarray]:
+    """Judges n pictures of each prompt.
+
+    Args:
+        images: RGB pictures, uint8 of shape `(p * n, 64, 64, 3)`.
+        records: p prompts in GenEval's schema.
+        n: Pictures a prompt.
+        clip: Folder of the CLIP model, or None to leave it out.
+
+    Returns:
+        Accuracy of each prompt by method, each of shape `(p,)`.
+    """
     verdicts = [evaluate(images[j], records[j // n]) for j in range(len(images))]
     right = np.array([v.correct for v in verdicts]).reshape(-1, n)
     result = {"plain": right.mean(1), "oracle": right.any(1).astype(float)}
     if clip is not None:
+        prompts = [record["prompt"] for record in records for _ in range(n)]
         best = clip_scores(images, prompts, clip).reshape(-1, n).argmax(1)
         result["clip"] = right[np.arange(len(right)), best].astype(float)
-    return result, images.reshape(len(records), n, *images.shape[1:])
+    return result
 
 
 def table(records: Sequence[dict[str, Any]], result: dict[str, np.ndarray]) -> str:
@@ -147,7 +162,7 @@ def table(records: Sequence[dict[str, Any]], result: dict[str, np.ndarray]) -> s
 
     Args:
         records: Prompts in GenEval's schema.
-        result: Accuracies as of `measure`.
+        result: Accuracies as of `judge`.
 
     Returns:
         The table.
@@ -176,8 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--n", type=int, default=16, help="pictures for each prompt")
-    parser.add_argument("--steps", type=int, default=DEFAULTS["num_inference_steps"])
-    parser.add_argument("--guidance", type=float, default=DEFAULTS["guidance_scale"])
+    parser.add_argument("--model", choices=PLAYGROUNDS, default=PLAYGROUND)
+    parser.add_argument("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="of the flow")
+    parser.add_argument("--guidance", type=float, help="by default the model's own")
+    parser.add_argument("--tau", type=float, help="temperature of playground-var; by default its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="use every k-th prompt only")
     parser.add_argument("--mixed", action="store_true", help="compute in bfloat16: faster, not bit-equal")
@@ -186,27 +203,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the accuracies of all prompts to this file")
     options = parser.parse_args(arguments)
     records = world.load_prompts()[:: options.every]
-    pipe = load_pipeline()
+    prompts, n, seed = [record["prompt"] for record in records], options.n, options.seed
     started = time.monotonic()
-    result, images = measure(
-        pipe,
-        records,
-        options.n,
-        options.steps,
-        options.guidance,
-        options.seed,
-        None if options.no_clip else weights_path("clip"),
-        options.mixed,
-    )
+    if options.model == PLAYGROUND:
+        guidance = DEFAULTS["guidance_scale"] if options.guidance is None else options.guidance
+        how = f"{options.steps} steps, guidance {guidance}"
+        seeds = [seed + 1000 * i + k for i in range(len(records)) for k in range(n)]
+        each = [prompt for prompt in prompts for _ in range(n)]
+        images = draw(load_pipeline(), each, seeds, options.steps, guidance, mixed=options.mixed)
+    else:
+        var = load_playground_var()
+        guidance = var.defaults["guidance_scale"] if options.guidance is None else options.guidance
+        tau = var.defaults["tau"] if options.tau is None else options.tau
+        how = f"guidance {guidance}, temperature {tau}"
+        images = draw_var(var, prompts, n, seed, guidance, tau)
+    result = judge(images, records, n, None if options.no_clip else weights_path("clip"))
     print(
-        f"{len(records)} prompts, {options.n} pictures each, {options.steps} steps, "
-        f"guidance {options.guidance}, seed {options.seed}, {time.monotonic() - started:.0f} s\n"
+        f"{len(records)} prompts, {n} pictures each, {how}, seed {seed}, {time.monotonic() - started:.0f} s\n"
     )
     print(table(records, result))
     if options.sheet:
         from PIL import Image
 
-        first = images[:, 0]
+        first = images[::n]
         columns = 10
         first = first[: len(first) // columns * columns]
         grid = first.reshape(-1, columns, *first.shape[1:]).transpose(0, 2, 1, 3, 4)
