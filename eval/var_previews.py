@@ -51,7 +51,7 @@ def measure(prompts: Sequence[Prompt], samples: int, sizes: Sequence[int], verif
         sizes: Sides of the small previews.
         verifier: What ranks.
     """
-    pipe = load_model(RunConfig(prompt="", model="playground-var", verifier=verifier.name))
+    pipe = load_model(RunConfig(prompt="-", model="playground-var", verifier=verifier.name))
     samplers = {
         size: ScaleSampler(pipe, options=SamplerOptions(preview_size=size)) for size in (*sizes, FULL)
     }

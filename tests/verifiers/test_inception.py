@@ -42,8 +42,8 @@ def test_the_network_its_weights_and_its_pixels_are_torchvisions(checkpoint: Pat
     own.load_state_dict(torch.load(checkpoint), strict=False)
     small = pixels[..., ::4, ::4]  # 75 pixels a side, the least that the network takes
     logits = load_inception(str(checkpoint), "x")(small)
-    assert torch.allclose(logits, own(small), rtol=1e-3, atol=1e-3)
-    assert (logits[0] - logits[1]).abs().max() > 0.1
+    assert torch.allclose(logits, own(small), rtol=1e-3, atol=1e-5)
+    assert (logits[0] - logits[1]).abs().max() > 0.01  # far beyond that, although the weights are random
 
 
 def test_features_are_what_the_classifier_reads(checkpoint: Path) -> None:
