@@ -63,14 +63,17 @@ def load_playground_var(
 
     Raises:
         PipelineError: If its weights are missing or damaged.
+        ConfigError: If another option is set.
     """
     import torch
 
+    from tts_vision.pipelines.loading import check_only_placed
     from tts_vision.pipelines.playground import weights_path
     from tts_vision.pipelines.playground.quiet import quietly
     from tts_vision.pipelines.var.folder import load_pipeline
 
     options = options or ModelOptions()
+    check_only_placed(options)
     try:
         with quietly():
             pipe = load_pipeline(weights_path("var"), dtype=getattr(torch, options.dtype or "float32"))

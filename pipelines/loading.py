@@ -99,6 +99,20 @@ def prepare(pipe: Any, options: ModelOptions, device: str) -> Any:
     return pipe
 
 
+def check_only_placed(options: ModelOptions) -> None:
+    """Checks that `options` ask for no more than what visual autoregressive models have: dtype and device.
+
+    Raises:
+        ConfigError: If they do.
+    """
+    given = options.model_dump(exclude_defaults=True).keys() - {"dtype", "device"}
+    if given:
+        raise ConfigError(
+            "A visual autoregressive model takes the options dtype and device but got "
+            f"{', '.join(sorted(given))}; leave that out."
+        )
+
+
 def default_device(options: ModelOptions) -> str:
     """The device asked for, or the best there is."""
     import torch

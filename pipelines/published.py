@@ -119,14 +119,9 @@ def _placed(options: ModelOptions | None) -> dict[str, Any]:
     Raises:
         ConfigError: If an option is set that these models do not have.
     """
-    from tts_vision.pipelines.loading import default_device, default_dtype
+    from tts_vision.pipelines.loading import check_only_placed, default_device, default_dtype
 
     options = options or ModelOptions()
-    given = options.model_dump(exclude_defaults=True).keys() - {"dtype", "device"}
-    if given:
-        raise ConfigError(
-            "A visual autoregressive model takes the options dtype and device but got "
-            f"{', '.join(sorted(given))}; leave that out."
-        )
+    check_only_placed(options)
     device = default_device(options)
     return {"dtype": default_dtype(options, device), "device": device}

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import tts_vision
 from tts_vision.cli import app
-from tts_vision.errors import PipelineError
+from tts_vision.config import ModelOptions
+from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.eval import var_previews
 from tts_vision.eval.playground import evaluation_prompts
 from tts_vision.pipelines import playground
@@ -51,7 +52,7 @@ def test_a_search_from_the_command_line(tmp_path: Path) -> None:
     assert "GMAC" in result.output
     report = json.loads((tmp_path / "run" / "result.json").read_text())
     assert report["spent"]["macs"] <= report["budget"]["macs"]
-    assert report["best"]["score"] >= report["plain_score"] if report["plain_score"] else True
+    assert report["best"]["score"] >= report["plain_score"]
     # more candidates were begun than eight whole samples would have been
     trace = [json.loads(line) for line in (tmp_path / "run" / "trace.jsonl").read_text().splitlines()]
     assert len(next(event for event in trace if event["kind"] == "init")["uids"]) > 8
@@ -65,6 +66,11 @@ def test_searches_find_better_pictures(pipe: InfinityPipeline) -> None:
         assert result.plain is not None
         gains.append(result.best.score.value - result.plain.score.value)
     assert min(gains) >= 0 and np.mean(gains) > 0
+
+
+def test_options_that_it_does_not_have_are_refused() -> None:
+    with pytest.raises(ConfigError, match="takes the options dtype and device but got scheduler"):
+        load_playground_var(options=ModelOptions(scheduler="DDIMScheduler"))
 
 
 def test_missing_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
