@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from tts_vision.comparisons import PLAIN, Comparison, compare
 from tts_vision.eval.playground import JUDGE, evaluation_prompts
-from tts_vision.features import PLAYGROUND_FEATURES
 from tts_vision.results import replace_file
 from tts_vision.types import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TTS_VAR = f"tts_var:features={PLAYGROUND_FEATURES}"
+TTS_VAR = "tts_var:features=playground_features"
 BASELINE = "best_of_n"
 
 

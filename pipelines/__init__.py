@@ -1,0 +1,3 @@
+"""Models, and the samplers that drive them."""
+
+DEFAULT_MODEL = "playground"

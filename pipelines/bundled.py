@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @register(
     "model",
     "playground",
+    verifier="playground_clip",
+    features="playground_features",
     notes={"draws": "up to four coloured shapes on plain ground, 64x64, on a CPU in seconds"},
 )
 def load_playground(name: str = "playground", *, options: ModelOptions | None = None) -> CogView4Pipeline:
@@ -49,6 +51,8 @@ def load_playground(name: str = "playground", *, options: ModelOptions | None = 
 @register(
     "model",
     "playground-var",
+    verifier="playground_clip",
+    features="playground_features",
     paper="Infinity (Han et al. 2024)",
     notes={"draws": "what the playground draws, scale by scale; 6 scales, 55 tokens"},
 )

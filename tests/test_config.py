@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from tts_vision import cli, registry
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, Spec, override
 from tts_vision.errors import ConfigError
+from tts_vision.features import PAPER_FEATURES, default_features
 
 
 @pytest.mark.parametrize(
@@ -82,11 +87,83 @@ def test_the_holdout_is_part_of_the_run() -> None:
     assert RunConfig(prompt="a", holdout_verifier="b").hash != RunConfig(prompt="a").hash
 
 
+def test_the_model_brings_its_verifier() -> None:
+    config = RunConfig(prompt="a")
+    assert (config.model, config.verifier) == ("playground", "playground_clip")
+    assert RunConfig(prompt="a", model="playground-var").verifier == "playground_clip"
+    assert RunConfig(prompt="a", model="owner/name", verifier="v").model == "owner/name"
+
+
+def test_a_model_of_ones_own_brings_its_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.Entry("model", "mine", len, verifier="clip_score:x=1", features="clip_features")
+    monkeypatch.setitem(registry._ENTRIES, ("model", "mine"), entry)
+    assert RunConfig(prompt="a", model="mine:/folder").verifier == "clip_score:x=1"
+    assert override({"model": "mine"}, ["verifier.y=2"])["verifier"] == "clip_score:x=1,y=2"
+    assert [default_features(model) for model in ("mine", "owner/name")] == ["clip_features", PAPER_FEATURES]
+    assert default_features(RunConfig(prompt="a").model) == "playground_features"
+
+
+def test_no_loader_is_imported_to_find_the_verifier() -> None:
+    code = (
+        "import sys\n"
+        "from tts_vision.config import RunConfig, ConfigError\n"
+        "for settings in {}, {'model': 'owner/name'}:\n"
+        "    try: RunConfig(prompt='a', **settings)\n"
+        "    except ConfigError: print('refused')\n"
+        "print('torch' in sys.modules, *(m for m in sys.modules if m.startswith('tts_vision.pipelines.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["refused", "False tts_vision.pipelines.bundled"]
+
+
+@pytest.mark.parametrize(
+    ("given", "target"),
+    [(None, None), ("satisfied", "satisfied"), (0.9, 0.9), (1, 1.0), ("0.9", 0.9), (" -1e2", -100.0)],
+)
+def test_a_target_is_a_score_or_a_word(given: object, target: object, tmp_path: Path) -> None:
+    config = RunConfig(prompt="a", target=given)
+    assert config.target == target and type(config.target) is type(target)
+    (tmp_path / "config.yaml").write_text(config.dump())
+    assert RunConfig.load(tmp_path / "config.yaml") == config
+    assert config.content["target"] == target
+    assert (config.hash == RunConfig(prompt="a").hash) == (target is None)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["nan", "inf", float("nan"), float("-inf"), "satisfy", "", True, [0.5], 10**400],
+    ids=lambda value: str(value)[:8],
+)
+def test_a_target_that_cannot_be_reached_is_refused(target: object) -> None:
+    with pytest.raises(ConfigError, match=r"must be a finite score or 'satisfied' but got .*; write"):
+        RunConfig(prompt="a", target=target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target"),
+    [((), None), (("--until", "-0.5"), -0.5), (("--until", "satisfied"), "satisfied")],
+)
+def test_until_sets_the_target(
+    arguments: tuple[str, ...], target: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(cli, "_run", lambda config, folder, *, resume: seen.append(config))
+    done = CliRunner().invoke(cli.app, ["generate", "a", *arguments])
+    assert done.exit_code == 0, done.output
+    assert [config.target for config in seen] == [target]
+
+
+def test_a_wrong_until_is_told() -> None:
+    done = CliRunner().invoke(cli.app, ["generate", "a", "--until", "soon"])
+    assert done.exit_code == 2 and "must be a finite score or 'satisfied' but got 'soon'" in done.output
+
+
 def test_yaml_gives_the_same_run_back(tmp_path: Path) -> None:
     config = RunConfig(
         prompt="zwei rote Kreise: ü",
         algorithm="evosearch",
         algorithm_params={"schedule": [0, 2], "beta": 0.2},
+        target=0.25,
         sampler_options=SamplerOptions(eta=0.5, pipeline_kwargs={"num_inference_steps": 13}),
         model_options=ModelOptions(dtype="float16", lora=("a", "b")),
     )
@@ -157,7 +234,14 @@ def test_live_objects_are_described_by_their_content() -> None:
         ({"prompt": "a", "sed": 1}, "got 'sed'; did you mean 'seed'"),
         ({"prompt": "a", "seed": -1}, "seed of a run must be greater than or equal to 0 but got -1"),
         ({"prompt": "a", "max_batch": 0}, "max_batch of a run must be .* but got 0"),
-        ({"prompt": "a", "model": "org/name"}, "needs a verifier but none was given for model 'org/name'"),
+        (
+            {"prompt": "a", "model": "org/name"},
+            "needs a verifier but none was given for model 'org/name'; name one",
+        ),
+        ({"prompt": "a", "model": "playgroud"}, "for model 'playgroud'; did you mean 'playground'"),
+        ({"prompt": "a", "model": "diffusers"}, "for model 'diffusers'; name one"),
+        ({"prompt": "a", "model": "var-d16:/x"}, "for model 'var-d16:/x'; name one"),
+        ({"prompt": "a", "model": 3, "verifier": "v"}, "model of a run must be a valid string but got 3"),
         (
             {"prompt": "a", "model_options": {"dtype": "f16"}},
             "dtype of the model must be 'float32'.* got 'f16'",
@@ -180,11 +264,12 @@ def test_mistakes_are_told_in_one_message(values: dict[str, object], message: st
         ("=3", "is written 'key=value'"),
         ("algoritm.n=3", "got 'algoritm.n'; did you mean 'algorithm.n'"),
         ("seed.x=3", "inside 'seed'"),
+        ("verifier.x=3", "needs a verifier but none was given for model 'owner/name'"),
     ],
 )
 def test_wrong_overrides_are_told(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        override({"seed": 1}, [assignment])
+        override({"seed": 1, "model": "owner/name"}, [assignment])
 
 
 def test_unreadable_files_are_told(tmp_path: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import py_compile
+import shutil
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,18 @@ import pytest
 from tts_vision import registry
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.errors import ConfigError, UnknownNameError
-from tts_vision.registry import Entry, entries, lookup, register
+from tts_vision.registry import (
+    PACKAGES,
+    Entry,
+    Kind,
+    default_model,
+    entries,
+    known_names,
+    lookup,
+    register,
+    registered,
+    registered_model,
+)
 
 FIRST = ("best_of_n", "evosearch", "fk_steering", "search_over_paths", "zero_order")
 
@@ -20,7 +35,8 @@ FIRST = ("best_of_n", "evosearch", "fk_steering", "search_over_paths", "zero_ord
 @pytest.fixture(autouse=True)
 def _own_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registrations of a test end with it."""
-    entries("algorithm")
+    for kind in PACKAGES:
+        entries(kind)
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
 
@@ -64,6 +80,45 @@ def test_registers_with_its_facts() -> None:
     entry = lookup("algorithm", "mine")
     assert entry == Entry("algorithm", "mine", mine, frozenset({"noise"}), True, "P", {"licence": "MIT"})
     assert entry.summary == "First line."
+
+
+def test_a_model_brings_its_verifier_and_features() -> None:
+    @register("model", "mine", verifier="clip_score:x=1", features="clip_features")
+    def mine(name: str, *, options: object = None) -> None: ...
+
+    entry = lookup("model", "mine")
+    assert (entry.verifier, entry.features) == ("clip_score:x=1", "clip_features")
+    assert registered_model("mine") is registered_model("mine:/a/folder") is entry
+    assert registered_model("owner/name") is None
+    assert lookup("model", "diffusers").verifier == ""
+
+
+def test_the_default_model_is_registered() -> None:
+    entry = lookup("model", default_model())
+    assert lookup("verifier", entry.verifier) and lookup("features", entry.features)
+
+
+def test_an_algorithm_says_what_sizes_it() -> None:
+    @register("algorithm", "mine", size="n")
+    def mine(ctx: object, *, n: int | None = None, m: int = 2) -> None: ...
+
+    assert lookup("algorithm", "mine").size == "n"
+    assert lookup("algorithm", f"{__name__}:plain").size == ""
+
+
+def plain(ctx: object, *, n: int | None = None) -> None:
+    """A function that was never registered."""
+
+
+@pytest.mark.parametrize(("size", "takes"), [("k", "n, m"), ("ctx", "n, m")])
+def test_what_sizes_an_algorithm_is_a_keyword_parameter(size: str, takes: str) -> None:
+    def mine(ctx: object, *, n: int | None = None, m: int = 2) -> None: ...
+
+    with pytest.raises(ConfigError, match=rf"\({takes}\) but algorithm 'mine' is .* size='{size}'; name one"):
+        register("algorithm", "mine", size=size)(mine)
+    with pytest.raises(ConfigError, match="there is none"):
+        register("algorithm", "mine", size=size)(lambda ctx: None)
+    assert registered("algorithm", "mine") is None
 
 
 def test_names_are_unique() -> None:
@@ -185,3 +240,165 @@ def test_a_broken_entry_point_does_not_hide_the_others(monkeypatch: pytest.Monke
         UnknownNameError, match="'bad' must be importable from 'third_party:target' but: no torch_xyz"
     ):
         lookup("algorithm", "bad")
+
+
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_the_scan_finds_the_module_of_every_name(kind: Kind) -> None:
+    scan = registry._scan(PACKAGES[kind])
+    assert scan.is_whole
+    found = [entry for entry in entries(kind) if entry.target.__module__.startswith(f"{PACKAGES[kind]}.")]
+    assert found
+    for entry in found:
+        calls = [call for call in scan.calls if call.kind == kind and call.pattern.fullmatch(entry.name)]
+        assert [call.module for call in calls] == [entry.target.__module__], entry.name
+
+
+def in_a_new_process(code: str) -> str:
+    """What a Python program prints that imports nothing of the toolkit but what it asks for."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "home", "allowed"),
+    [
+        ("verifier", "playground_clip", "playground", set()),
+        ("verifier", "parm", "parm", {"orm"}),
+        ("algorithm", "best_of_n", "best_of_n", set()),
+        ("model", "playground", "bundled", set()),
+        ("model", "infinity-2b", "published", set()),
+    ],
+)
+def test_lookup_imports_one_plugin(kind: Kind, name: str, home: str, allowed: set[str]) -> None:
+    package = PACKAGES[kind]
+    printed = in_a_new_process(
+        f"""
+        import sys
+        from tts_vision.registry import lookup
+        print(lookup({kind!r}, {name!r}).name)
+        print(*(module for module in sys.modules if module.startswith({package + "."!r})))
+        """
+    )
+    found, modules = printed.splitlines()
+    assert found == name
+    plugins = {call.module.removeprefix(f"{package}.") for call in registry._scan(package).calls}
+    imported = {module.removeprefix(f"{package}.") for module in modules.split()}
+    assert imported & plugins == {home} | allowed
+
+
+def test_whether_a_name_is_registered_is_told_without_plugins() -> None:
+    printed = in_a_new_process(
+        """
+        import sys
+        from tts_vision.registry import PACKAGES, known_names, registered
+        assert {"playground", "diffusers"} <= set(known_names("model"))
+        print(registered("model", "owner/name"), registered("verifier", "qqq"), registered("model", "var"))
+        print([m for m in sys.modules if any(m.startswith(p + ".") for p in PACKAGES.values())])
+        """
+    )
+    assert printed.splitlines() == ["None None None", "[]"]
+
+
+def test_known_names_are_literals_registrations_and_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    register("algorithm", "mine")(lambda: None)
+    monkeypatch.setattr(registry, "_entry_points", lambda kind: (Point("third", ImportError("no")),))
+    assert {*FIRST, "mine", "third"} <= set(known_names("algorithm"))
+
+
+PLUGINS = {
+    "apart": """
+        from tts_vision import registry
+
+        @registry.register(
+            'algorithm',
+            'apart',
+            paper='P',
+        )
+        def apart(): ...
+        """,
+    "by_keyword": """
+        from tts_vision.registry import register
+
+        register(kind="algorithm", name="by_keyword")(lambda: None)
+        """,
+    "patterns": """
+        from tts_vision.registry import register
+
+        for size in "ab":
+            register("algorithm", f"pattern.{size}-x")(len)
+        """,
+    "pretends": '''
+        """Only says register("algorithm", "apart") and register("algorithm", "missing")."""
+        ''',
+    "hidden": """
+        from tts_vision.registry import register
+
+        NAME = "hidden"
+        register("algorithm", NAME)(lambda: None)
+        """,
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a package of plugins, which takes the place of the algorithms."""
+    name = f"plugins_{tmp_path.name}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    for module, text in PLUGINS.items():
+        (tmp_path / name / f"{module}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "algorithm", name)
+    return name
+
+
+def modules_of(package: str) -> set[str]:
+    return {module.removeprefix(f"{package}.") for module in sys.modules if module.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("apart", {"apart"}),
+        ("by_keyword", {"by_keyword"}),
+        ("pattern.b-x", {"patterns"}),
+        ("hidden", set(PLUGINS)),
+    ],
+)
+def test_every_way_to_register_is_found(package: str, name: str, modules: set[str]) -> None:
+    assert lookup("algorithm", name).name == name
+    assert modules_of(package) == modules
+
+
+def test_a_module_that_only_speaks_of_a_name_does_not_register_it(package: str) -> None:
+    assert registered("algorithm", "missing") is None
+    assert registered("algorithm", "pattern_b-x") is None
+    assert modules_of(package) == {"pretends"}
+    with pytest.raises(UnknownNameError, match="got 'missing'"):
+        lookup("algorithm", "missing")
+
+
+def test_plugins_without_source_are_found(package: str, tmp_path: Path) -> None:
+    for module in ("hidden", "by_keyword"):
+        source = tmp_path / package / f"{module}.py"
+        py_compile.compile(str(source), cfile=str(source.with_suffix(".pyc")))
+        source.unlink()
+    assert not registry._scan(package).is_whole
+    assert registered("algorithm", "apart") and modules_of(package) == {"apart"}
+    assert registered("algorithm", "by_keyword") and lookup("algorithm", "hidden").name == "hidden"
+
+
+def test_plugins_in_an_archive_are_found(package: str, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "plugins"), "zip", tmp_path, package)
+    printed = in_a_new_process(
+        f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path / "plugins.zip")!r})
+        from tts_vision import registry
+        registry.PACKAGES["algorithm"] = {package!r}
+        print(registry.lookup("algorithm", "apart").paper, registry._scan({package!r}).is_whole)
+        print(*(module for module in sys.modules if module.startswith({package + "."!r})))
+        """
+    )
+    assert printed.splitlines() == ["P True", f"{package}.apart"]

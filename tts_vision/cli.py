@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tts_vision.config import PLAYGROUND, RunConfig, Spec, did_you_mean, override, read_yaml
+from tts_vision.config import RunConfig, Spec, did_you_mean, override, read_yaml
 from tts_vision.errors import ConfigError, HoldoutWarning, TTSVisionError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ app = typer.Typer(
 )
 
 PromptText = Annotated[str | None, typer.Argument(help="What to generate.", show_default=False)]
-Model = Annotated[str | None, typer.Option(help="Registered name, folder, or hub id. (default: playground)")]
+Model = Annotated[
+    str | None, typer.Option(help="Registered name, folder, or hub id. (default: the bundled model)")
+]
 Algorithm = Annotated[
     str | None, typer.Option("--algorithm", "-a", help="Search algorithm. (default: best_of_n)")
 ]
@@ -166,8 +168,8 @@ Verifier = Annotated[
     typer.Option(
         "--verifier",
         "-v",
-        help="What scores: NAME, NAME:key=value, ensemble(NAME, NAME), ... (default: playground_clip, on the "
-        "playground)",
+        help="What scores: NAME, NAME:key=value, ensemble(NAME, NAME), ... (default: the model's own, if it "
+        "has one)",
     ),
 ]
 HoldoutVerifier = Annotated[
@@ -177,6 +179,14 @@ HoldoutVerifier = Annotated[
 BudgetText = Annotated[
     str | None,
     typer.Option("--budget", "-b", help="'16x', 'nfe=2000', 'seconds=60 and nfe=500', ... (default: 16x)"),
+]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        "--until",
+        help="Stop as soon as a sample's score reaches this, or 'satisfied' where the verifier checks "
+        "demands.",
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="New folder. (default: one under outputs/)")
@@ -230,6 +240,7 @@ def generate(
     verifier: Verifier = None,
     holdout_verifier: HoldoutVerifier = None,
     budget: BudgetText = None,
+    until: Until = None,
     seed: Annotated[int | None, typer.Option(help="Root seed. (default: 0)")] = None,
     output: Output = None,
     steps: Steps = None,
@@ -257,7 +268,7 @@ def generate(
     if algorithm is not None and Spec.parse(algorithm).name != values.get("algorithm"):
         values.pop("algorithm_params", None)  # they were another algorithm's
     flags = {"prompt": prompt, "model": model, "algorithm": algorithm, "verifier": verifier}
-    flags |= {"holdout_verifier": holdout_verifier}
+    flags |= {"holdout_verifier": holdout_verifier, "target": until}
     values |= _given({**flags, "budget": budget, "seed": seed, "max_batch": max_batch})
     pipeline = _pipeline(steps, guidance_scale, negative_prompt)
     sampler = _given({"stochastic": stochastic, "eta": eta, "preview_size": preview_size})
@@ -302,7 +313,7 @@ def compare(
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", help="A file: a prompt per line, or JSON lines with 'prompt'.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Registered name, folder, or hub id.")] = PLAYGROUND,
+    model: Model = None,
     algorithms: Annotated[
         list[str] | None,
         typer.Option("--algorithm", "-a", help="Give once per algorithm; parameters as name:key=value."),
@@ -344,7 +355,7 @@ def compare(
     base = _nested(
         base, ("sampler_options", "pipeline_kwargs"), _pipeline(steps, guidance_scale, negative_prompt)
     )
-    settings = RunConfig(prompt="-", model=model, verifier="-", **base)
+    settings = RunConfig(prompt="-", verifier="-", **_given({"model": model}), **base)
     folder = output or _free_folder("compare")
 
     def report(done: int, total: int, cell: Cell) -> None:
@@ -353,7 +364,7 @@ def compare(
 
     try:
         comparison = run_comparison(
-            model,
+            settings.model,
             texts,
             algorithms=algorithms or ["best_of_n"],
             output=folder,

@@ -237,8 +237,8 @@ def compare(
         prompts: What to generate.
         algorithms: Names, with parameters as ``name:key=value``.
         output: Where to keep everything.
-        verifiers: What guides; by default that of the playground, on the playground. Values of those that
-            compare samples, such as an ensemble's ranks, say nothing from one search to another.
+        verifiers: What guides; by default what the model is registered with. Values of those that compare
+            samples, such as an ensemble's ranks, say nothing from one search to another.
         evaluator: A verifier that judges the best samples and never guides a search.
         budget: What each search may spend.
         seeds: Root seeds.

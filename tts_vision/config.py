@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tts_vision.errors import ConfigError
+from tts_vision.registry import default_model, known_names, registered_model
 
-PLAYGROUND, PLAYGROUND_VERIFIER = "playground", "playground_clip"
-PLAYGROUNDS = (PLAYGROUND, "playground-var")  # models of the bundled world
 _PARAMS = re.compile(r":(?=\w+=)")
 _NEXT_PARAM = re.compile(r",(?=\s*\w+=)")
 # what the first word of a dotted override stands for
@@ -179,14 +179,16 @@ class RunConfig(_Settings):
     Attributes:
         prompt: What to generate.
         prompt_metadata: What a verifier may know about the prompt, such as a GenEval record.
-        model: A registered model, a folder, or an id on the Hugging Face hub.
+        model: A registered model, a folder, or an id on the Hugging Face hub; by default the bundled one.
         model_options: How it is loaded.
         sampler_options: How it is stepped.
         algorithm: A registered search algorithm, ``module:attr`` or ``file.py@name``.
         algorithm_params: Its parameters.
-        verifier: What scores, as a `Spec`; by default the playground's own on the playground.
+        verifier: What scores, as a `Spec`; by default the one that the model is registered with.
         holdout_verifier: What judges the outcome beside it, as a `Spec`, and never guides the search.
         budget: As `tts_vision.ledger.Budget.parse` reads it.
+        target: Ends the search as soon as the verifier scores a finished sample that high; "satisfied" as
+            soon as it says that all demands of the prompt are met.
         seed: Root seed.
         max_batch: Particles computed at once; by default all, and fewer when memory runs out. Decides
             nothing about the outcome, so it is no part of the hash.
@@ -196,7 +198,7 @@ class RunConfig(_Settings):
 
     prompt: str
     prompt_metadata: dict[str, Any] = Field(default_factory=dict)
-    model: str = PLAYGROUND
+    model: str = Field(default_factory=default_model)
     model_options: ModelOptions = ModelOptions()
     sampler_options: SamplerOptions = SamplerOptions()
     algorithm: str = "best_of_n"
@@ -204,13 +206,14 @@ class RunConfig(_Settings):
     verifier: str
     holdout_verifier: str | None = None
     budget: str = "16x"
+    target: float | Literal["satisfied"] | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     max_batch: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod
     def _expand(cls, values: Any) -> Any:
-        """Splits parameters off the algorithm's name, and fills in the verifier of the playground."""
+        """Splits parameters off the algorithm's name, and fills in the verifier of the model."""
         if not isinstance(values, Mapping):
             return values
         values = dict(values)
@@ -224,14 +227,7 @@ class RunConfig(_Settings):
             values["algorithm"] = spec.name
             values["algorithm_params"] = {**spec.params, **(values.get("algorithm_params") or {})}
         if values.get("verifier") is None:
-            model = values.get("model", PLAYGROUND)
-            if model not in PLAYGROUNDS:
-                remedy = "name one ('tts-vision list verifiers' shows all)."
-                raise ConfigError(
-                    f"A search needs a verifier but none was given for model {model!r}; "
-                    + did_you_mean(str(model), PLAYGROUNDS, remedy)
-                )
-            values["verifier"] = PLAYGROUND_VERIFIER
+            values["verifier"] = _verifier_of(values.get("model"))
         return values
 
     @field_validator("prompt")
@@ -242,6 +238,22 @@ class RunConfig(_Settings):
                 f"A prompt must say what to generate but got {prompt!r}; write at least one word."
             )
         return prompt
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _can_be_reached(cls, target: Any) -> Any:
+        if target is None or target == "satisfied":
+            return target
+        try:
+            score = math.nan if isinstance(target, bool) else float(target)
+        except (TypeError, ValueError, OverflowError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise ConfigError(
+                f"The target of a search must be a finite score or 'satisfied' but got {target!r}; write a "
+                "number such as 0.9, or 'satisfied' where the verifier checks demands."
+            )
+        return score
 
     @classmethod
     def load(cls, path: Path | str) -> RunConfig:
@@ -324,7 +336,7 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
                 "add what is missing."
             )
         if len(path) == 2 and path[0] == "verifier":
-            spec = Spec.parse(str(result.get("verifier") or PLAYGROUND_VERIFIER))
+            spec = Spec.parse(str(result.get("verifier") or _verifier_of(result.get("model"))))
             result["verifier"] = str(replace(spec, params={**spec.params, path[1]: text}))
             continue
         if len(path) > 1 and path[0] in SECTIONS:
@@ -338,6 +350,19 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
             )
         result = _assign(result, path, _read_value(text), key)
     return result
+
+
+def _verifier_of(model: str | None) -> str:
+    """The verifier that a model is registered with."""
+    name = default_model() if model is None else str(model)
+    entry = registered_model(name)
+    if entry is None or not entry.verifier:
+        remedy = "name one ('tts-vision list verifiers' shows all)."
+        raise ConfigError(
+            f"A search needs a verifier but none was given for model {name!r}; "
+            + (remedy if entry is not None else did_you_mean(name, known_names("model"), remedy))
+        )
+    return entry.verifier
 
 
 def _read_value(text: str) -> Any:

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from tts_vision.config import PLAYGROUNDS, Spec
+from tts_vision.config import Spec
 from tts_vision.errors import ConfigError, TTSVisionError, VerifierError
 from tts_vision.parameters import validate
-from tts_vision.registry import lookup
+from tts_vision.registry import lookup, registered_model
 from tts_vision.types import FeatureExtractor
 
 PAPER_FEATURES = "dino_features:checkpoint=facebook/dinov2-with-registers-large,pool=patches_pca"
-PLAYGROUND_FEATURES = "playground_features"
 
 
 def default_features(model: str) -> str:
-    """The extractor that a search of `model` uses by default: the playground's own on the playground."""
-    return PLAYGROUND_FEATURES if model in PLAYGROUNDS else PAPER_FEATURES
+    """The extractor that a search of `model` uses by default: the one that it was registered with, if any."""
+    entry = registered_model(model)
+    return (entry.features if entry is not None else "") or PAPER_FEATURES
 
 
 def load_extractor(text: str) -> FeatureExtractor:

@@ -1,8 +1,9 @@
 """Finds algorithms, verifiers, samplers and models by name.
 
-A plugin is one module in the package of its kind that calls `register`; nothing else lists it. Plugins
-of other distributions come through the entry point group ``tts_vision.<kind>``, and a user's own file
-through ``file.py@name`` or ``module:attr``.
+A plugin is one module in the package of its kind that calls `register`; nothing else lists it. Which module
+registers a name is read from its source, so that finding one plugin imports no other. Plugins of other
+distributions come through the entry point group ``tts_vision.<kind>``, and a user's own file through
+``file.py@name`` or ``module:attr``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -35,6 +37,10 @@ PACKAGES: dict[Kind, str] = {
     "sampler": "tts_vision.pipelines",
     "model": "tts_vision.pipelines",
 }
+_CALL = re.compile(
+    r"""\bregister\(\s*(?:kind\s*=\s*)?(["'])(?P<kind>\w+)\1\s*,"""
+    r"""\s*(?:name\s*=\s*)?(?P<prefix>[fF]?)(["'])(?P<name>.+?)\4\s*[,)]"""
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class Entry:
         wants_stochastic: Whether an algorithm is meant for samplers that add noise at each step.
         paper: Where it comes from.
         notes: Facts to show beside it (licence, checkpoint ids, capabilities).
+        verifier: What scores a model's samples by default, as a `tts_vision.config.Spec`.
+        features: What embeds a model's samples by default, as a `tts_vision.config.Spec`.
+        size: The keyword parameter of an algorithm that sizes a search. Where the user leaves it open, the
+            search finds the largest value that the budget pays for.
     """
 
     kind: Kind
@@ -59,6 +69,9 @@ class Entry:
     wants_stochastic: bool = False
     paper: str = ""
     notes: dict[str, str] = field(default_factory=dict)
+    verifier: str = ""
+    features: str = ""
+    size: str = ""
 
     def missing(self, capabilities: frozenset[str]) -> list[str]:
         """What is needed of a sampler with these capabilities and not among them."""
@@ -81,22 +94,51 @@ def register(
     wants_stochastic: bool = False,
     paper: str = "",
     notes: dict[str, str] | None = None,
+    verifier: str = "",
+    features: str = "",
+    size: str = "",
 ) -> Callable[[Plugin], Plugin]:
     """Registers the decorated function or class as plugin `name` of `kind`.
 
+    Plugins of this toolkit write `kind` and `name` as literals, or `name` as an f-string, which is how
+    `lookup` finds their module.
+
+    Args:
+        kind: What it is.
+        name: What users call it.
+        needs: As in `Entry`.
+        wants_stochastic: As in `Entry`.
+        paper: As in `Entry`.
+        notes: As in `Entry`.
+        verifier: As in `Entry`.
+        features: As in `Entry`.
+        size: As in `Entry`.
+
     Raises:
-        ConfigError: If another plugin has that name.
+        ConfigError: If another plugin has that name, or `size` is no keyword parameter of the target.
     """
 
     def decorate(target: Plugin) -> Plugin:
+        if size:
+            _check_size(kind, name, target, size)
         known = _ENTRIES.get((kind, name))
         if known is not None and not _same(known.target, target):
             raise ConfigError(
                 f"Names of one kind must be unique but {kind} {name!r} is taken by "
                 f"{known.target.__module__}; rename one of them."
             )
-        entry = Entry(kind, name, target, frozenset(needs), wants_stochastic, paper, notes or {})
-        _ENTRIES[kind, name] = entry
+        _ENTRIES[kind, name] = Entry(
+            kind=kind,
+            name=name,
+            target=target,
+            needs=frozenset(needs),
+            wants_stochastic=wants_stochastic,
+            paper=paper,
+            notes=notes or {},
+            verifier=verifier,
+            features=features,
+            size=size,
+        )
         return target
 
     return decorate
@@ -123,28 +165,134 @@ def lookup(kind: Kind, name: str) -> Entry:
         return _from_file(kind, *name.rsplit("@", 1))
     if (kind, name) not in _ENTRIES and ":" in name:
         return _from_module(kind, *name.split(":", 1))
+    found = registered(kind, name)
+    if found is not None:
+        return found
+    names = [e.name for e in entries(kind)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownNameError(
+            f"{kind.capitalize()} must be one of {', '.join(names) or 'none (nothing is registered)'} "
+            f"but got {name!r}; {hint}'tts-vision list' shows all, and 'file.py@name' takes your own."
+        )
+    return _ENTRIES[kind, name]
+
+
+def registered(kind: Kind, name: str) -> Entry | None:
+    """The plugin registered as `name`, if there is one; imports only the module that registers it.
+
+    Raises:
+        UnknownNameError: If a distribution brings it that cannot be imported.
+    """
     for point in _entry_points(kind):
         if point.name == name:
             _from_entry_point(kind, point)
     if (kind, name) not in _ENTRIES:
-        names = [e.name for e in entries(kind)]
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UnknownNameError(
-                f"{kind.capitalize()} must be one of {', '.join(names) or 'none (nothing is registered)'} "
-                f"but got {name!r}; {hint}'tts-vision list' shows all, and 'file.py@name' takes your own."
-            )
-    return _ENTRIES[kind, name]
+        scan = _scan(PACKAGES[kind])
+        for call in scan.calls:
+            if call.kind == kind and call.pattern.fullmatch(name) and (kind, name) not in _ENTRIES:
+                importlib.import_module(call.module)
+        if (kind, name) not in _ENTRIES and not scan.is_whole:
+            _discover(PACKAGES[kind])
+    return _ENTRIES.get((kind, name))
+
+
+def registered_model(name: str) -> Entry | None:
+    """The registered model that a name names: its own, or with what it loads behind a colon."""
+    return registered("model", name) or registered("model", name.partition(":")[0])
+
+
+def known_names(kind: Kind) -> list[str]:
+    """Names of plugins as far as they are known without importing any."""
+    found = {name for known, name in _ENTRIES if known == kind}
+    found |= {point.name for point in _entry_points(kind)}
+    found |= {call.name for call in _scan(PACKAGES[kind]).calls if call.kind == kind and call.is_literal}
+    return sorted(found)
+
+
+def default_model() -> str:
+    """The model of a search that names none."""
+    name: str = importlib.import_module(PACKAGES["model"]).DEFAULT_MODEL
+    return name
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of `register` in the source of a module.
+
+    Attributes:
+        kind: What it registers.
+        name: As it is written, without quotes.
+        is_literal: Whether that is the name itself, and no f-string.
+        module: Where it stands.
+    """
+
+    kind: str
+    name: str
+    is_literal: bool
+    module: str
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the names that it may register."""
+        fixed = [self.name] if self.is_literal else re.split(r"\{[^{}]*\}", self.name)
+        return re.compile(".+".join(map(re.escape, fixed)))
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the source of a plugin package says.
+
+    Attributes:
+        calls: All calls of `register`.
+        is_whole: Whether every module has its source, and not only bytecode.
+    """
+
+    calls: tuple[_Call, ...]
+    is_whole: bool
+
+
+@cache
+def _scan(package: str) -> _Scan:
+    sources = {module: _source(module) for module in _public_modules(package)}
+    calls = tuple(
+        _Call(found["kind"], found["name"], not found["prefix"], module)
+        for module, text in sources.items()
+        for found in _CALL.finditer(text or "")
+    )
+    return _Scan(calls, None not in sources.values())
+
+
+def _source(module: str) -> str | None:
+    spec = importlib.util.find_spec(module)
+    get_source = getattr(spec.loader, "get_source", None) if spec is not None else None
+    try:
+        text: str | None = None if get_source is None else get_source(module)
+    except (ImportError, SyntaxError, UnicodeDecodeError):  # importing it says what is wrong
+        return None
+    return text
+
+
+def _public_modules(package: str) -> list[str]:
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return [f"{package}.{info.name}" for info in found if not info.name.startswith("_")]
 
 
 @cache
 def _discover(package: str) -> None:
     """Imports every public module of a plugin package; importing registers."""
-    module = importlib.import_module(package)
-    for info in pkgutil.iter_modules(module.__path__):
-        if not info.name.startswith("_"):
-            importlib.import_module(f"{package}.{info.name}")
+    for module in _public_modules(package):
+        importlib.import_module(module)
+
+
+def _check_size(kind: Kind, name: str, target: Callable[..., Any], size: str) -> None:
+    takes = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if size not in takes:
+        raise ConfigError(
+            f"What sizes a search must be a keyword parameter ({', '.join(takes) or 'there is none'}) but "
+            f"{kind} {name!r} is registered with size={size!r}; name one of its own."
+        )
 
 
 @cache

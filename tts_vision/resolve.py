@@ -23,7 +23,7 @@ from tts_vision.features import default_features
 from tts_vision.gradients import differentiable_verifier
 from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters, validate
-from tts_vision.registry import Entry, entries, lookup
+from tts_vision.registry import Entry, entries, lookup, registered
 from tts_vision.scoring import FunctionVerifier, warm_up
 from tts_vision.types import Prompt, Sampler, Verifier
 
@@ -192,7 +192,7 @@ def _find_model(name: str) -> Entry:
     if Path(name).is_dir():
         return lookup("model", HUB_LOADER)
     head, colon, _ = name.partition(":")
-    if colon and any(entry.name == head for entry in entries("model")):
+    if colon and registered("model", head) is not None:
         return lookup("model", head)  # it reads the rest of its name itself
     try:
         return lookup("model", name)
