@@ -35,6 +35,34 @@ def plugin(
     """
 
 
+class Base:
+    """What plugins have in common.
+
+    Args:
+        x: A number.
+        y: A height.
+        z: A depth.
+
+    Raises:
+        ConfigError: Never.
+    """
+
+
+class Middle(Base):
+    def __init__(self, *, x: float = 1.0, y: float = 1.0) -> None: ...
+
+
+class Heir(Middle):
+    """A class that explains only what is its own.
+
+    Args:
+        y: A height that counts from below.
+        w: A time.
+    """
+
+    def __init__(self, *, w: float = 1.0, x: float = 1.0, y: float = 1.0, v: float = 1.0) -> None: ...
+
+
 class Plugin:
     """A class.
 
@@ -57,6 +85,12 @@ def test_reads_signatures() -> None:
 def test_reads_classes() -> None:
     assert parameters(Plugin)["x"].help == "A coordinate."
     assert validate(Plugin, {"x": "2"}, "class") == {"x": 2.0}
+
+
+def test_a_class_inherits_the_help_of_parameters() -> None:
+    found = {name: parameter.help for name, parameter in parameters(Heir).items()}
+    assert found == {"w": "A time.", "x": "A number.", "y": "A height that counts from below.", "v": ""}
+    assert {p.name: p.help for p in parameters(Middle).values()} == {"x": "A number.", "y": "A height."}
 
 
 @pytest.mark.parametrize(

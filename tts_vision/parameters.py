@@ -23,7 +23,7 @@ class Parameter:
         name: As in the signature.
         annotation: Its type.
         default: Its default; `inspect.Parameter.empty` when it must be given.
-        help: Its line in the docstring's ``Args:``.
+        help: Its entry in the ``Args:`` of the docstring; for a class without one, that of a base class.
     """
 
     name: str
@@ -42,7 +42,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
     """The keyword-only parameters of a plugin function, or the keyword parameters of a plugin class."""
     function = target.__init__ if inspect.isclass(target) else target
     names = getattr(inspect.unwrap(function), "__globals__", {})
-    helps = _argument_helps(inspect.getdoc(target) or "")
+    helps = _helps(target)
     found = {}
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -100,6 +100,16 @@ def _convert(parameter: Parameter, value: Any, owner: str) -> Any:
     raise ConfigError(
         f"{parameter.name} of {owner} must be {parameter.type_name} but got {value!r} ({reason}); change it."
     )
+
+
+def _helps(target: Callable[..., Any]) -> dict[str, str]:
+    """What docstrings say of parameters; those of a class come before those of its bases."""
+    if not inspect.isclass(target):
+        return _argument_helps(inspect.getdoc(target) or "")
+    helps: dict[str, str] = {}
+    for base in reversed(target.__mro__):
+        helps |= _argument_helps(inspect.cleandoc(base.__doc__ or ""))
+    return helps
 
 
 def _argument_helps(doc: str) -> dict[str, str]:
