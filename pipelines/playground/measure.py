@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from diffusers import CogView4Pipeline
 
-from tts_vision.config import PLAYGROUND, PLAYGROUNDS
 from tts_vision.pipelines.bundled import load_playground_var
 from tts_vision.pipelines.playground import DEFAULTS, load_pipeline, weights_path, world
 from tts_vision.pipelines.playground.checker import evaluate
@@ -191,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--n", type=int, default=16, help="pictures for each prompt")
-    parser.add_argument("--model", choices=PLAYGROUNDS, default=PLAYGROUND)
+    parser.add_argument("--model", choices=("playground", "playground-var"), default="playground")
     parser.add_argument("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="of the flow")
     parser.add_argument("--guidance", type=float, help="by default the model's own")
     parser.add_argument("--tau", type=float, help="temperature of playground-var; by default its own")
@@ -205,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = world.load_prompts()[:: options.every]
     prompts, n, seed = [record["prompt"] for record in records], options.n, options.seed
     started = time.monotonic()
-    if options.model == PLAYGROUND:
+    if options.model == "playground":
         guidance = DEFAULTS["guidance_scale"] if options.guidance is None else options.guidance
         how = f"{options.steps} steps, guidance {guidance}"
         seeds = [seed + 1000 * i + k for i in range(len(records)) for k in range(n)]
