@@ -15,62 +15,38 @@ import torch
 from torch import Tensor
 
 from tts_vision.errors import BudgetSpent, CapabilityError, VerifierError
-from tts_vision.types import (
-    DifferentiableSampler,
-    DifferentiableVerifier,
-    Prompt,
-    RewardFunction,
-    Rows,
-    Sampler,
-    State,
-    Verifier,
-)
+from tts_vision.memory import out_of_memory
+from tts_vision.moves import carried
+from tts_vision.sampler import RewardFunction, Sampler
+from tts_vision.types import Prompt, Rows, State
+from tts_vision.verifier import Verifier
 
 OWN = "own/"
 """Prefix of carried entries that belong to an algorithm and outlive its steps with gradients."""
 
 
-def differentiable_verifier(verifier: Verifier, what: str) -> DifferentiableVerifier:
-    """The verifier, if it gives gradients.
+def require_gradients(verifier: Verifier, what: str) -> None:
+    """Checks that a verifier gives gradients.
 
     Args:
-        verifier: What scores.
+        verifier: The verifier.
         what: What needs the gradients, for the message.
 
     Raises:
         CapabilityError: If it gives none.
     """
-    if isinstance(verifier, DifferentiableVerifier):
-        return verifier
-    raise CapabilityError(
-        f"{what[0].upper()}{what[1:]} needs a verifier that gives gradients but {verifier.name!r} gives "
-        "none; use one with a method rewards(pixels, prompts), such as a reward model of the CLIP family, "
-        "or another algorithm."
-    )
+    if not verifier.differentiable:
+        raise CapabilityError(
+            f"{what[0].upper()}{what[1:]} needs a verifier that gives gradients but {verifier.name!r} gives "
+            "none; use one with a method rewards(pixels, prompts), such as a reward model of the CLIP family, "
+            "or another algorithm."
+        )
 
 
-def differentiable_sampler(sampler: Sampler, what: str) -> DifferentiableSampler:
-    """The sampler, if gradients go back through its steps.
-
-    Args:
-        sampler: The generator.
-        what: What needs the gradients, for the message.
-
-    Raises:
-        CapabilityError: If they do not.
-    """
-    if "differentiable" in sampler.capabilities and isinstance(sampler, DifferentiableSampler):
-        return sampler
-    raise CapabilityError(
-        f"{what[0].upper()}{what[1:]} needs a sampler with 'differentiable' but {sampler.name!r} has "
-        f"{sorted(sampler.capabilities)}; use another model, without offloading, or another algorithm."
-    )
-
-
-def with_gradient(sampler: DifferentiableSampler, state: State, steps: int, reward: RewardFunction) -> State:
+def with_gradient(sampler: Sampler, state: State, steps: int, reward: RewardFunction) -> State:
     """The state `steps` steps later with the gradient of its reward, on the CPU.
 
-    It carries what `DifferentiableSampler.gradient` says; ``origin``, the latents of `state`; and the
+    It carries the entries that `Sampler.gradient` names; ``origin``, the latents of `state`; and the
     algorithm's own entries of `state`. A row whose reward or gradient is no finite number has gradient 0.
     """
     ahead = sampler.gradient(state, steps, reward).to("cpu")
@@ -80,21 +56,6 @@ def with_gradient(sampler: DifferentiableSampler, state: State, steps: int, rewa
     own = {key: value for key, value in state.carry.items() if key.startswith(OWN)}
     carry: dict[str, Tensor | Rows] = {**ahead.carry, **own, "gradient": gradient, "origin": state.latents}
     return replace(ahead, carry=carry)
-
-
-def carried(state: State, key: str) -> Tensor:
-    """The rows that a state carries under `key`.
-
-    Raises:
-        CapabilityError: If it carries none.
-    """
-    value = state.carry.get(key)
-    if isinstance(value, Tensor):
-        return value
-    raise CapabilityError(
-        f"This needs a state that carries {key!r} but the state at step {state.step} carries "
-        f"{sorted(state.carry)}; take it from ctx.gradient."
-    )
 
 
 def gradient_by_step(state: State) -> Tensor:
@@ -112,7 +73,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 def safe_rewards(
-    verifier: DifferentiableVerifier, pixels: Tensor, prompts: Sequence[Prompt]
+    verifier: Verifier, pixels: Tensor, prompts: Sequence[Prompt]
 ) -> tuple[Tensor, list[str | None]]:
     """Rewards ``(B,)`` with their gradient, and the reason for each that is NaN.
 
@@ -124,10 +85,10 @@ def safe_rewards(
     """
     try:
         rewards = verifier.rewards(pixels, prompts)
-    except (VerifierError, BudgetSpent, torch.OutOfMemoryError, MemoryError):
+    except (VerifierError, BudgetSpent):
         raise
     except Exception as error:
-        if "not enough memory" in str(error).lower():
+        if out_of_memory(error):
             raise
         if len(pixels) > 1:
             parts = [safe_rewards(verifier, pixels[i : i + 1], [p]) for i, p in enumerate(prompts)]

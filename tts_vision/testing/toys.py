@@ -1,6 +1,6 @@
 """A diffusion model whose every answer is known: a Gaussian mixture with its exact score.
 
-`GaussianMixtureSampler` implements the whole sampler protocol in closed form, `LinearReward` and
+`GaussianMixtureSampler` has every capability of a sampler in closed form, `LinearReward` and
 `TargetReward` are verifiers for which the tilted distribution is again a mixture.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,10 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.condition import Condition
+from tts_vision.moves import PREVIEW, STEP_NOISE, STEP_NOISE_STD
 from tts_vision.rng import row_noise, row_seed
-from tts_vision.types import Cost, Media, Meter, Modality, Prompt, RewardFunction, Score, State
+from tts_vision.sampler import RewardFunction, Sampler
+from tts_vision.types import Cost, Media, Modality, Prompt, Score, State
+from tts_vision.verifier import ALONE, Asked, Verifier
 
-_SIDE = 16  # pixels of a picture's side; its first row holds the exact position
+_SIDE = 16  # pixels of an image's side; its first row holds the exact position
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class GaussianMixture:
 TWO_MODES = GaussianMixture.of((0.7, (-1.0, 0.0), 0.5), (0.3, (1.5, 0.5), 0.4))
 
 
-class GaussianMixtureSampler:
+class GaussianMixtureSampler(Sampler):
     """DDIM, or its flow counterpart, on a Gaussian mixture with the exact posterior mean as denoiser.
 
     Args:
@@ -100,7 +103,6 @@ class GaussianMixtureSampler:
     """
 
     name = "gaussian_mixture"
-    modality: Modality = "image"
 
     def __init__(
         self,
@@ -123,38 +125,34 @@ class GaussianMixtureSampler:
         # the last step ends at sigma 0 and adds nothing
         self.last_noisy_step = num_steps - 2 if eta else -1
         self.capabilities = frozenset(
-            {"noise", "renoise", "preview", "differentiable"}
+            {"noise", "moves", "renoise", "preview", "differentiable"}
             | ({"stochastic", "step_noise"} if eta and num_steps > 1 else set())
         )
-        self._meter: Meter = _Free()
 
-    def bind(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
+    def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
         dim = self.mixture.means.shape[1]
         noise = [
             torch.randn(dim, generator=torch.Generator().manual_seed(row_seed(seed, uid))) for uid in uids
         ]
-        return State(torch.stack(noise), 0, tuple(uids), prompt, seed)
+        return State.initial(torch.stack(noise), uids, condition, seed)
 
     def advance(self, state: State, steps: int = 1) -> State:
         for _ in range(steps):
-            self._meter.charge(self.cost(state, 1) * len(state))
-            with self._meter.phase("denoise"):
+            self.meter.charge(self.price(state, 1))
+            with self.meter.phase("denoise"):
                 state = self._step(state)
         return state
 
     def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
-        """See `DifferentiableSampler.gradient`; a position is its own pixels, ``(B, D, 1, 1)``."""
+        """See `Sampler.gradient`; a position is its own pixels, ``(B, D, 1, 1)``."""
         x = state.latents.detach().requires_grad_()
         with torch.enable_grad():
             ahead = self.advance(replace(state, latents=x), steps)
-            estimate = ahead.latents if ahead.step == self.num_steps else ahead.carry["preview"]
+            estimate = ahead.latents if ahead.step == self.num_steps else ahead.carry[PREVIEW]
             assert isinstance(estimate, Tensor)
             rewards = reward(estimate[..., None, None])
-            self._meter.charge(self.cost(state, steps) * len(state))
-            with self._meter.phase("denoise"):
+            self.meter.charge(self.price(state, steps))
+            with self.meter.phase("denoise"):
                 (gradient,) = torch.autograd.grad(rewards.sum(), x)
         i = state.step
         a, s, to_a, to_s = self.alphas[i], self.sigmas[i], self.alphas[i + 1], self.sigmas[i + 1]
@@ -169,8 +167,8 @@ class GaussianMixtureSampler:
         }
         return replace(ahead, latents=ahead.latents.detach(), carry=carry)
 
-    def gradient_cost(self, state: State, steps: int) -> Cost:
-        return self.cost(state, steps) * 2
+    def gradient_cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        return self.cost(condition, step, steps) * 2
 
     def renoise(self, state: State, to_step: int) -> State:
         a, s = self.alphas[state.step], self.sigmas[state.step]
@@ -178,17 +176,17 @@ class GaussianMixtureSampler:
         keep = to_a / a
         noise = row_noise(state.seed, "renoise", state.uids, to_step, state.latents)
         latents = keep * state.latents + math.sqrt(max(to_s**2 - (keep * s) ** 2, 0.0)) * noise
-        return State(latents, to_step, state.uids, state.prompt, state.seed)
+        return replace(state, latents=latents, step=to_step, carry={}, shared={})
 
     def preview(self, state: State) -> list[Media]:
-        preview = state.carry["preview"]
+        preview = state.carry[PREVIEW]
         assert isinstance(preview, Tensor)
-        return self._pictures(preview)
+        return self._images(preview)
 
     def decode(self, state: State) -> list[Media]:
-        return self._pictures(state.latents)
+        return self._images(state.latents)
 
-    def cost(self, state: State, steps: int) -> Cost:
+    def cost(self, condition: Condition, step: int, steps: int) -> Cost:
         return Cost(nfe=self.nfe_per_step * steps)
 
     def _step(self, state: State) -> State:
@@ -208,34 +206,24 @@ class GaussianMixtureSampler:
         noise = std * row_noise(state.seed, "step", state.uids, i, x) if std else torch.zeros_like(x)
         direction = (x - a * denoised) / s
         latents = to_a * target + math.sqrt(max(to_s**2 - std**2, 0.0)) * direction + noise
-        carry["preview"] = denoised
+        carry[PREVIEW] = denoised
         if self.eta:
-            carry["step_noise"] = noise.to(state.latents.dtype)
-            carry["step_noise_std"] = torch.full((len(state),), std)
-        return State(latents.to(state.latents.dtype), i + 1, state.uids, state.prompt, state.seed, carry)
+            carry[STEP_NOISE] = noise.to(state.latents.dtype)
+            carry[STEP_NOISE_STD] = torch.full((len(state),), std)
+        return replace(state, latents=latents.to(state.latents.dtype), step=i + 1, carry=carry)
 
     def _std(self, i: int) -> float:
         """Standard deviation of the noise that step `i` adds."""
         a, s, to_a, to_s = self.alphas[i], self.sigmas[i], self.alphas[i + 1], self.sigmas[i + 1]
         return self.eta * to_s / s * math.sqrt(max(s**2 - (a * to_s / to_a) ** 2, 0.0)) if to_s else 0.0
 
-    def _pictures(self, positions: Tensor) -> list[Media]:
-        with self._meter.phase("decode"):
-            return [picture(row) for row in positions.detach().numpy()]
+    def _images(self, positions: Tensor) -> list[Media]:
+        with self.meter.phase("decode"):
+            return [draw_position(row) for row in positions.detach().numpy()]
 
 
-class _Free:
-    """The meter of a sampler that belongs to no search."""
-
-    def charge(self, cost: Cost) -> None:
-        pass
-
-    def phase(self, name: Any) -> nullcontext[None]:
-        return nullcontext()
-
-
-def picture(position: NDArray[Any]) -> Image.Image:
-    """A small picture, a dot at the first two coordinates (-4 to 4); `position_of` reads all of them back."""
+def draw_position(position: NDArray[Any]) -> Image.Image:
+    """A small image, a dot at the first two coordinates (-4 to 4); `position_of` reads all of them back."""
     pixels = np.full((_SIDE, _SIDE, 3), 255, dtype=np.uint8)
     cells = np.clip((np.resize(position, 2) + 4) / 8 * (_SIDE - 1), 1, _SIDE - 1).astype(int)
     pixels[cells[1], cells[0]] = (200, 0, 0)
@@ -247,23 +235,24 @@ def picture(position: NDArray[Any]) -> Image.Image:
 
 
 def position_of(media: Media) -> NDArray[np.float64]:
-    """The exact position that `picture` drew, ``(D,)``."""
+    """The exact position that `draw_position` drew, ``(D,)``."""
     if not isinstance(media, Image.Image):
-        raise TypeError(f"A position is read from a picture but got {type(media).__name__}.")
+        raise TypeError(f"A position is read from an image but got {type(media).__name__}.")
     data = np.asarray(media)[0].tobytes()
     return np.frombuffer(data[1 : 1 + 4 * data[0]], dtype="<f4").astype(np.float64)
 
 
-class LinearReward:
+class LinearReward(Verifier):
     """``direction . x``: moves the whole distribution."""
 
     name = "linear_reward"
     accepts: frozenset[Modality] = frozenset({"image"})
+    differentiable = True
 
     def __init__(self, direction: Sequence[float] = (1.0, 0.5)) -> None:
         self.direction = torch.tensor(direction, dtype=torch.float64)
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         return [Score(value=float(self.direction.numpy() @ position_of(m))) for m in media]
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -275,16 +264,17 @@ class LinearReward:
         return mixture.tilted(lam * self.direction)
 
 
-class TargetReward:
+class TargetReward(Verifier):
     """``-|x - target|^2``: smooth, highest at the target."""
 
     name = "target_reward"
     accepts: frozenset[Modality] = frozenset({"image"})
+    differentiable = True
 
     def __init__(self, target: Sequence[float] = (1.0, 1.0)) -> None:
         self.target = torch.tensor(target, dtype=torch.float64)
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         return [Score(value=-float(np.square(position_of(m) - self.target.numpy()).sum())) for m in media]
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
