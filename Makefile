@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint docs bench clean
 
 setup: $(READY)
 
@@ -26,6 +26,9 @@ lint: setup
 	rm -rf build/mypy && $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/mypy .
 	MYPYPATH=build/mypy $(BIN)/mypy -p tts_vision
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: setup
 	$(BIN)/python -m tts_vision.eval.overhead
 	$(BIN)/python -m tts_vision.eval.playground
@@ -36,4 +39,4 @@ bench: setup
 	$(BIN)/python -m tts_vision.eval.var_playground
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

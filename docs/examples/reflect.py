@@ -1,0 +1,27 @@
+"""Reflection: a critic looks at the best sample so far and rewrites the prompt, round by round."""
+
+from tts_vision import Media, SearchContext, State, register
+
+
+def critic(prompt: str, image: Media) -> str:
+    """The next prompt. A real critic would show the image to a vision-language model."""
+    return f"{prompt}, on a plain background"
+
+
+@register("algorithm", "reflect", size="n")
+def reflect(ctx: SearchContext, *, n: int = 4, rounds: int = 2) -> State:
+    """Samples, asks the critic for a better prompt, and samples again.
+
+    Args:
+        n: Samples in each round.
+        rounds: Rounds, the first one with the user's own prompt.
+    """
+    text = ctx.prompt.text
+    state = ctx.finish(ctx.init(n))
+    ctx.score(state)
+    for _ in range(rounds - 1):
+        if ctx.best is not None:
+            text = ctx.ask("critic", critic, text, ctx.best.load(), calls={"critic": 1}, expected=text)
+        state = ctx.finish(ctx.init(n, condition=text))
+        ctx.score(state)  # judged by the prompt that the user asked for
+    return state
