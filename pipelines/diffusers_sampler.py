@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.condition import Condition, distinct
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
+from tts_vision.moves import PREVIEW, STEP_NOISE, STEP_NOISE_STD
+from tts_vision.pipelines.calls import Calls, has_media, texts_of
 from tts_vision.pipelines.schedule import (
     draws_noise,
     is_flow,
@@ -22,7 +24,15 @@ from tts_vision.pipelines.schedule import (
     pack,
     unpack,
 )
-from tts_vision.pipelines.segment import DENOISERS, Driver, NoMeter, Segment, Step, initial_scale, modules
+from tts_vision.pipelines.segment import (
+    DENOISERS,
+    Driver,
+    Segment,
+    Shapes,
+    Step,
+    initial_scale,
+    modules,
+)
 from tts_vision.pipelines.stochastic import (
     Level,
     ddim_std,
@@ -34,18 +44,8 @@ from tts_vision.pipelines.stochastic import (
 )
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
-from tts_vision.types import (
-    Cost,
-    Media,
-    Meter,
-    Modality,
-    Phase,
-    Prompt,
-    RewardFunction,
-    Rows,
-    State,
-    Video,
-)
+from tts_vision.sampler import RewardFunction, Sampler
+from tts_vision.types import Cost, Media, Meter, NoMeter, Phase, Rows, State, Video
 
 
 @register(
@@ -53,11 +53,15 @@ from tts_vision.types import (
     "diffusers",
     notes={"drives": "any diffusers pipeline with a scheduler whose loop calls scheduler.step"},
 )
-class DiffusersSampler:
+class DiffusersSampler(Sampler):
     """Drives any diffusers pipeline step by step, without a copy of its loop.
 
-    A step is one entry of the scheduler's timesteps. The state's latents are what the pipeline's loop
+    A step is one entry of the scheduler's timesteps. The state's latents are those that the pipeline's loop
     works on (packed where it packs); at step 0 they are unit Gaussian noise, as ``latents=`` takes it.
+
+    Particles of one state may differ in their conditions. Those that agree in overrides, images and
+    embeddings go through the pipeline together, with their texts as lists, where that gives the same as each
+    text alone: where the encoders' inputs have the same shapes. Others go through it one after another.
 
     Args:
         pipe: The pipeline, as the user set it up; left as it was after every call.
@@ -67,12 +71,6 @@ class DiffusersSampler:
         PipelineError: If its loop cannot be driven this way.
         ConfigError: If an argument is none of the pipeline's.
     """
-
-    name: str
-    modality: Modality
-    num_steps: int
-    capabilities: frozenset[str]
-    last_noisy_step: int
 
     def __init__(self, pipe: Any, *, options: SamplerOptions | None = None) -> None:
         options = options or SamplerOptions()
@@ -85,37 +83,38 @@ class DiffusersSampler:
         self.name = type(pipe).__name__
         self._driver = Driver(pipe, NoMeter())
         signature = self._driver.signature
-        self._call = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
-        _check_call(self.name, self._call, signature)
-        self._count_name = next((n for n in signature if n in _COUNTS), None)
-        # video pipelines have a count but many of them ignore it
-        self._prompt_lists = self._count_name != "num_images_per_prompt"
+        settings = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
+        self._calls = Calls(self._driver, settings)
         self.modality = "video" if "num_frames" in signature else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
         self._recompute = options.recompute
         self._step_rule = _step_rule(options, self._driver.scheduler) if options.stochastic else None
-        scheduler = self._planned_schedule()
-        self.num_steps = self._planned_steps(scheduler)
-        eta = float(self._call.get("eta", 0.0) or 0.0)
+        scheduler = self._calls.schedule()
+        self.num_steps = self._calls.steps(scheduler)
+        eta = float(settings.get("eta", 0.0) or 0.0)
         self._native_noise = self._step_rule is None and draws_noise(scheduler, eta)
         noisy = self._step_rule is not None or self._native_noise
         self.last_noisy_step = self.num_steps - 2 if noisy else -1
-        self._levels = self._own_levels(scheduler)
         if self._step_rule is not None:
             noise_levels(scheduler)  # says what the scheduler lacks, if anything
+        has_levels = self._own_levels(scheduler) is not None
+        has_noise = "latents" in signature and not self._driver.slices_itself
         self.capabilities = frozenset(
             name
             for name, present in {
-                "noise": "latents" in signature and not self._driver.slices_itself,
+                "noise": has_noise,
                 "stochastic": noisy,
                 "step_noise": self._step_rule is not None,
-                "renoise": self._levels is not None,
-                "preview": self._levels is not None,
+                "moves": has_noise or self._step_rule is not None,
+                "renoise": has_levels,
+                "preview": has_levels,
                 "differentiable": not self._driver.is_offloaded,
             }.items()
             if present
         )
-        self._passes: Mapping[int, float] | None = None
+        self._alone: dict[Condition, _Alone] = {}
+        self._takes_lists: dict[Hashable, bool] = {}
+        self._forwards: dict[Hashable, Mapping[int, float]] = {}
 
     @staticmethod
     def accepts(pipe: Any) -> bool:
@@ -123,43 +122,42 @@ class DiffusersSampler:
         return hasattr(pipe, "components") and hasattr(pipe, "scheduler") and callable(pipe)
 
     def bind(self, meter: Meter) -> None:
+        super().bind(meter)
         self._driver.meter = meter
 
-    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
-        self._check_prompt(prompt)
+    def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
         generators = [torch.Generator("cpu").manual_seed(row_seed(seed, uid)) for uid in uids]
-        segment = self._run(prompt, len(uids), 0, 0, generators=generators, output_type="latent")
-        if self._rows_of(segment) != len(uids):
-            raise PipelineError(
-                f"A pipeline must draw one latent per prompt but {self.name} drew {self._rows_of(segment)} "
-                f"for {len(uids)}; set max_batch to 1."
-            )
-        total = segment.proxy.total
-        if total is not None and total != self.num_steps:
-            # a search has planned by the number that was promised
-            raise PipelineError(
-                f"A pipeline must take the steps that its scheduler plans, {self.num_steps}, but {self.name} "
-                f"takes {total}; set num_inference_steps (or timesteps, sigmas) so that they agree."
-            )
-        assert segment.entered is not None
+        segment = self._entered(condition, generators)
         latents = segment.entered
+        assert latents is not None
         scale = float(initial_scale(segment.proxy.inner))
         if "noise" in self.capabilities and scale != 1.0:
             latents = latents / scale
-        self._levels = self._own_levels(segment.proxy.inner) or self._levels
-        carry: dict[str, Tensor | Rows] = {}
-        if self._native_noise:
-            carry = _generator_rows(generators, uids)
-        return State(latents, 0, tuple(uids), prompt, seed, carry=carry)
+        carry = _generator_rows(generators, uids) if self._native_noise else {}
+        return State.initial(latents, uids, condition, seed, carry)
+
+    def recondition(self, state: State) -> State:
+        for condition in distinct(state.conditions):
+            shape = self._alone_of(condition).shape
+            if shape != state.latents.shape[1:]:
+                raise ConfigError(
+                    "A new condition must keep the shape of the latents, "
+                    f"{tuple(state.latents.shape[1:])}, but {condition.describe()} makes it {tuple(shape)}; "
+                    "leave the size as it was."
+                )
+        return super().recondition(state)
 
     def advance(self, state: State, steps: int = 1) -> State:
+        return self._in_groups(state, self._group, lambda part: self._advanced(part, steps))
+
+    def _advanced(self, state: State, steps: int) -> State:
+        """`advance` for rows that go through the pipeline together."""
         batch, start, stop = len(state), state.step, state.step + steps
         device = self._device()
         generators = self._generators(state)
         rule = self._row_rule(state)
         segment = self._run(
-            state.prompt,
-            batch,
+            state.conditions,
             start,
             stop,
             latents=state.latents.to(device),
@@ -183,10 +181,10 @@ class DiffusersSampler:
         rows, shared = pack(history, proxy.prev_sample.shape)
         carry: dict[str, Tensor | Rows] = {**rows}
         if proxy.preview is not None:
-            carry["preview"] = proxy.preview
+            carry[PREVIEW] = proxy.preview
         if proxy.added is not None:
-            carry["step_noise"] = proxy.added.to(latents.dtype)
-            carry["step_noise_std"] = torch.full((batch,), proxy.added_std)
+            carry[STEP_NOISE] = proxy.added.to(latents.dtype)
+            carry[STEP_NOISE_STD] = torch.full((batch,), proxy.added_std)
         if self._native_noise and generators is not None:
             carry |= _generator_rows(generators, state.uids)
         return replace(state, latents=latents, step=stop, carry=carry, shared=shared)
@@ -196,7 +194,6 @@ class DiffusersSampler:
         finished = state.step + steps == self.num_steps
         vae = None if finished else self._preview_vae
         recompute_steps, recompute_blocks = self._recomputed(steps)
-        meter = self._driver.meter
         with (
             self._driver.differentiable(
                 recompute_steps=recompute_steps,
@@ -208,12 +205,11 @@ class DiffusersSampler:
         ):
             # a copy, because loops may change what enters in place
             ahead = self.advance(replace(state, latents=x.clone()), steps)
-            estimate = ahead.latents if finished else ahead.carry["preview"]
+            estimate = ahead.latents if finished else ahead.carry[PREVIEW]
             assert isinstance(estimate, Tensor)
             rewards = reward(self._pixels(replace(ahead, latents=estimate), vae))
-            backward = self.gradient_cost(state, steps).nfe - self.cost(state, steps).nfe
-            meter.charge(Cost(nfe=backward * len(state)))
-            with meter.phase("denoise"):
+            self.meter.charge(Cost(nfe=sum(self._backward(c, state.step, steps) for c in state.conditions)))
+            with self.meter.phase("denoise"):
                 (gradient,) = torch.autograd.grad(rewards.sum(), x)
         at_rest = {k: v if isinstance(v, Rows) else v.detach() for k, v in ahead.carry.items()}
         slope: dict[str, Tensor | Rows] = {
@@ -221,32 +217,39 @@ class DiffusersSampler:
             "gradient": gradient.float(),
             "gradient_scale": torch.full((len(state),), self._entry_scale(state.step)),
         }
-        if self._levels is not None and steps == 1:
-            now, then = self._levels[state.step], self._levels[ahead.step]
-            std = ahead.carry.get("step_noise_std")
-            slope["guidance_gain"] = torch.full(
-                (len(state),), guidance_gain(now, then, float(std[0]) if isinstance(std, Tensor) else 0.0)
-            )
+        if "preview" in self.capabilities and steps == 1:
+            std = ahead.carry.get(STEP_NOISE_STD)
+            stds = std.tolist() if isinstance(std, Tensor) else [0.0] * len(state)
+            levels = [self._known_levels(condition) for condition in state.conditions]
+            gains = [guidance_gain(own[state.step], own[ahead.step], s) for own, s in zip(levels, stds)]
+            slope["guidance_gain"] = torch.tensor(gains)
         shared = {k: v.detach() if isinstance(v, Tensor) else v for k, v in ahead.shared.items()}
         return replace(ahead, latents=ahead.latents.detach(), carry={**at_rest, **slope}, shared=shared)
 
-    def gradient_cost(self, state: State, steps: int) -> Cost:
+    def gradient_cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        return Cost(nfe=self.cost(condition, step, steps).nfe + self._backward(condition, step, steps))
+
+    def _backward(self, condition: Condition, step: int, steps: int) -> float:
+        """The nfe of going back through `steps` steps, for one row."""
         # with frozen weights the way back costs about as much as the way forth
-        passes = 2 + sum(self._recomputed(steps))
-        return Cost(nfe=self.cost(state, steps).nfe * passes)
+        return self.cost(condition, step, steps).nfe * (1 + sum(self._recomputed(steps)))
 
     def renoise(self, state: State, to_step: int) -> State:
-        levels = self._known_levels()
+        return self._in_groups(state, self._calls.key, lambda part: self._renoised(part, to_step))
+
+    def _renoised(self, state: State, to_step: int) -> State:
+        """`renoise` for rows with the same noise levels."""
+        levels = self._known_levels(state.conditions[0])
         now, earlier = levels[state.step], levels[to_step]
         x = state.latents.to(self._device())
         noise = row_noise(state.seed, "renoise", state.uids, to_step, x)
         latents = renoise(x.float(), now, earlier, noise.float()).to(x.dtype)
         if to_step == 0 and "noise" in self.capabilities:
-            latents = latents / float(initial_scale(self._planned_schedule()))
+            latents = latents / float(initial_scale(self._calls.schedule()))
         return replace(state, latents=latents, step=to_step, carry={}, shared={})
 
     def preview(self, state: State) -> list[Media]:
-        estimate = state.carry.get("preview")
+        estimate = state.carry.get(PREVIEW)
         if not isinstance(estimate, Tensor):
             raise CapabilityError(
                 "A preview needs at least one step since the noise was last changed but the state is at "
@@ -257,21 +260,112 @@ class DiffusersSampler:
     def decode(self, state: State) -> list[Media]:
         return self._decoded(state, None)
 
-    def cost(self, state: State, steps: int) -> Cost:
-        if self._passes is None:
+    def cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        key = self._calls.cost_key(condition)
+        if key not in self._forwards:
             # guidance is decided in the pipeline's loop, so the loop is asked
-            counted = self._driver.passes(self._arguments(state.prompt, 1, "latent"))
-            guess = _guessed_passes(self._call, self._driver.signature)
-            self._passes = counted or dict.fromkeys(range(self.num_steps), guess)
-        per_row = sum(self._passes.get(i, 0) for i in range(state.step, state.step + steps))
-        return Cost(nfe=per_row)
+            call, _ = self._calls.batch([condition], "latent")
+            guess = _guessed_forwards(call, self._driver.signature)
+            counted = self._driver.forwards_per_step(call)
+            self._forwards[key] = counted or dict.fromkeys(range(self.num_steps), guess)
+        forwards = self._forwards[key]
+        return Cost(nfe=sum(forwards.get(i, 0) for i in range(step, step + steps)))
+
+    # Conditions
+
+    def _entered(self, condition: Condition, generators: list[torch.Generator]) -> Segment:
+        """An empty segment of one condition alone, with a row for each generator; it is checked first.
+
+        Raises:
+            ConfigError: If the pipeline cannot take the condition.
+            PipelineError: If its loop cannot be driven step by step.
+        """
+        self._calls.check(condition)
+        conditions = (condition,) * len(generators)
+        try:
+            segment = self._run(conditions, 0, 0, generators=generators, output_type="latent")
+        except (TypeError, ValueError) as error:
+            given = sorted(condition.arguments())
+            if not given:
+                raise
+            raise ConfigError(
+                f"A condition must be one that {self.name} can take but: {error}; change {', '.join(given)}."
+            ) from error
+        if segment.entered is None:
+            raise PipelineError(
+                f"A pipeline must prepare its latents in prepare_latents but {self.name} does not; "
+                "it cannot be driven step by step."
+            )
+        if len(segment.entered) != len(generators):
+            raise PipelineError(
+                f"A pipeline must draw one latent per prompt but {self.name} drew {len(segment.entered)} "
+                f"for {len(generators)}; set max_batch to 1."
+            )
+        total = segment.proxy.total
+        if total is not None and total != self.num_steps:
+            # a search has planned by the number that was promised
+            if condition.overrides:
+                raise ConfigError(
+                    f"Overrides of a condition must keep the {self.num_steps} steps of the search but "
+                    f"{dict(condition.overrides)} makes them {total}; set that in pipeline_kwargs."
+                )
+            raise PipelineError(
+                f"A pipeline must take the steps that its scheduler plans, {self.num_steps}, but {self.name} "
+                f"takes {total}; set num_inference_steps (or timesteps, sigmas) so that they agree."
+            )
+        levels = self._own_levels(segment.proxy.inner) or self._own_levels(self._calls.schedule())
+        self._alone[condition] = _Alone(segment.encoded, levels, segment.entered.shape[1:])
+        return segment
+
+    def _alone_of(self, condition: Condition) -> _Alone:
+        """The facts of a condition; they are found anew after a search was resumed."""
+        if condition not in self._alone:
+            self._entered(condition, [torch.Generator("cpu").manual_seed(0)])
+        return self._alone[condition]
+
+    def _group(self, condition: Condition) -> Hashable:
+        """Rows whose conditions have the same key go through the pipeline in one call."""
+        call = self._calls.of(condition)
+        texts, rest = texts_of(call), self._calls.key(condition)
+        encoded = self._alone_of(condition).encoded
+        # a list of prompts would have to match images in number
+        mixes = bool(texts) and not has_media(call) and all(shapes is not None for _, shapes in encoded)
+        if mixes and self._lists_work(condition, (rest, frozenset(texts))):
+            return rest, frozenset(texts), encoded
+        return rest, frozenset(texts.items())
+
+    def _lists_work(self, condition: Condition, key: Hashable) -> bool:
+        """Whether the pipeline takes texts as lists; tried once, on an empty segment."""
+        if key not in self._takes_lists:
+            generators = [torch.Generator("cpu").manual_seed(0) for _ in range(2)]
+            call, _ = self._calls.batch([condition] * 2, "latent", lists=True)
+            try:
+                segment = self._driver.run(call, start=0, stop=0, generators=generators, encode_by_row=True)
+            except (TypeError, ValueError, AttributeError, RuntimeError, PipelineError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                works = False
+            else:
+                works = segment.entered is not None and len(segment.entered) == 2
+            self._takes_lists[key] = works
+        return self._takes_lists[key]
+
+    @staticmethod
+    def _in_groups(
+        state: State, key: Callable[[Condition], Hashable], work: Callable[[State], State]
+    ) -> State:
+        """`State.in_groups`, which asks for no key where all conditions are equal."""
+        conditions = distinct(state.conditions)
+        if len(conditions) == 1:
+            return work(state)
+        keys = {condition: key(condition) for condition in conditions}
+        return state.in_groups(keys.__getitem__, work)
 
     # One segment
 
     def _run(
         self,
-        prompt: Prompt,
-        batch: int,
+        conditions: Sequence[Condition],
         start: int,
         stop: int | None,
         *,
@@ -283,8 +377,8 @@ class DiffusersSampler:
         vae: Any = None,
         phase: Phase = "denoise",
     ) -> Segment:
-        call = self._arguments(prompt, batch, output_type)
-        with self._driver.meter.phase(phase):
+        call, mixed = self._calls.batch(conditions, output_type)
+        with self.meter.phase(phase):
             return self._driver.run(
                 call,
                 start=start,
@@ -294,37 +388,49 @@ class DiffusersSampler:
                 generators=generators,
                 step=step,
                 vae=vae,
+                encode_by_row=mixed,
             )
 
-    def _arguments(self, prompt: Prompt, batch: int, output_type: str) -> dict[str, Any]:
-        """The arguments of a call for `batch` particles."""
-        call = {**self._call, "prompt": prompt.text, "output_type": output_type}
-        if self._prompt_lists:
-            # every text argument is one per prompt then
-            return {k: [v] * batch if isinstance(v, str) and "prompt" in k else v for k, v in call.items()}
-        if self._count_name is not None:
-            call[self._count_name] = batch
-        return call
-
     def _decoded(self, state: State, vae: Any) -> list[Media]:
-        output = self._decode(state, vae, "pil" if self.modality == "image" else "pt")
-        return _media(output, float(self._call.get("frame_rate", 8.0)))
+        output_type = "pil" if self.modality == "image" else "pt"
+
+        def work(part: State) -> list[Media]:
+            call = self._calls.of(part.conditions[0])
+            return _media(self._decode(part, vae, output_type), float(call.get("frame_rate", 8.0)))
+
+        return self._row_by_row(state, work)
 
     def _pixels(self, state: State, vae: Any) -> Tensor:
         """Decoded pixels with their gradient: ``(B, 3, H, W)``, of clips ``(B, T, 3, H, W)``, in [0, 1]."""
-        pixels = self._decode(state, vae, "pt")
-        if not isinstance(pixels, Tensor) or not pixels.requires_grad:
-            raise PipelineError(
-                f"A pipeline must decode differentiably for gradients but the pixels of {self.name} have "
-                "none; use an algorithm that needs no gradients."
-            )
-        return pixels.float().clamp(0, 1)
+
+        def work(part: State) -> list[Tensor]:
+            pixels = self._decode(part, vae, "pt")
+            if not isinstance(pixels, Tensor) or not pixels.requires_grad:
+                raise PipelineError(
+                    f"A pipeline must decode differentiably for gradients but the pixels of {self.name} have "
+                    "none; use an algorithm that needs no gradients."
+                )
+            return [*pixels.float().clamp(0, 1)]
+
+        return torch.stack(self._row_by_row(state, work))
+
+    def _row_by_row(self, state: State, work: Callable[[State], list[Any]]) -> list[Any]:
+        """A list with an item for each row, made for groups of rows that decode in one call.
+
+        Texts decide nothing about decoding, so rows may differ in them.
+        """
+        rows_of: dict[str, list[int]] = {}
+        for row, condition in enumerate(state.conditions):
+            rows_of.setdefault(self._calls.key(condition), []).append(row)
+        if len(rows_of) == 1:
+            return work(state)
+        items = {r: item for rows in rows_of.values() for r, item in zip(rows, work(state.select(rows)))}
+        return [items[row] for row in range(len(state))]
 
     def _decode(self, state: State, vae: Any, output_type: str) -> Any:
         generators = [row_generator(state.seed, "step", uid, self.num_steps, "cpu") for uid in state.uids]
         segment = self._run(
-            state.prompt,
-            len(state),
+            [state.conditions[0]] * len(state),
             self.num_steps,
             None,
             latents=state.latents.to(self._device()),
@@ -344,10 +450,10 @@ class DiffusersSampler:
         return steps > 1, self._device().type != "cpu"
 
     def _entry_scale(self, step: int) -> float:
-        """What the latents of a state are multiplied with when they enter the loop at `step`."""
+        """The factor on the latents of a state when they enter the loop at `step`."""
         if step or "noise" not in self.capabilities:
             return 1.0
-        return float(initial_scale(self._planned_schedule()))
+        return float(initial_scale(self._calls.schedule()))
 
     # Noise
 
@@ -393,90 +499,35 @@ class DiffusersSampler:
         levels = levels_if_known(scheduler)
         return None if levels is None else levels[-(self.num_steps + 1) :]
 
-    def _known_levels(self) -> list[Level]:
-        if self._levels is None:
+    def _known_levels(self, condition: Condition) -> list[Level]:
+        levels = self._alone_of(condition).levels
+        if levels is None:
             raise CapabilityError(
                 f"Going back to an earlier step needs a scheduler with known noise levels but "
                 f"{type(self._driver.scheduler).__name__} has none; use another scheduler, such as DDIM."
             )
-        return self._levels
+        return levels
 
-    def _planned_schedule(self) -> Any:
-        """A copy of the scheduler as a call will set it, as far as that can be known before one."""
-        scheduler = copy.deepcopy(self._driver.scheduler)
-        steps = self._call.get("num_inference_steps")
-        if steps is None:
-            default = self._driver.signature.get("num_inference_steps")
-            steps = 50 if default is None or default.default is inspect.Parameter.empty else default.default
-        if isinstance(steps, list):
-            steps = sum(steps)
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise ConfigError(f"num_inference_steps must be at least 1 but got {steps!r}; raise it.")
-        known = inspect.signature(scheduler.set_timesteps).parameters
-        extra: dict[str, Any] = {}
-        for name in ("timesteps", "sigmas"):
-            if self._call.get(name) is not None and name in known:
-                extra[name] = self._call[name]
-        if "mu" in known and scheduler.config.get("use_dynamic_shifting"):
-            extra["mu"] = 1.0
-        if extra.keys() & {"timesteps", "sigmas"}:
-            scheduler.set_timesteps(**extra)
-        else:
-            scheduler.set_timesteps(steps, **extra)
-        return scheduler
 
-    def _planned_steps(self, scheduler: Any) -> int:
-        n = len(scheduler.timesteps)
-        if self._driver.slices_itself:
-            strength = self._call.get("strength", self._driver.signature["strength"].default)
-            inference = n // getattr(scheduler, "order", 1)
-            kept = min(int(inference * strength), inference)
-            n -= (inference - kept) * getattr(scheduler, "order", 1)
-        return n
+@dataclass(frozen=True)
+class _Alone:
+    """The facts of a condition that an empty segment of it alone showed.
 
-    def _rows_of(self, segment: Segment) -> int:
-        if segment.entered is None:
-            raise PipelineError(
-                f"A pipeline must prepare its latents in prepare_latents but {self.name} does not; "
-                "it cannot be driven step by step."
-            )
-        return len(segment.entered)
+    Attributes:
+        encoded: The encoders that ran, with the shapes of their inputs; see `Segment`.
+        levels: Noise levels by step, where they are known.
+        shape: Of a row of latents.
+    """
 
-    def _check_prompt(self, prompt: Prompt) -> None:
-        """Refuses a prompt that every tokenizer of the pipeline would cut off."""
-        limits = []
-        for name, tokenizer in self._driver.pipe.components.items():
-            if not name.startswith("tokenizer") or tokenizer is None:
-                continue
-            default = self._driver.signature.get("max_sequence_length")
-            limit = self._call.get("max_sequence_length") or (
-                default.default if default is not None else None
-            )
-            own = getattr(tokenizer, "model_max_length", None) or 10**9
-            limit = (
-                own if "CLIP" in type(tokenizer).__name__ or not isinstance(limit, int) else min(limit, own)
-            )
-            ids = tokenizer(text=prompt.text)["input_ids"]  # by name: a processor takes pictures first
-            limits.append((len(ids[0] if ids and isinstance(ids[0], list) else ids), limit))
-        if limits and all(tokens > limit for tokens, limit in limits):
-            tokens, limit = max(limits, key=lambda pair: pair[1])
-            raise ConfigError(
-                f"A prompt must have at most {limit} tokens for {self.name} but has {tokens}: "
-                f"{prompt.text[:60]!r}...; "
-                "shorten it"
-                + (
-                    " or raise max_sequence_length."
-                    if "max_sequence_length" in self._driver.signature
-                    else "."
-                )
-            )
+    encoded: tuple[tuple[str, Shapes | None], ...]
+    levels: list[Level] | None
+    shape: torch.Size
 
 
 UNDRIVABLE = {
     "LatentConsistencyModelPipeline": "decodes a variable of its loop instead of its latents; "
     "load the checkpoint as StableDiffusionPipeline with LCMScheduler",
 }
-_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 @dataclass(frozen=True)
@@ -539,20 +590,7 @@ def _check_drivable(pipe: Any) -> None:
         )
 
 
-def _check_call(name: str, call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> None:
-    import difflib
-
-    ours = {"prompt", "generator", "latents", "output_type", "return_dict", *_COUNTS}
-    for key in call:
-        if key in ours:
-            raise ConfigError(f"{key} is set by the search but pipeline_kwargs has it too; remove it there.")
-        if key not in signature:
-            near = difflib.get_close_matches(key, [k for k in signature if k != "self"], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "remove it."
-            raise ConfigError(f"pipeline_kwargs must be arguments of {name} but got {key!r}; {hint}")
-
-
-def _guessed_passes(call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> int:
+def _guessed_forwards(call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> int:
     """Denoiser evaluations per row and step where the pipeline's loop could not be asked."""
     default = signature["guidance_scale"].default if "guidance_scale" in signature else None
     scale = call.get("guidance_scale", default)
@@ -573,11 +611,11 @@ def _media(output: Any, fps: float) -> list[Media]:
         frames = (output.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu()
         return [Video(clip, fps) for clip in frames]
     media: list[Media] = []
-    for picture in output:
-        if not isinstance(picture, Image.Image):
+    for image in output:
+        if not isinstance(image, Image.Image):
             raise PipelineError(
-                f"A pipeline must decode to pictures but returned {type(picture).__name__}; it is no image "
+                f"A pipeline must decode to images but returned {type(image).__name__}; it is no image "
                 "pipeline."
             )
-        media.append(picture)
+        media.append(image)
     return media

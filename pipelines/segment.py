@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.schedule import levels_if_known, predictions, step, takes_history
 from tts_vision.pipelines.stochastic import Level
-from tts_vision.types import Cost, Meter, Phase
+from tts_vision.types import Cost, Meter, NoMeter
 
 DENOISERS = ("unet", "transformer", "prior", "denoiser", "dit")
 ENCODERS = ("text_encoder", "image_encoder")
@@ -120,7 +120,7 @@ class SchedulerProxy:
         return shown
 
     def history(self) -> dict[str, Any]:
-        """What the steps changed on the scheduler since its timesteps were set."""
+        """The attributes of the scheduler that its steps changed since its timesteps were set."""
         changed = {
             name: value
             for name, value in vars(self.inner).items()
@@ -185,8 +185,7 @@ _LOOSE = "old_pred_original_sample"
 
 
 class _Timesteps(Tensor):
-    """Timesteps in full, so that a loop's index and their number mean what they say, of which those
-    outside a segment are skipped."""
+    """The full timestep tensor; iteration skips entries outside [start, stop)."""
 
     start: int
     stop: int
@@ -202,7 +201,7 @@ class _Timesteps(Tensor):
 
 
 def initial_scale(scheduler: Any) -> Any:
-    """What unit noise is multiplied with when it enters the loop."""
+    """The factor on unit noise when it enters the loop."""
     return getattr(scheduler, "init_noise_sigma", 1.0)
 
 
@@ -224,19 +223,25 @@ def _same(a: Any, b: Any) -> bool:
     return a is b
 
 
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
 @dataclass
 class Segment:
-    """What a segment returned.
+    """The result of a segment.
 
     Attributes:
-        output: The pipeline's first output: latents, pictures or frames.
+        output: The pipeline's first output: latents, images or frames.
         entered: ``(B, ...)`` latents that entered the loop, as the pipeline prepared them.
         proxy: The scheduler proxy that watched it.
+        encoded: The encoders that ran, in order, each with the shapes of its inputs apart from the batch
+            axis; None in the place of shapes where the inputs have no common batch axis.
     """
 
     output: Any
     entered: Tensor | None
     proxy: SchedulerProxy
+    encoded: tuple[tuple[str, Shapes | None], ...]
 
 
 @dataclass
@@ -252,6 +257,9 @@ class Driver:
     meter: Meter
     signature: dict[str, inspect.Parameter] = field(init=False)
     _encoded: dict[Any, Any] = field(default_factory=dict, init=False)
+    _encoded_rows: dict[Any, Any] = field(default_factory=dict, init=False)
+    _inputs: list[tuple[str, Shapes | None]] = field(default_factory=list, init=False)
+    _encodes_by_row: bool = field(default=False, init=False)
     _differentiates: bool = field(default=False, init=False)
     _recomputes_steps: bool = field(default=False, init=False)
 
@@ -287,6 +295,7 @@ class Driver:
         generators: list[torch.Generator] | None = None,
         step: Step | None = None,
         vae: Any = None,
+        encode_by_row: bool = False,
     ) -> Segment:
         """Runs timesteps ``[start, stop)``; none of them when ``start == stop``.
 
@@ -299,8 +308,11 @@ class Driver:
             generators: One per row.
             step: A stochastic step in place of the scheduler's.
             vae: Decodes in place of the pipeline's, if given.
+            encode_by_row: Whether encoders run row by row, for texts that differ, so that each text is
+                encoded as it is alone.
         """
         proxy = self._proxy(start, stop, history, generators, step)
+        self._inputs, self._encodes_by_row = [], encode_by_row
         entered: list[Tensor] = []
         call = {**call, "return_dict": False, "generator": generators}
         natural = latents is not None and start == 0 and "latents" in self.signature
@@ -317,9 +329,9 @@ class Driver:
                 f"{type(self.pipe).__name__} took "
                 f"{proxy.done} between steps {start} and {stop}; it cannot be driven step by step."
             )
-        return Segment(output, entered[0] if entered else None, proxy)
+        return Segment(output, entered[0] if entered else None, proxy, tuple(self._inputs))
 
-    def passes(self, call: dict[str, Any]) -> dict[int, float] | None:
+    def forwards_per_step(self, call: dict[str, Any]) -> dict[int, float] | None:
         """How many rows each step evaluates for one particle, found out without evaluating any.
 
         The loop runs with a denoiser that answers zeros. None where such an answer does not fit.
@@ -338,6 +350,7 @@ class Driver:
             return answer
 
         call = {**call, "return_dict": False, "generator": proxy.generators, "output_type": "latent"}
+        self._encodes_by_row = False
         meter, self.meter = self.meter, NoMeter()
         try:
             with self._driven(proxy, None, [], None, silent):
@@ -352,10 +365,10 @@ class Driver:
     def differentiable(
         self, *, recompute_steps: bool, recompute_blocks: bool, recompute_decoding: bool, vae: Any = None
     ) -> Iterator[None]:
-        """What `run` returns in this block carries the gradient of the latents that enter.
+        """Results of `run` in this block carry the gradient of the latents that enter.
 
-        Weights are frozen, and what a pipeline would do to its autoencoder after decoding waits until the end
-        of the block, so that gradients still find it as it was.
+        Weights are frozen, and a pipeline's changes to its autoencoder after decoding wait until the end of
+        the block, so that gradients still find it as it was.
 
         Args:
             recompute_steps: Whether only the inputs of each denoiser evaluation are kept.
@@ -375,7 +388,7 @@ class Driver:
             for network in decoders:
                 stack.enter_context(_precision_kept(network))
             self._differentiates, self._recomputes_steps = True, recompute_steps
-            if checker is not _MISSING:  # it looks at pictures through NumPy; finished ones still pass it
+            if checker is not _MISSING:  # it looks at images through NumPy; finished ones still pass it
                 self.pipe.__dict__["safety_checker"] = None
             try:
                 yield
@@ -410,7 +423,7 @@ class Driver:
             latents: In the place of those the pipeline prepares, if given.
             entered: Gets the latents that enter the loop.
             vae: In the place of the pipeline's, if given.
-            denoiser: Makes what answers in the place of a network, if given.
+            denoiser: Makes the stand-in of a network, if given.
         """
         pipe = self.pipe
         replaced: list[tuple[Any, str, Any]] = []
@@ -434,7 +447,7 @@ class Driver:
                 )
                 put(pipe, "prepare_latents", enter)
             for name, module in modules(pipe, ENCODERS):
-                put(module, "forward", self._remembering(name, module.forward))
+                put(module, "forward", self._remembering(name, module))
             for _, module in modules(pipe, DENOISERS):
                 if denoiser is not None:
                     put(module, "forward", denoiser(module))
@@ -474,7 +487,7 @@ class Driver:
         *,
         differentiates: bool = False,
     ) -> Callable[..., Any]:
-        """`prepare_latents` that notes what it returns, and returns `latents` unchanged when given.
+        """`prepare_latents` that notes its latents, and returns `latents` unchanged when given.
 
         Pipelines cast or rescale given latents on entry, which a loop that goes on must not do.
         """
@@ -487,13 +500,13 @@ class Driver:
             bound = signature.bind(*args, **kwargs)
             timestep = bound.arguments.get("timestep")
             if isinstance(timestep, Tensor) and not timestep.numel():
-                # image to image noises its picture to the first timestep, which an empty segment hides
+                # image to image noises its image to the first timestep, which an empty segment hides
                 rows = bound.arguments["batch_size"] * bound.arguments.get("num_images_per_prompt", 1)
                 bound.arguments["timestep"] = proxy.first_timestep.repeat(rows)
             states = [generator.get_state() for generator in proxy.generators or ()]
             result = prepare(*bound.args, **bound.kwargs)
             if latents is not None:
-                # what it drew is thrown away, so the rows' noise streams must not move on
+                # its own draws are thrown away, so the rows' noise streams must not move on
                 for generator, state in zip(proxy.generators or (), states):
                     generator.set_state(state)
             first, rest = (
@@ -511,20 +524,34 @@ class Driver:
 
         return enter
 
-    def _remembering(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _remembering(self, name: str, module: nn.Module) -> Callable[..., Any]:
         """An encoder that runs once per distinct input, and on one of several equal rows."""
+        forward = module.forward
 
-        @functools.wraps(forward)
-        def encode(*args: Any, **kwargs: Any) -> Any:
-            rows = _equal_rows([*args, *kwargs.values()])
-            if rows > 1:
-                args = tuple(_first_row(value) for value in args)
-                kwargs = {key: _first_row(value) for key, value in kwargs.items()}
-            key = (name, _fingerprint(args), _fingerprint(kwargs))
+        def once(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            key = (name, _fingerprint(args), _fingerprint(kwargs), _adapter_scales(module))
+            if self._encodes_by_row and key in self._encoded_rows:
+                return self._encoded_rows[key]
             if key not in self._encoded:
                 with self.meter.phase("encode"), torch.no_grad():
                     self._encoded[key] = forward(*args, **kwargs)
-            return _repeated(self._encoded[key], rows) if rows > 1 else self._encoded[key]
+                rows = _rows([*args, *kwargs.values()])
+                for i in range(rows if rows > 1 else 0):
+                    row = map(_fingerprint, _input_row(args, kwargs, i))
+                    self._encoded_rows[(name, *row, _adapter_scales(module))] = _row(self._encoded[key], i)
+            return self._encoded[key]
+
+        @functools.wraps(forward)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            values = [*args, *kwargs.values()]
+            rows = _rows(values)
+            shapes = tuple(tuple(v.shape[1:]) for v in values if isinstance(v, Tensor)) if rows else None
+            self._inputs.append((name, shapes))
+            if rows > 1 and self._encodes_by_row:
+                return _joined([once(*_input_row(args, kwargs, i)) for i in range(rows)])
+            if rows > 1 and _all_equal(values):
+                return _repeated(once(*_input_row(args, kwargs, 0)), rows)
+            return once(args, kwargs)
 
         return encode
 
@@ -600,16 +627,6 @@ def _is_group_offloaded(module: nn.Module) -> bool:
     return registry is not None and "group_offloading" in getattr(registry, "hooks", {})
 
 
-class NoMeter:
-    """Accepts every report and keeps none."""
-
-    def charge(self, cost: Cost) -> None:
-        return None
-
-    def phase(self, name: Phase) -> nullcontext[None]:
-        return nullcontext()
-
-
 class _Silence(tuple[Any, ...]):
     """A network's output, by position or by name."""
 
@@ -630,7 +647,7 @@ def _zeros(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _denoised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a denoiser is called on: a tensor, or a list of one tensor per row."""
+    """The sample that a denoiser is called on: a tensor, or a list of one tensor per row."""
     for name in ("hidden_states", "sample", "x"):
         if name in kwargs:
             return kwargs[name]
@@ -658,17 +675,51 @@ def modules(pipe: Any, prefixes: tuple[str, ...]) -> list[tuple[str, nn.Module]]
     return list(found.values())
 
 
-def _equal_rows(values: list[Any]) -> int:
-    """How many rows the tensors among `values` have, if each repeats one row; else 1."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
-    if len(sizes) != 1 or not all(torch.equal(t, t[:1].expand_as(t)) for t in tensors if t.ndim):
-        return 1
-    return max(sizes.pop(), 1)
+def _rows(values: list[Any]) -> int:
+    """The number of rows that all tensors among `values` have; 0 if they have no common batch axis."""
+    sizes = {len(value) if value.ndim else 0 for value in values if isinstance(value, Tensor)}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
-def _first_row(value: Any) -> Any:
-    return value[:1] if isinstance(value, Tensor) else value
+def _all_equal(values: list[Any]) -> bool:
+    """Whether each tensor repeats one row."""
+    return all(torch.equal(v, v[:1].expand_as(v)) for v in values if isinstance(v, Tensor))
+
+
+def _input_row(
+    args: tuple[Any, ...], kwargs: dict[str, Any], i: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of an encoder with row `i`, as a batch of one, of each tensor."""
+    picked = [v[i : i + 1] if isinstance(v, Tensor) else v for v in (*args, *kwargs.values())]
+    return tuple(picked[: len(args)]), dict(zip(kwargs, picked[len(args) :]))
+
+
+def _row(value: Any, i: int) -> Any:
+    """Row `i`, as a batch of one, of an encoder's output."""
+    if isinstance(value, Tensor):
+        return value[i : i + 1] if value.ndim else value
+    if isinstance(value, dict):
+        return _like(value, {key: _row(item, i) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_row(item, i) for item in value)
+    return value
+
+
+def _joined(rows: list[Any]) -> Any:
+    """An encoder's outputs for single rows, as its output for all of them."""
+    first = rows[0]
+    if isinstance(first, Tensor):
+        return torch.cat(rows) if first.ndim else first
+    if isinstance(first, dict):
+        return _like(first, {key: _joined([row[key] for row in rows]) for key in first})
+    if isinstance(first, (list, tuple)):
+        return type(first)(_joined(list(items)) for items in zip(*rows))
+    return first
+
+
+def _like(output: Any, items: dict[str, Any]) -> Any:
+    """A dictionary or a network's output of the type of another."""
+    return type(output)(**items)
 
 
 def _repeated(value: Any, rows: int) -> Any:
@@ -676,10 +727,18 @@ def _repeated(value: Any, rows: int) -> Any:
     if isinstance(value, Tensor):
         return value.repeat_interleave(rows, dim=0) if value.ndim and len(value) == 1 else value
     if isinstance(value, dict):
-        return type(value)(**{key: _repeated(item, rows) for key, item in value.items()})
+        return _like(value, {key: _repeated(item, rows) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
         return type(value)(_repeated(item, rows) for item in value)
     return value
+
+
+def _adapter_scales(module: nn.Module) -> tuple[Any, ...]:
+    """The scales of the adapters (LoRA) in an encoder, which its output depends on too."""
+    if not getattr(module, "peft_config", None):
+        return ()
+    scales = (getattr(part, "scaling", None) for part in module.modules())
+    return tuple(tuple(sorted(scale.items())) for scale in scales if isinstance(scale, dict))
 
 
 def _fingerprint(value: Any) -> Any:

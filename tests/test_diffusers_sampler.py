@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from tiny_pipelines import TINY, TinyPipeline, with_scheduler
+from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.pipelines.diffusers_sampler import UNDRIVABLE, DiffusersSampler
 from tts_vision.pipelines.schedule import noise_levels
 from tts_vision.rng import row_seed
-from tts_vision.types import Prompt, State
+from tts_vision.types import State
 
-PROMPT = Prompt("two red circles")
+PROMPT = Condition("two red circles")
 STEPS = 6
 CELLS = [
     (entry, scheduler)
@@ -91,7 +92,7 @@ def test_stepwise_equals_the_pipelines_own_call_and_rows_are_independent(cell):
     "name",
     [n for n, e in TINY.items() if e.decodes and e.modality == "image" and n not in ("latent_consistency",)],
 )
-def test_decoding_gives_the_pipelines_own_picture(name):
+def test_decoding_gives_the_pipelines_own_image(name):
     entry = TINY[name]
     pipe = build(entry)
     sampler = sampler_of(pipe, entry)
@@ -183,13 +184,14 @@ def test_renoised_states_have_the_noise_level_of_the_step(name, scheduler):
     state = sampler.advance(sampler.init(PROMPT, list(range(4)), seed=5), 4)
     back = sampler.renoise(state, 2)
     assert back.step == 2 and not back.carry
-    now, earlier = sampler._levels[4], sampler._levels[2]
+    levels = sampler._known_levels(PROMPT)
+    now, earlier = levels[4], levels[2]
     kept = earlier.alpha / now.alpha
     noise = back.latents - kept * state.latents
     expected = (earlier.sigma**2 - (kept * now.sigma) ** 2) ** 0.5
     assert abs(float(noise.std()) / expected - 1) < 0.1
     start = sampler.renoise(state, 0)
-    first = sampler._levels[0]
+    first = levels[0]
     scale = (first.alpha**2 + first.sigma**2) ** 0.5 if scheduler is None else first.sigma
     kept = first.alpha / now.alpha
     noise = start.latents - kept * state.latents / (1 if name == "flux" or scheduler is None else scale)
@@ -202,7 +204,7 @@ def test_image_to_image_goes_back_to_the_level_of_its_own_step():
     entry = TINY["stable_diffusion_img2img"]
     sampler = sampler_of(build(entry), entry)
     state = sampler.advance(sampler.init(PROMPT, list(range(4)), seed=5), sampler.num_steps - 1)
-    whole = noise_levels(sampler._planned_schedule())
+    whole = noise_levels(sampler._calls.schedule())
     skipped = len(whole) - 1 - sampler.num_steps
     assert skipped > 0
     for to_step in (0, 1):
@@ -280,7 +282,7 @@ def test_the_cost_of_a_sample_is_what_its_loop_will_evaluate():
         sampler = sampler_of(build(entry), entry)
         ledger = Ledger()
         state = sampler.init(PROMPT, [0], seed=0)
-        expected = sampler.cost(state, STEPS).nfe
+        expected = sampler.cost(PROMPT, 0, STEPS).nfe
         sampler.bind(ledger)
         assert ledger.spent.nfe == 0
         sampler.advance(state, STEPS)
@@ -293,7 +295,7 @@ def test_guidance_that_a_pipeline_decides_in_its_own_way_is_counted(name, scale)
     kwargs = {**entry.kwargs, "num_inference_steps": STEPS, "guidance_scale": scale}
     sampler = DiffusersSampler(build(entry), options=SamplerOptions(pipeline_kwargs=kwargs))
     state = sampler.init(PROMPT, [0, 1], seed=0)
-    expected = sampler.cost(state, STEPS).nfe
+    expected = sampler.cost(PROMPT, 0, STEPS).nfe
     ledger = Ledger()
     sampler.bind(ledger)
     sampler.advance(state, STEPS)
@@ -317,7 +319,7 @@ def test_every_evaluation_is_charged_before_it_runs(name, nfe):
     sampler.bind(ledger)
     state = sampler.init(PROMPT, [0, 1, 2], seed=0)
     assert ledger.spent.nfe == 0
-    expected = sampler.cost(state, STEPS).nfe * 3
+    expected = sampler.cost(PROMPT, 0, STEPS).nfe * 3
     sampler.advance(state, STEPS)
     assert ledger.spent.nfe == expected
     if nfe is not None:
@@ -395,7 +397,7 @@ def test_arguments_that_depend_on_the_step_mean_what_they_say(name, extra):
     )[0]
     sampler = DiffusersSampler(pipe, options=SamplerOptions(pipeline_kwargs=kwargs))
     state = sampler.init(PROMPT, [0], seed=1)
-    cost = sampler.cost(state, STEPS).nfe
+    cost = sampler.cost(PROMPT, 0, STEPS).nfe
     ledger = Ledger()
     sampler.bind(ledger)
     assert torch.equal(stepwise(sampler, state).latents, expected)
@@ -416,7 +418,7 @@ def test_a_prompt_that_would_be_cut_off_is_refused():
     entry = TINY["stable_diffusion"]
     sampler = sampler_of(build(entry), entry)
     with pytest.raises(ConfigError, match=r"at most \d+ tokens.*shorten it"):
-        sampler.init(Prompt("circle " * 500), [0], seed=0)
+        sampler.init(Condition("circle " * 500), [0], seed=0)
 
 
 def test_what_cannot_be_driven_says_why():

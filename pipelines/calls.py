@@ -1,0 +1,243 @@
+"""The arguments of a pipeline's call: the settings of the search, and the changes of each condition."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.condition import Condition, distinct
+from tts_vision.errors import ConfigError
+from tts_vision.pipelines.segment import Driver
+
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
+_SET_BY_THE_SEARCH = {"prompt", "generator", "latents", "output_type", "return_dict", *_COUNTS}
+_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
+
+
+class Calls:
+    """Builds the arguments of a pipeline's call for rows of particles.
+
+    Args:
+        driver: Of the pipeline.
+        settings: Arguments of all calls of the search.
+
+    Raises:
+        ConfigError: If a setting is no argument of the call, or is set by the search.
+    """
+
+    def __init__(self, driver: Driver, settings: Mapping[str, Any]) -> None:
+        self.name = type(driver.pipe).__name__
+        self.settings = dict(settings)
+        self._driver, self._signature = driver, driver.signature
+        self._check_names(settings, "pipeline_kwargs")
+        self._count_name = next((name for name in self._signature if name in _COUNTS), None)
+        # video pipelines have a count but many of them ignore it
+        self.lists_texts = self._count_name != "num_images_per_prompt"
+
+    def of(self, condition: Condition) -> dict[str, Any]:
+        """The arguments of a call for one particle."""
+        given = condition.arguments()
+        device = self._driver.pipe._execution_device
+        given |= {name: asset.value.to(device) for name, asset in condition.embeddings.items()}
+        encoded = tuple(part for part in ("", "negative_") if f"{part}prompt_embeds" in given)
+        # a pipeline takes a text or its embedding, not both
+        settings = {k: v for k, v in self.settings.items() if not _replaced(k, encoded)}
+        return {**settings, **given, "prompt": None if "" in encoded else condition.text}
+
+    def batch(
+        self, conditions: Sequence[Condition], output_type: str, *, lists: bool = False
+    ) -> tuple[dict[str, Any], bool]:
+        """The arguments of a call for several particles that differ in their texts alone.
+
+        Args:
+            conditions: Of each particle.
+            output_type: Of the call.
+            lists: Give each text as a list, even if all particles have the same.
+
+        Returns:
+            The arguments, and whether some texts differ.
+        """
+        calls = {condition: self.of(condition) for condition in distinct(conditions)}
+        call = {**calls[conditions[0]], "output_type": output_type}
+        texts = {name: [calls[c][name] for c in conditions] for name in texts_of(call)}
+        mixed = any(len(set(values)) > 1 for values in texts.values())
+        n = len(conditions)
+        if mixed or lists or self.lists_texts:
+            call |= texts
+        if self.lists_texts:
+            call |= {name: call[name].repeat_interleave(n, 0) for name in conditions[0].embeddings}
+        elif self._count_name is not None:
+            call[self._count_name] = 1 if mixed or lists else n
+        return call, mixed
+
+    @staticmethod
+    def key(condition: Condition) -> str:
+        """All of a condition but its texts."""
+        described = condition.describe()
+        return json.dumps(
+            {name: described.get(name) for name in ("images", "embeddings", "overrides")}, sort_keys=True
+        )
+
+    def cost_key(self, condition: Condition) -> Hashable:
+        """All of a condition that decides the number of network evaluations."""
+        embeddings = frozenset(condition.embeddings)
+        texts = frozenset(texts_of({**self.settings, **condition.arguments()}))
+        overrides = json.dumps(dict(condition.overrides), sort_keys=True)
+        return overrides, texts, embeddings, frozenset(condition.images)
+
+    def check(self, condition: Condition) -> None:
+        """Checks that the pipeline's call can take a condition.
+
+        Raises:
+            ConfigError: If it cannot.
+        """
+        negative = () if condition.negative_text is None else ("negative_prompt",)
+        self._check_names(negative, "The negative text of a condition")
+        self._check_names(condition.images, "Images of a condition")
+        self._check_names(condition.embeddings, "Embeddings of a condition")
+        self._check_names(condition.overrides, "Overrides of a condition")
+        names = [*negative, *condition.images, *condition.embeddings, *condition.overrides]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"A condition must set each argument once but sets one of {', '.join(names)} twice; keep one."
+            )
+        for name, asset in condition.embeddings.items():
+            if not isinstance(asset.value, Tensor) or not asset.value.ndim or len(asset.value) != 1:
+                shape = tuple(asset.value.shape) if isinstance(asset.value, Tensor) else "of an image"
+                raise ConfigError(
+                    f"Embeddings of a condition must be tensors of one row, shape (1, ...), but {name} has "
+                    f"the shape {shape}; give those of one prompt."
+                )
+        call = self.of(condition)
+        for text in (call["prompt"], condition.negative_text):
+            if text is not None:
+                self._check_length(text, call)
+        if condition.overrides:
+            self._check_schedule(condition, call)
+
+    def schedule(self, call: Mapping[str, Any] | None = None) -> Any:
+        """A copy of the scheduler as a call will set it, as far as that can be known before one.
+
+        Args:
+            call: Arguments of the call; by default the settings alone.
+
+        Raises:
+            ConfigError: If the number of steps is not positive.
+        """
+        call = self.settings if call is None else call
+        scheduler = copy.deepcopy(self._driver.scheduler)
+        steps = call.get("num_inference_steps")
+        if steps is None:
+            default = self._signature.get("num_inference_steps")
+            steps = 50 if default is None or default.default is inspect.Parameter.empty else default.default
+        if isinstance(steps, list):
+            steps = sum(steps)
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ConfigError(f"num_inference_steps must be at least 1 but got {steps!r}; raise it.")
+        known = inspect.signature(scheduler.set_timesteps).parameters
+        extra: dict[str, Any] = {
+            name: call[name]
+            for name in ("timesteps", "sigmas")
+            if call.get(name) is not None and name in known
+        }
+        custom = bool(extra)
+        if "mu" in known and scheduler.config.get("use_dynamic_shifting"):
+            extra["mu"] = 1.0
+        if custom:
+            scheduler.set_timesteps(**extra)
+        else:
+            scheduler.set_timesteps(steps, **extra)
+        return scheduler
+
+    def steps(self, scheduler: Any, call: Mapping[str, Any] | None = None) -> int:
+        """The number of steps that a call takes of a `schedule`."""
+        call = self.settings if call is None else call
+        n = len(scheduler.timesteps)
+        if self._driver.slices_itself:
+            strength = call.get("strength", self._signature["strength"].default)
+            inference = n // getattr(scheduler, "order", 1)
+            kept = min(int(inference * strength), inference)
+            n -= (inference - kept) * getattr(scheduler, "order", 1)
+        return n
+
+    def _check_names(self, names: Iterable[str], what: str) -> None:
+        for key in names:
+            if key in _SET_BY_THE_SEARCH:
+                raise ConfigError(f"{key} is set by the search but {what} has it too; remove it there.")
+            if key not in self._signature or key == "self":
+                near = difflib.get_close_matches(key, [k for k in self._signature if k != "self"], n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "remove it."
+                raise ConfigError(f"{what} must be arguments of {self.name} but got {key!r}; {hint}")
+
+    def _check_schedule(self, condition: Condition, call: Mapping[str, Any]) -> None:
+        """Refuses overrides that change the steps, which all particles of a search share."""
+        ours, theirs = self.schedule(), self.schedule(call)
+        n, m = self.steps(ours), self.steps(theirs, call)
+        if n == m and all(_same(getattr(ours, k, None), getattr(theirs, k, None)) for k in _SCHEDULE):
+            return
+        changed = f"makes them {m}" if n != m else "moves them to other timesteps"
+        raise ConfigError(
+            f"Overrides of a condition must keep the {n} steps of the search but {dict(condition.overrides)} "
+            f"{changed}; set that in pipeline_kwargs, for all particles."
+        )
+
+    def _check_length(self, text: str, call: Mapping[str, Any]) -> None:
+        """Refuses a text that every tokenizer of the pipeline would cut off."""
+        limits = []
+        default = self._signature.get("max_sequence_length")
+        for name, tokenizer in self._driver.pipe.components.items():
+            if not name.startswith("tokenizer") or tokenizer is None:
+                continue
+            limit = call.get("max_sequence_length") or (default.default if default is not None else None)
+            own = getattr(tokenizer, "model_max_length", None) or 10**9
+            limit = (
+                own if "CLIP" in type(tokenizer).__name__ or not isinstance(limit, int) else min(limit, own)
+            )
+            ids = tokenizer(text=text)["input_ids"]  # by name: a processor takes images first
+            limits.append((len(ids[0] if ids and isinstance(ids[0], list) else ids), limit))
+        if limits and all(tokens > limit for tokens, limit in limits):
+            tokens, limit = max(limits, key=lambda pair: pair[1])
+            remedy = " or raise max_sequence_length." if default is not None else "."
+            raise ConfigError(
+                f"A prompt must have at most {limit} tokens for {self.name} but has {tokens}: "
+                f"{text[:60]!r}...; shorten it{remedy}"
+            )
+
+
+_SCHEDULE = ("timesteps", "sigmas")
+
+
+def texts_of(call: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments of a call that are texts, one per prompt."""
+    return {name: value for name, value in call.items() if isinstance(value, str) and _TEXT.fullmatch(name)}
+
+
+def has_media(value: Any) -> bool:
+    """Whether arguments hold images or tensors, which a list of prompts would have to match in number."""
+    if isinstance(value, Mapping):
+        return any(map(has_media, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(has_media, value))
+    return isinstance(value, (Image.Image, Tensor, np.ndarray))
+
+
+def _replaced(name: str, encoded: Sequence[str]) -> bool:
+    """Whether a text argument gives way to embeddings."""
+    match = _TEXT.fullmatch(name)
+    return match is not None and (match[1] or "") in encoded
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b
