@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tts_vision.comparisons import Comparison, compare
     from tts_vision.config import ModelOptions, RunConfig, SamplerOptions
-    from tts_vision.context import Candidate, SearchContext
+    from tts_vision.candidates import Candidate
+    from tts_vision.condition import Condition
+    from tts_vision.context import SearchContext
     from tts_vision.errors import (
         CapabilityError,
         ConfigError,
@@ -26,27 +28,26 @@ if TYPE_CHECKING:
     from tts_vision.replays import Replay, replay
     from tts_vision.results import Result, load_result
     from tts_vision.runner import resume, search
+    from tts_vision.sampler import Sampler
     from tts_vision.types import (
         Cost,
-        DifferentiableVerifier,
         FeatureExtractor,
         Media,
         Prompt,
-        Sampler,
         Score,
         State,
-        Verifier,
         Video,
     )
+    from tts_vision.verifier import Verifier
 
 __all__ = [
     "Budget",
     "Candidate",
     "CapabilityError",
     "Comparison",
+    "Condition",
     "ConfigError",
     "Cost",
-    "DifferentiableVerifier",
     "FeatureExtractor",
     "Media",
     "ModelOptions",
@@ -77,7 +78,9 @@ __all__ = [
 _HOMES = {
     "comparisons": ("Comparison", "compare"),
     "config": ("ModelOptions", "RunConfig", "SamplerOptions"),
-    "context": ("Candidate", "SearchContext"),
+    "candidates": ("Candidate",),
+    "condition": ("Condition",),
+    "context": ("SearchContext",),
     "errors": (
         "CapabilityError",
         "ConfigError",
@@ -91,18 +94,17 @@ _HOMES = {
     "replays": ("Replay", "replay"),
     "results": ("Result", "load_result"),
     "runner": ("resume", "search"),
+    "sampler": ("Sampler",),
     "types": (
         "Cost",
-        "DifferentiableVerifier",
         "FeatureExtractor",
         "Media",
         "Prompt",
-        "Sampler",
         "Score",
         "State",
-        "Verifier",
         "Video",
     ),
+    "verifier": ("Verifier",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""How far the score of a preview can be trusted, learnt from a trace."""
+"""How far the score of a preview can be trusted, learnt from the events of a search."""
 
 from __future__ import annotations
 
@@ -6,17 +6,91 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
+from tts_vision.trace import Event, Family
 
-from tts_vision.trace import Event, ancestry
+RAW = "preview"  # the part of a calibrated score that holds the verifier's own score of the preview
+Pairs: TypeAlias = Sequence[tuple[float, float]]
 
-RAW = "preview"  # the part of a calibrated score that holds what the verifier said
+
+class History:
+    """Scores of previews, and of the finished samples that came of them, kept while events come in."""
+
+    def __init__(self) -> None:
+        self.family = Family()
+        self._previews: dict[int, dict[int, float]] = defaultdict(dict)  # by step and uid
+        self._finals: dict[int, float] = {}
+        # for each particle its finished descendants, and the last step at which they were still one
+        self._descendants: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        self.changes = 0
+
+    def add(self, event: Event) -> None:
+        """Takes note of an event."""
+        self.family.add(event)
+        if event.kind != "answer" or event.what != "score":
+            return
+        self.changes += 1
+        for uid, score in zip(event.uids, event.scores):
+            if event.preview:
+                self._previews[event.step][uid] = score.parts.get(RAW, score.value)
+                continue
+            self._finals[uid] = score.value
+            ancestor: int | None = uid
+            last = math.inf  # of an ancestor, only states before the branch became this sample
+            while ancestor is not None:
+                self._descendants[ancestor].append((uid, last))
+                born = self.family.born[ancestor]
+                last = min(last, born.step)
+                ancestor = born.parent
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps at which previews were scored, in order."""
+        return sorted(self._previews)
+
+    def pairs(self, step: int, final: Mapping[int, float] | None = None) -> list[tuple[float, float]]:
+        """Pairs of a preview's score at `step` and the mean score of the finished samples that came of it.
+
+        Args:
+            step: Of the previews.
+            final: Scores of finished samples as they are at the end, by uid, where those recorded differ.
+        """
+        scores = self._finals if final is None else {**self._finals, **final}
+        found = []
+        for uid, preview in self._previews.get(step, {}).items():
+            ends = [scores[end] for end, last in self._descendants.get(uid, ()) if step <= last]
+            if ends and not math.isnan(outcome := sum(ends) / len(ends)) and not math.isnan(preview):
+                found.append((preview, outcome))
+        return found
+
+
+NO_HISTORY = History()
+"""The history of a verifier that belongs to no search."""
+
+
+def preview_pairs(
+    events: Iterable[Event], final: Mapping[int, float] | None = None
+) -> dict[int, list[tuple[float, float]]]:
+    """Pairs of a preview's score and the mean score of the finished samples that came of it.
+
+    Args:
+        events: A trace, or the beginning of one.
+        final: Scores of finished samples as they are at the end, by uid, where those in the trace differ.
+
+    Returns:
+        Pairs by the step of the preview; steps in order.
+    """
+    history = History()
+    for event in events:
+        history.add(event)
+    pairs = {step: history.pairs(step, final) for step in history.steps}
+    return {step: found for step, found in pairs.items() if found}
 
 
 @dataclass(frozen=True)
 class PreviewTrust:
-    """How well previews at one step ranked what came of them.
+    """How well previews at one step ranked the samples that came of them.
 
     Attributes:
         step: Step of the previews.
@@ -30,54 +104,12 @@ class PreviewTrust:
 
 
 def preview_trust(events: Iterable[Event], final: Mapping[int, float] | None = None) -> list[PreviewTrust]:
-    """How well the previews of a search ranked what came of them, by step; arguments of `preview_pairs`."""
+    """How well the previews of a search ranked their finished samples, by step; see `preview_pairs`."""
     pairs = preview_pairs(events, final)
     return [PreviewTrust(step, len(found), spearman(found)) for step, found in pairs.items()]
 
 
-def preview_pairs(
-    events: Iterable[Event], final: Mapping[int, float] | None = None
-) -> dict[int, list[tuple[float, float]]]:
-    """Pairs of a preview's score and the mean score of the finished samples that came of it.
-
-    Args:
-        events: A trace, or the beginning of one.
-        final: Scores of finished samples as they stand at the end, by uid, where those in the trace differ.
-
-    Returns:
-        Pairs by the step of the preview; steps in order.
-    """
-    events = list(events)
-    born = ancestry(events)
-    previews: dict[int, dict[int, float]] = defaultdict(dict)
-    finals: dict[int, float] = {}
-    for event in events:
-        if event.kind != "score":
-            continue
-        for uid, value, parts in zip(event.uids, event.values, event.parts):
-            if event.preview:
-                previews[uid][event.step] = parts.get(RAW, value)
-            else:
-                finals[uid] = value if final is None else final.get(uid, value)
-    outcomes: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for uid, value in finals.items():
-        ancestor: int | None = uid
-        last = math.inf  # of an ancestor, only states before the branch became this sample
-        while ancestor is not None:
-            for step in previews.get(ancestor, ()):
-                if step <= last:
-                    outcomes[ancestor, step].append(value)
-            last = min(last, born[ancestor].step)
-            ancestor = born[ancestor].parent
-    pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for (uid, step), values in outcomes.items():
-        pair = (previews[uid][step], float(np.mean(values)))
-        if not any(map(math.isnan, pair)):
-            pairs[step].append(pair)
-    return {step: pairs[step] for step in sorted(pairs)}
-
-
-def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+def spearman(pairs: Pairs) -> float | None:
     """Spearman's rank correlation; None where fewer than three pairs, or equal ones, leave it undefined."""
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs)):
         return None

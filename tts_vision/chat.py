@@ -1,8 +1,8 @@
-"""Vision-language models behind an OpenAI-compatible chat-completions endpoint.
+"""Language models behind an OpenAI-compatible chat-completions endpoint.
 
-A question that gets no answer costs only its own sample: it comes back as a reply without text and with
-the reason. The key is read from the environment when a request is sent; it is kept nowhere, and is cut
-out of all that the server says.
+A question that gets no answer costs only its own sample: its reply has no text and the reason. The key is
+read from the environment when a request is sent; it is never stored, and is removed from the server's
+messages.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from PIL import Image
 
 from tts_vision.errors import ConfigError
-from tts_vision.verifiers._vlm import Question, turns
+
+Question: TypeAlias = str | Sequence[str]
+"""A question of the user, or a dialogue: turns of user and assistant in turn, the user's first and last."""
 
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 LONGEST_WAIT = 30.0
@@ -32,7 +34,7 @@ LARGEST_BODY = 16 * 2**20
 
 @dataclass(frozen=True)
 class Reply:
-    """What an endpoint answered.
+    """The reply of an endpoint.
 
     Attributes:
         text: The answer; empty if there is none.
@@ -61,18 +63,18 @@ class ChatEndpoint:
     """A model behind an OpenAI-compatible chat-completions endpoint.
 
     Args:
-        base_url: Where it is, such as ``http://localhost:8000/v1``; must hold no user, password or query.
-        model: Its name there.
-        owner: The verifier, for messages.
+        base_url: Its address, such as ``http://localhost:8000/v1``; must hold no user, password or query.
+        model: Name of the model there.
+        owner: Name of the plugin, for messages.
         key_variable: Environment variable that holds the key, which is sent to `base_url` only. Without
             such a variable no key is sent.
         timeout: Seconds until an attempt is given up.
         retries: Further attempts after a failure that may pass.
         parallel: Requests under way at once.
-        temperature: Of sampling; none leaves it to the server.
+        temperature: Temperature of sampling; None leaves it to the server.
         backoff: Seconds before the second attempt; doubles with each.
-        sleep: Waits.
-        jitter: Draws from [0, 1) the part of a wait that keeps clients apart.
+        sleep: Waits for so many seconds; replaceable for tests.
+        jitter: Draws from [0, 1) the random part of a wait, which keeps clients apart.
 
     Raises:
         ConfigError: If an argument cannot be used.
@@ -125,7 +127,7 @@ class ChatEndpoint:
         parallel: int = 4,
         temperature: float | None = 0.0,
     ) -> ChatEndpoint | None:
-        """The endpoint that a verifier's parameters name, as in the class; None if they name none.
+        """The endpoint that a plugin's parameters name, as in the class; None if they name none.
 
         Raises:
             ConfigError: If they name a model but no endpoint, or an argument cannot be used.
@@ -145,9 +147,12 @@ class ChatEndpoint:
             raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
         return None
 
+    def load(self) -> None:
+        """Does nothing: the model is on the server."""
+
     def ask(
         self,
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         questions: Sequence[Question],
         *,
         schema: Mapping[str, Any] | None = None,
@@ -156,9 +161,9 @@ class ChatEndpoint:
         """The answers, in the order of the questions.
 
         Args:
-            pictures: Those of each question, shown with its first turn.
-            questions: What is asked about them.
-            schema: JSON schema that an answer has to follow; whether it did is for the caller to check.
+            images: Those of each question, shown with its first turn.
+            questions: The questions about them.
+            schema: JSON schema of an answer; the caller checks whether the answer follows it.
             schema_name: Its name.
 
         Returns:
@@ -177,16 +182,16 @@ class ChatEndpoint:
                 return Reply(text=self._hidden(self._persist(body, down)))
             except _Failure as failure:
                 return Reply(reason=self._hidden(str(failure)))
-            except Exception as error:  # of one sample; the message may hold anything
+            except Exception as error:  # of one sample; the message may hold the key
                 return Reply(reason=f"asking {self.base_url} failed with {type(error).__name__}")
 
         with ThreadPoolExecutor(max_workers=self.parallel) as threads:
-            return list(threads.map(answer, pictures, questions))
+            return list(threads.map(answer, images, questions))
 
     def _persist(self, body: Mapping[str, Any], down: threading.Event) -> str:
         """The answer after as many attempts as it takes, with exponential back-off between them."""
         for attempt in range(self.retries + 1):
-            if down.is_set():  # others have waited for it in vain
+            if down.is_set():  # other questions have waited for it in vain
                 raise _Failure(self._unreachable)
             try:
                 return self._attempt(body)
@@ -259,17 +264,17 @@ class ChatEndpoint:
         return text.replace(key, "***") if key else text
 
 
-def data_url(picture: Image.Image) -> str:
-    """The picture as a PNG in a ``data:`` URL."""
+def data_url(image: Image.Image) -> str:
+    """The image as a PNG in a ``data:`` URL."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _messages(pictures: Sequence[Image.Image], question: Question) -> list[dict[str, Any]]:
+def _messages(images: Sequence[Image.Image], question: Question) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for i, text in enumerate(turns(question)):
-        shown = [{"type": "image_url", "image_url": {"url": data_url(p)}} for p in ([] if i else pictures)]
+        shown = [{"type": "image_url", "image_url": {"url": data_url(p)}} for p in ([] if i else images)]
         content = text if i % 2 else [*shown, {"type": "text", "text": text}]
         messages.append({"role": "assistant" if i % 2 else "user", "content": content})
     return messages
@@ -289,7 +294,7 @@ def _text(content: bytes, base_url: str) -> str:
 
 
 def _checked_url(base_url: str, owner: str) -> str:
-    # never repeated in a message: it may hold what should not be read
+    # never repeated in a message: it may hold a secret
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
@@ -305,3 +310,15 @@ def _checked_url(base_url: str, owner: str) -> str:
             "shown in reports; put the key into an environment variable and name it in key_variable."
         )
     return base_url.rstrip("/")
+
+
+def turns(question: Question) -> list[str]:
+    """The turns of a question, the user's first.
+
+    Raises:
+        ValueError: If the last turn is not the user's.
+    """
+    asked = [question] if isinstance(question, str) else list(question)
+    if len(asked) % 2 == 0:
+        raise ValueError(f"A dialogue must end with the user's turn but has {len(asked)} turns.")
+    return asked

@@ -1,156 +1,62 @@
-"""What a search algorithm sees: operations that charge, trace, micro-batch, store and resume."""
+"""The operations that a search algorithm is written in."""
 
 from __future__ import annotations
 
-import gc
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tts_vision.calibration import preview_pairs, spearman
-from tts_vision.errors import (
-    BudgetSpent,
-    CapabilityError,
-    ConfigError,
-    ForkError,
-    PipelineError,
-    StorageError,
-)
+from tts_vision.candidates import Candidate, MediaStore
+from tts_vision.condition import Condition
+from tts_vision.engine import Engine, check_repeats
+from tts_vision.errors import BudgetSpent, ConfigError, ForkError
 from tts_vision.features import load_extractor
-from tts_vision.gradients import (
-    carried,
-    differentiable_sampler,
-    differentiable_verifier,
-    safe_rewards,
-    with_gradient,
-)
+from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
 from tts_vision.journal import Journal
+from tts_vision.judging import Judging, Target
 from tts_vision.ledger import Ledger, Remaining
-from tts_vision.media import read_media, write_media
-from tts_vision.mutations import Mutation, describe, noise_shape
-from tts_vision.rng import choice_generator, row_noise, row_seed
-from tts_vision.scoring import calls_of, safe_scores
-from tts_vision.tokens import distinct
-from tts_vision.trace import (
-    Advance,
-    Checkpoint,
-    Decode,
-    Done,
-    Embedded,
-    Event,
-    Gradient,
-    Init,
-    Measure,
-    Mutate,
-    Note,
-    Renoise,
-    Scored,
-    Select,
-)
-from tts_vision.types import (
-    Anchor,
-    Cost,
-    DifferentiableSampler,
-    DifferentiableVerifier,
-    FeatureExtractor,
-    Media,
-    PooledVerifier,
-    PreviewVerifier,
-    Prompt,
-    Sampler,
-    Score,
-    State,
-    Verifier,
-)
+from tts_vision.moves import Move, Recondition, Renoise, Select, carried
+from tts_vision.rng import choice_generator
+from tts_vision.sampler import Sampler
+from tts_vision.trace import Answer, Event
+from tts_vision.types import Cost, FeatureExtractor, Prompt, State
+from tts_vision.verifier import Verifier, as_verifier
 
-
-@dataclass
-class Candidate:
-    """A sample that a search decoded and scored.
-
-    Attributes:
-        uid: The particle.
-        score: The verifier's verdict.
-        step: The step it was decoded at; less than the sampler's `num_steps` for a preview.
-        media: The pixels, or None while they are only in `path`.
-        path: Where the sample is stored, if anywhere.
-        text: What to say about the sample inside its file.
-    """
-
-    uid: int
-    score: Score
-    step: int
-    media: Media | None = None
-    path: Path | None = None
-    text: Mapping[str, str] = field(default_factory=dict)
-
-    def load(self) -> Media:
-        """The pixels.
-
-        Raises:
-            ConfigError: If they were not kept.
-        """
-        if self.media is not None:
-            return self.media
-        if self.path is None:
-            raise ConfigError(
-                f"A sample must have been kept but that of particle {self.uid} was not; search with an "
-                "output folder."
-            )
-        return read_media(self.path)
-
-    def save(self, path: Path | str) -> None:
-        """Writes the sample to `path`, with `text` in it where the format has room for that."""
-        write_media(self.load(), Path(path), self.text)
-
-
-class MediaStore:
-    """Where finished samples go: in memory; the result folder has a subclass that writes files."""
-
-    def save(self, uid: int, media: Media, score: Score, *, settled: bool = True) -> str | None:
-        """Stores a finished sample; returns its name, if it has one.
-
-        Args:
-            uid: The particle.
-            media: The sample.
-            score: Its verdict.
-            settled: Whether the value of the verdict is final.
-        """
-        return None
-
-    def path(self, name: str) -> Path | None:
-        """The file that `save` named."""
-        return None
+_OWN = {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout"}
 
 
 class SearchContext:
-    """The operations a search algorithm is written in.
+    """The operations that a search algorithm is written in.
 
-    Every operation is numbered and recorded; a search that was killed is run again and gets its
-    recorded answers until it reaches what was never answered.
+    Operations are of three kinds: births make particles (`init`, `select`, `mutate`, `renoise`,
+    `recondition`), computed rows move them on (`advance`, `finish`, `gradient`), and answers are facts about
+    them or from elsewhere (`score`, `features`, `ask`). Each is charged and recorded; a resumed search runs
+    again and gets its recorded results until it reaches an operation that was never done.
 
-    Attributes:
-        num_steps: Decision steps of a whole trajectory.
-        capabilities: What the sampler can do.
-        ledger: The budget and what is spent.
-        candidates: Finished and scored samples by uid, in the order they were scored.
-        best: The finished sample with the highest score so far.
-        best_preview: The unfinished one; matters only when a budget ends before anything is finished.
-        max_batch: Rows computed at once; shrinks when memory runs out.
-        chunk: How many samples to plan at a time. Unlike `max_batch` it never changes, so that a resumed
-            search plans as before.
+    Args:
+        sampler: The generator.
+        verifier: A `Verifier`, or anything that `as_verifier` takes.
+        prompt: The prompt that the user asked for.
+        seed: Root seed.
+        ledger: The budget; without limits by default.
+        journal: Where operations are recorded; in memory by default.
+        store: Where finished samples go; in memory by default.
+        max_batch: Rows computed at once; by default all, and fewer when memory runs out.
+        observer: Called with the context and each event.
+        target: Score, or ``satisfied``, at which the search ends.
+        open_sampler: Finds the generators that `using` names.
     """
 
     def __init__(
         self,
         sampler: Sampler,
-        verifier: Verifier,
+        verifier: Any,
         prompt: Prompt,
         *,
         seed: int,
@@ -159,29 +65,104 @@ class SearchContext:
         store: MediaStore | None = None,
         max_batch: int | None = None,
         observer: Callable[[SearchContext, Event], None] | None = None,
+        target: Target = None,
+        open_sampler: Callable[[str], Sampler] | None = None,
     ) -> None:
-        self.ledger = ledger or Ledger()
-        self.num_steps = sampler.num_steps
-        self.capabilities = sampler.capabilities
-        self.candidates: dict[int, Candidate] = {}
-        self.best: Candidate | None = None
-        self.best_preview: Candidate | None = None
-        self.max_batch = max_batch
-        self.chunk = max_batch or 16
-        self._sampler, self._verifier, self._prompt, self._seed = sampler, verifier, prompt, seed
-        self._journal = journal or Journal()
-        self._store = store or MediaStore()
-        self._observer = observer
-        self._op = 0
-        self._next_uid = 0
-        self._embeds = False
-        self._embeddings: list[State] = []
-        # where features are in use: what was decoded at one step, by uid; None if a former session did
-        self._decoded: dict[int, Media | None] = {}
-        self._decoded_step = 0
+        self._engine = Engine(seed, ledger or Ledger(), journal or Journal(), max_batch)
+        self._judging = Judging(
+            self._engine, as_verifier(verifier), prompt, store or MediaStore(), target
+        )
+        self._condition = Condition(prompt.text)
+        self._chunk = max_batch or 16
+        self.open_sampler = open_sampler
+        self._others: dict[str, Sampler] = {}
+        self._name = ""
+        self._sampler = sampler
         sampler.bind(self.ledger)
+        if observer is not None:
+            self._engine.observe = lambda event: observer(self, event)
 
-    # What a plan needs to know
+    # Facts
+
+    @property
+    def num_steps(self) -> int:
+        """Decision steps of a whole trajectory."""
+        return self._sampler.num_steps
+
+    @property
+    def sampler(self) -> Sampler:
+        """The generator."""
+        return self._sampler
+
+    @property
+    def seed(self) -> int:
+        """Root seed."""
+        return self._engine.seed
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The abilities of the sampler."""
+        return self._sampler.capabilities
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that the user asked for."""
+        return self._judging.prompt
+
+    @property
+    def verifier(self) -> Verifier:
+        """The verifier that guides the search."""
+        return self._judging.verifier
+
+    @property
+    def ledger(self) -> Ledger:
+        """The budget and what is spent."""
+        return self._engine.ledger
+
+    @property
+    def events(self) -> list[Event]:
+        """All events so far."""
+        return self._engine.journal.events
+
+    @property
+    def candidates(self) -> dict[int, Candidate]:
+        """Finished and scored samples by uid, in the order they were scored."""
+        return self._judging.candidates.finished
+
+    @property
+    def best(self) -> Candidate | None:
+        """The finished sample with the highest score so far."""
+        return self._judging.candidates.best
+
+    @property
+    def best_preview(self) -> Candidate | None:
+        """The unfinished sample with the highest score so far."""
+        return self._judging.candidates.best_preview
+
+    @property
+    def satisfied(self) -> bool | None:
+        """Whether a finished sample reached the target; None without a target."""
+        return self._judging.satisfied
+
+    @property
+    def max_batch(self) -> int | None:
+        """Rows computed at once; shrinks when memory runs out."""
+        return self._engine.max_batch
+
+    @property
+    def op(self) -> int:
+        """The number of the next operation."""
+        return self._engine.op
+
+    @property
+    def chunk(self) -> int:
+        """Independent samples to make at a time; with a target no more than there are already.
+
+        Unlike `max_batch` it does not depend on memory, so that a resumed search repeats itself.
+        """
+        if self._judging.target is None:
+            return self._chunk
+        return min(self._chunk, max(1, len(self.candidates)))
 
     @property
     def can_fork(self) -> bool:
@@ -192,167 +173,83 @@ class SearchContext:
         """Whether copies made at `step` would diverge."""
         return step <= self._sampler.last_noisy_step
 
+    def mutation(self, step: int, strength: float) -> Move | None:
+        """The sampler's move that redoes part of the randomness behind a state at `step`; see `Sampler.move`."""
+        return self._sampler.move(step, strength)
+
     def cost(
         self, steps: int | None = None, *, scored: bool = True, step: int = 0, gradient: bool = False
     ) -> Cost:
-        """What one particle costs from `step` on for `steps` steps (by default to the end), and its score.
+        """The cost of one particle from `step` on for `steps` steps (by default to the end), and its score.
 
-        With `gradient`, what `gradient` costs for them.
+        With `gradient`, the cost of `gradient` for them.
         """
-        probe = State(torch.empty(1), step, (0,), self._prompt, self._seed)
         steps = self.num_steps - step if steps is None else steps
         if gradient:
-            sampler = differentiable_sampler(self._sampler, "a gradient")
-            cost = sampler.gradient_cost(probe, steps) + self.score_cost
+            cost = self._sampler.gradient_cost(self._condition, step, steps) + self.score_cost
         else:
-            cost = self._sampler.cost(probe, steps)
+            cost = self._sampler.cost(self._condition, step, steps)
         return cost + self.score_cost if scored else cost
 
     @property
     def score_cost(self) -> Cost:
-        """What it costs to decode and score one sample."""
-        return Cost(decodes=1, verifier_calls=sum(calls_of(self._verifier, 1).values()))
+        """The cost of decoding and scoring one sample."""
+        return self._judging.score_cost
+
+    def remaining(self) -> Remaining:
+        """The rest of the budget; recorded where time is limited, so that a resumed search decides alike."""
+        left = self.ledger.remaining()
+        if left.seconds is None:
+            return left
+        return Remaining(**self.ask("remaining", lambda: asdict(self.ledger.remaining())))
 
     def affordable(self, each: Cost) -> int | None:
         """How many times `each` can still be spent; None without a limit."""
         return self.remaining().times(each)
 
-    def remaining(self) -> Remaining:
-        """What is left of the budget, to plan with.
-
-        Recorded when time is limited, because a resumed search must plan as it did.
-        """
-        left = self.ledger.remaining()
-        if left.seconds is None:
-            return left
-        op, past = self._begin("note")
-        if past:
-            return Remaining(**{k: v for e in past if e.kind == "note" for k, v in e.values.items()})
-        self._record(Note(op=op, values={k: float(v) for k, v in asdict(left).items() if v is not None}))
-        return left
-
-    def extractor(self, name: str) -> FeatureExtractor:
-        """What embeds samples, by its name, with parameters as ``name:key=value``; for `features`.
-
-        Raises:
-            ConfigError: If there is none, or it does not embed what the sampler makes.
-            VerifierError: If it cannot be loaded.
-        """
-        extractor = load_extractor(name)
-        if self._sampler.modality not in extractor.accepts:
-            raise ConfigError(
-                f"Features {extractor.name!r} are of {' and '.join(sorted(extractor.accepts))} but "
-                f"{self._sampler.name!r} makes {self._sampler.modality}; choose others."
-            )
-        self._embeds = True
-        return extractor
-
     def rng(self) -> np.random.Generator:
         """A generator for the algorithm's own next choice, fixed by the seed and the operation number."""
-        return choice_generator(self._seed, self._op)
+        return choice_generator(self._engine.seed, self.op)
 
-    # Operations
+    def using(self, generator: Sampler | str) -> SearchContext:
+        """The same search over another generator: an editor, a corrector, a cheaper drafter.
 
-    def init(self, n: int) -> State:
-        """`n` fresh particles at step 0."""
+        It shares budget, record, uids and candidates; states of one generator are not for another.
+
+        Args:
+            generator: A sampler, or the name of a model as ``--model`` takes it.
+
+        Raises:
+            ConfigError: If two samplers have one name, or none can be found by name here.
+        """
+        name = generator if isinstance(generator, str) else generator.name
+        if isinstance(generator, str) and name not in self._others:
+            if self.open_sampler is None:
+                raise ConfigError(
+                    f"A generator can be named only in tts_vision.search but got {name!r}; pass a Sampler."
+                )
+            self._others[name] = self.open_sampler(name)
+        sampler = self._others.setdefault(name, generator) if isinstance(generator, Sampler) else self._others[name]
+        if isinstance(generator, Sampler) and sampler is not generator:
+            raise ConfigError(f"Samplers of one search need different names but two are {name!r}; rename one.")
+        sampler.bind(self.ledger)
+        other = copy.copy(self)
+        other._sampler, other._name = sampler, name
+        return other
+
+    # Births
+
+    def init(self, n: int, condition: Condition | str | Sequence[Condition] | None = None) -> State:
+        """`n` fresh particles at step 0.
+
+        Args:
+            n: How many.
+            condition: What they are generated for, all of them or each; by default the user's prompt.
+        """
         if n < 1:
             raise ConfigError(f"A population must have at least 1 particle but got {n}; raise it.")
-        op, past = self._begin("init")
-        _check_repeats(not past or len(past[0].uids) == n)
-        uids = self._new_uids(n)
-        parts = [
-            self._sampler.init(self._prompt, uids[a:b], seed=self._seed).to("cpu")
-            for a, b in self._batches(n)
-        ]
-        if not past:
-            self._record(Init(op=op, uids=uids, seeds=tuple(row_seed(self._seed, uid) for uid in uids)))
-        return State.cat(parts)
-
-    def advance(self, state: State, steps: int = 1) -> State:
-        """The state `steps` steps later.
-
-        Raises:
-            BudgetSpent: If the steps cannot be paid for; ends the search.
-        """
-        self._check_steps(state, steps, least=0)
-        op, past = self._begin("advance")
-        if not steps:
-            return state
-        step, done = state.step + steps, self._recorded_rows(past, state, state.step + steps)
-        shared = self._sampler.cost(state, 1) if "tokens" in self.capabilities else None
-        for a, b in self._missing_rows(done, state, self._sampler.cost(state, steps), shared=shared):
-            part = self._advance_rows(state.select(range(a, b)), steps)
-            done[a], blob = self._journal.save(part, op, a)
-            self._record(Advance(op=op, uids=part.uids, from_step=state.step, step=step, first=a, blob=blob))
-        return State.cat([done[first] for first in sorted(done)])
-
-    def gradient(self, state: State, steps: int = 1) -> tuple[State, Tensor]:
-        """The state `steps` steps later, carrying the gradient of its reward; and the rewards.
-
-        The reward is that of the finished sample, or before the end that of its preview as the last of the
-        steps saw it: over one step, the preview of `state` itself. The gradient, by the latents of `state`,
-        is carried for mutations to use; see `tts_vision.gradients`. Going back through a step is charged
-        like going forth, and a call of the verifier for each row.
-
-        Returns:
-            The state and ``(B,)`` float64 rewards; NaN, with a gradient of 0, where there is none.
-
-        Raises:
-            BudgetSpent: If it cannot be paid for; ends the search.
-            CapabilityError: If the sampler or the verifier gives no gradients.
-        """
-        self._check_steps(state, steps, least=1)
-        sampler = differentiable_sampler(self._sampler, "a gradient")
-        verifier = differentiable_verifier(self._verifier, "a gradient")
-        step = state.step + steps
-        if step < self.num_steps:
-            self._require("preview", f"the gradient of a preview at step {step} of {self.num_steps}")
-        op, past = self._begin("gradient")
-        done = self._recorded_rows(past, state, step)
-        values = {event.first: event.values for event in past if event.kind == "gradient"}
-        cost = sampler.gradient_cost(state, steps)
-        backwards = cost.nfe - sampler.cost(state, steps).nfe
-        for a, b in self._missing_rows(done, state, cost + self.score_cost):
-            self.ledger.charge(Cost(decodes=b - a))
-            self.ledger.charge_calls(calls_of(self._verifier, b - a))
-            part, reasons = self._gradient_rows(sampler, verifier, state.select(range(a, b)), steps)
-            values[a] = tuple(carried(part, "reward").tolist())
-            done[a], blob = self._journal.save(part, op, a)
-            self._record(
-                Gradient(
-                    op=op,
-                    uids=part.uids,
-                    from_step=state.step,
-                    step=step,
-                    first=a,
-                    blob=blob,
-                    values=values[a],
-                    reasons=reasons,
-                    backwards=backwards * (b - a),
-                )
-            )
-        rewards = [value for first in sorted(values) for value in values[first]]
-        return State.cat([done[first] for first in sorted(done)]), torch.tensor(rewards, dtype=torch.float64)
-
-    def measure(self, state: State, key: str) -> Tensor:
-        """The numbers that the rows of a state carry under `key`, ``(B,)`` float64.
-
-        Recorded, so that a resumed search knows them where the tensors are gone.
-        """
-        op, past = self._begin("measure")
-        for event in past:
-            if event.kind == "measure":
-                _check_repeats((event.key, event.uids) == (key, state.uids))
-                return torch.tensor(event.values, dtype=torch.float64)
-        if state.is_ghost:
-            _check_repeats(False)
-        values = carried(state, key).double()
-        self._record(Measure(op=op, uids=state.uids, step=state.step, key=key, values=tuple(values.tolist())))
-        return values
-
-    def finish(self, state: State) -> State:
-        """The state at the end of its trajectory."""
-        return self.advance(state, self.num_steps - state.step)
+        conditions = self._conditions(condition, n)
+        return self._engine.init(self._sampler, self._name, conditions, default=self._condition)
 
     def select(self, state: State, index: Sequence[int]) -> State:
         """Rows at `index`: prune, reorder, resample.
@@ -363,7 +260,6 @@ class SearchContext:
         Raises:
             ForkError: If a row is duplicated and nothing later could make the copies differ.
         """
-        op, past = self._begin("select")
         if len(set(index)) < len(index) and not self.can_fork_at(state.step):
             last = self._sampler.last_noisy_step
             raise ForkError(
@@ -375,34 +271,15 @@ class SearchContext:
                 )
                 + "; build it with stochastic=True, fork earlier, or use ctx.mutate or ctx.renoise."
             )
-        seen: set[int] = set()
-        uids = []
-        for i in index:
-            uids.append(state.uids[i] if i not in seen else self._new_uids(1)[0])
-            seen.add(i)
-        parents = tuple(state.uids[i] for i in index)
-        self._record_birth(Select(op=op, uids=tuple(uids), parents=parents, step=state.step), past)
-        return state.select(index, uids)
+        return self._birth(state, Select(), index, keeps_first=True)
 
-    def mutate(self, state: State, mutation: Mutation, parents: Sequence[int] | None = None) -> State:
-        """Children of the rows `parents` (by default each row once), made by `mutation`.
+    def mutate(self, state: State, move: Move, parents: Sequence[int] | None = None) -> State:
+        """Children of the rows `parents` (by default each row once), made by `move`.
 
         Raises:
-            CapabilityError: If the sampler cannot be mutated that way.
+            CapabilityError: If the sampler cannot be moved that way.
         """
-        self._require(mutation.needs, f"mutation {mutation.name!r}")
-        if mutation.needs == "noise" and state.step:
-            raise ConfigError(
-                f"Mutation {mutation.name!r} acts on initial noise, step 0, but the state is at step "
-                f"{state.step}; use StepNoise there."
-            )
-        op, past = self._begin("mutate")
-        index = range(len(state)) if parents is None else parents
-        uids = self._new_uids(len(index))
-        parents = tuple(state.uids[i] for i in index)
-        event = Mutate(op=op, uids=uids, parents=parents, step=state.step, mutation=describe(mutation))
-        self._record_birth(event, past)
-        return apply_mutation(mutation, state.select(index, uids))
+        return self._birth(state, move, parents)
 
     def renoise(self, state: State, to_step: int, parents: Sequence[int] | None = None) -> State:
         """Children of the rows `parents`, sent back to the earlier `to_step` with fresh noise.
@@ -410,26 +287,122 @@ class SearchContext:
         Raises:
             CapabilityError: If the sampler cannot go back.
         """
-        self._require("renoise", "going back to an earlier step")
-        if not 0 <= to_step < state.step:
-            raise ConfigError(
-                f"Renoising must go to an earlier step but got {to_step} from step {state.step}; lower it."
-            )
-        op, past = self._begin("renoise")
-        index = range(len(state)) if parents is None else parents
-        uids = self._new_uids(len(index))
-        parents = tuple(state.uids[i] for i in index)
-        event = Renoise(op=op, uids=uids, parents=parents, step=to_step, from_step=state.step)
-        self._record_birth(event, past)
-        children = state.select(index, uids)
-        if children.is_ghost:
-            return replace(children, step=to_step)
-        return replace(self._sampler.renoise(children, to_step).to("cpu"), keepalive=children.keepalive)
+        return self._birth(state, Renoise(to_step), parents)
 
-    def score(self, state: State) -> Tensor:
+    def recondition(
+        self,
+        state: State,
+        condition: Condition | str | Sequence[Condition],
+        parents: Sequence[int] | None = None,
+    ) -> State:
+        """Children of the rows `parents`, generated for other conditions from here on.
+
+        Args:
+            state: The parents.
+            condition: For all children, or one for each. A string is a prompt; everything else is as without
+                a condition.
+            parents: The parent of each child; by default each row once.
+
+        Raises:
+            ConfigError: If the generator cannot take a condition.
+            CapabilityError: If it cannot at this step.
+        """
+        index = range(len(state)) if parents is None else parents
+        conditions = self._conditions(condition, len(index))
+        return self._birth(state, Recondition(), index, conditions=conditions)
+
+    # Computed rows
+
+    def advance(self, state: State, steps: int = 1) -> State:
+        """The state `steps` steps later.
+
+        Raises:
+            BudgetSpent: If the steps cannot be paid for; ends the search.
+        """
+        self._check_steps(state, steps, least=0)
+        engine, sampler = self._engine, self._sampler
+        op, past = engine.begin("advance")
+        if not steps:
+            return state
+
+        def work(rows: State) -> tuple[State, dict[str, Any]]:
+            return State.cat(engine.halving(rows, lambda part: sampler.advance(part, steps).to("cpu"))), {}
+
+        def price(rows: State) -> Cost:
+            return sampler.price(rows, steps)
+
+        return engine.compute(op, past, "advance", state, state.step + steps, price, work)[0]
+
+    def finish(self, state: State) -> State:
+        """The state at the end of its trajectory."""
+        return self.advance(state, self.num_steps - state.step)
+
+    def gradient(self, state: State, steps: int = 1) -> tuple[State, Tensor]:
+        """The state `steps` steps later, carrying the gradient of its reward; and the rewards.
+
+        The reward is that of the final sample, or of the x0 estimate if the trajectory is unfinished: over one
+        step, of the preview of `state` itself. The gradient, by the latents of `state`, is carried for moves
+        to use; see `tts_vision.gradients`. Going back through a step is charged like going forth, and a call
+        of the verifier for each row.
+
+        Returns:
+            The state and ``(B,)`` float64 rewards; NaN, with a gradient of 0, where there is none.
+
+        Raises:
+            BudgetSpent: If it cannot be paid for; ends the search.
+            CapabilityError: If the sampler or the verifier gives no gradients.
+        """
+        self._check_steps(state, steps, least=1)
+        engine, sampler, verifier = self._engine, self._sampler, self.verifier
+        sampler.requires("differentiable", "a gradient")
+        require_gradients(verifier, "a gradient")
+        step = state.step + steps
+        if step < self.num_steps:
+            sampler.requires("preview", f"the gradient of a preview at step {step} of {self.num_steps}")
+        op, past = engine.begin("gradient")
+
+        def price(rows: State) -> Cost:
+            each = [sampler.gradient_cost(c, rows.step, steps) + self.score_cost for c in rows.conditions]
+            return sum(each, Cost())
+
+        def work(rows: State) -> tuple[State, dict[str, Any]]:
+            why: dict[int, str | None] = {}
+
+            def differentiate(part: State) -> State:
+                def reward(pixels: Tensor) -> Tensor:
+                    with self.ledger.phase("verify"):
+                        rewards, reasons = safe_rewards(verifier, pixels, [self.prompt] * len(part))
+                    why.update(zip(part.uids, reasons))
+                    return rewards
+
+                return with_gradient(sampler, part, steps, reward)
+
+            self.ledger.charge(Cost(decodes=len(rows)))
+            self.ledger.charge_calls(verifier.calls(len(rows)))
+            ahead = State.cat(engine.halving(rows, differentiate))
+            there = [sampler.cost(c, rows.step, steps).nfe for c in rows.conditions]
+            facts = {
+                "rewards": tuple(carried(ahead, "reward").tolist()),
+                "reasons": tuple(why.get(uid) for uid in rows.uids),
+                "backwards": price(rows).nfe - sum(there),
+            }
+            return ahead, facts
+
+        ahead, computed = engine.compute(op, past, "gradient", state, step, price, work)
+        rewards = [reward for event in computed for reward in event.rewards]
+        return ahead, torch.tensor(rewards, dtype=torch.float64)
+
+    # Answers
+
+    def score(self, state: State, prompt: str | Prompt | Sequence[Prompt] | None = None) -> Tensor:
         """Scores of the finished samples, or of previews of unfinished ones.
 
         A finished particle that was scored before is not scored again.
+
+        Args:
+            state: Particles.
+            prompt: Judges them by another prompt than that of the user, such as that of a stage, all of them
+                or each. Such scores guide the search; only scores by the user's prompt make candidates.
 
         Returns:
             ``(B,)`` float64; NaN where a sample could not be scored.
@@ -438,43 +411,40 @@ class SearchContext:
             BudgetSpent: If not all can be paid for; those that can be are scored first.
             CapabilityError: If the state is unfinished and the sampler has no preview.
         """
-        preview = state.step < self.num_steps
-        if preview:
-            self._require("preview", f"scoring at step {state.step} of {self.num_steps}")
-        op, past = self._begin("score")
-        todo = list(range(len(state)))
-        if not preview:
-            first_of: dict[int, int] = {}
-            for i in todo:
-                first_of.setdefault(state.uids[i], i)
-            todo = [i for uid, i in first_of.items() if uid not in self.candidates]
-        if past:
-            verdicts = self._recorded_scores(past)
-            _check_repeats(set(verdicts) <= set(state.uids))
-        elif self._journal.is_spent:
-            verdicts = {}
-        else:
-            left, each = self.ledger.remaining(), self.score_cost
-            # a limit of time says nothing before anything was measured
-            paid = (left if left.forecast(each) else replace(left, seconds=None)).times(each)
-            pay = todo if paid is None else todo[:paid]
-            verdicts = self._score_rows(op, state.select(pay), preview) if pay else {}
-        if any(state.uids[i] not in verdicts for i in todo):
-            raise BudgetSpent
-        if not preview:
-            return self.standing(state)
-        return torch.tensor([verdicts[uid].value for uid in state.uids], dtype=torch.float64)
+        if state.step < self.num_steps:
+            self._sampler.requires("preview", f"scoring at step {state.step} of {self.num_steps}")
+        prompts = None
+        if prompt is not None:
+            given = [prompt] * len(state) if isinstance(prompt, (str, Prompt)) else list(prompt)
+            prompts = [Prompt(p) if isinstance(p, str) else p for p in given]
+        return self._judging.score(self._sampler, state, prompts)
 
-    def standing(self, state: State) -> Tensor:
-        """The scores of finished particles as they stand now; costs nothing.
+    def current_scores(self, state: State) -> Tensor:
+        """The scores of finished particles by now; costs nothing.
 
-        Where a verifier compares samples with each other (`PooledVerifier`), they change as samples are
+        Where a verifier compares samples with each other (`Verifier.settles`), they change as samples are
         added; an algorithm that compares new samples with old ones asks for both anew.
 
         Returns:
             ``(B,)`` float64; NaN where a sample could not be scored.
         """
-        return torch.tensor([self.candidates[u].score.value for u in state.uids], dtype=torch.float64)
+        return self._judging.current_scores(state)
+
+    def extractor(self, name: str) -> FeatureExtractor:
+        """The feature extractor of a name, with parameters as ``name:key=value``; for `features`.
+
+        Raises:
+            ConfigError: If there is none, or it does not embed the samples of the sampler.
+            VerifierError: If it cannot be loaded.
+        """
+        extractor = load_extractor(name)
+        if self._sampler.modality not in extractor.accepts:
+            raise ConfigError(
+                f"Features {extractor.name!r} are of {' and '.join(sorted(extractor.accepts))} but "
+                f"{self._sampler.name!r} makes {self._sampler.modality}; choose others."
+            )
+        self._judging.embeds = True
+        return extractor
 
     def features(self, state: State, extractor: FeatureExtractor) -> Tensor:
         """Embeddings of the finished samples, or of previews of unfinished ones.
@@ -483,7 +453,7 @@ class SearchContext:
 
         Args:
             state: Particles.
-            extractor: What `extractor` returned.
+            extractor: From `extractor`.
 
         Returns:
             ``(B, D)`` float32.
@@ -493,355 +463,131 @@ class SearchContext:
             CapabilityError: If the state is unfinished and the sampler has no preview.
             VerifierError: If a sample cannot be embedded.
         """
-        preview = state.step < self.num_steps
-        if preview:
-            self._require("preview", f"features at step {state.step} of {self.num_steps}")
-        self._embeds = True
-        op, past = self._begin("features")
-        for event in past:
-            if event.kind == "features":
-                asked = (extractor.name, state.uids, state.step)
-                _check_repeats((event.extractor, event.uids, event.step) == asked)
-                rows = self._journal.load(event.blob, state, event.uids, event.step)
-                _check_repeats(not rows.is_ghost)
-                self._embeddings.append(rows)
-                return rows.latents
-        missing = [uid for uid in state.uids if uid not in self._decoded_at(state.step)]
-        if self._journal.is_spent or not self.ledger.affords(Cost(decodes=len(missing))):
-            raise BudgetSpent
-        media = self._decode_rows(op, state, preview)
-        if len(media) < len(state):
-            raise BudgetSpent
-        with self.ledger.phase("verify"):
-            embedded = extractor.features(media)
-        rows, blob = self._journal.save(replace(state, latents=embedded, carry={}, shared={}), op, 0)
-        self._embeddings.append(rows)  # what is stored of it is needed again by a session after a kill
-        self._record(
-            Embedded(
-                op=op, uids=state.uids, step=state.step, extractor=extractor.name, preview=preview, blob=blob
-            )
-        )
-        return embedded
+        if state.step < self.num_steps:
+            self._sampler.requires("preview", f"features at step {state.step} of {self.num_steps}")
+        return self._judging.features(self._sampler, state, extractor)
 
-    @property
-    def op(self) -> int:
-        """The number of the next operation."""
-        return self._op
+    def ask(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        cost: Cost | Mapping[str, int] | None = None,
+        expected: Any = None,
+    ) -> Any:
+        """The answer of `function`, asked once: recorded, and repeated from the record on resume.
 
-    def note(self, **values: float) -> None:
-        """Reports numbers about the search itself (effective sample size, generation) to the trace."""
-        op, past = self._begin("note")
-        if not past:
-            self._record(Note(op=op, values={k: float(v) for k, v in values.items()}))
+        For whatever is not computed from the seed: a language model, a person, a detector, the clock.
 
-    # Machinery
-
-    def _begin(self, kind: str) -> tuple[int, list[Event]]:
-        """The number of the operation that starts, and what a former session recorded for it.
+        Args:
+            name: How the record calls it.
+            function: Gives the answer, of values that JSON can hold.
+            *arguments: Of the function.
+            cost: Calls by name, or a `Cost`; charged before it is asked.
+            expected: An answer for the rehearsal that finds the size of a search, which asks nobody.
 
         Raises:
-            StorageError: If that was another kind of operation.
+            ConfigError: If the name is taken by another operation, or JSON cannot hold the answer.
+            BudgetSpent: If it cannot be paid for.
+
+        Example:
+            >>> better = ctx.ask("critic", critic, image, cost={"critic": 1}, expected="a red circle")
         """
-        op = self._op
-        self._op += 1
-        past: list[Event] = [e for e in self._journal.past(op) if e.kind not in {"checkpoint", "done"}]
-        if all(event.kind == "decode" for event in past):
-            past = []  # killed between decoding and scoring: both are done again
-        if past:
-            _check_repeats(past[-1].kind == kind)
-            self.ledger.restore(past[-1].spent)
-            for event in past:
-                if event.kind == "decode":
-                    self._decoded_at(event.step).update(dict.fromkeys(event.uids))
-            if self._observer is not None:
-                self._observer(self, past[-1])
-        return op, past
+        return self._ask(name, lambda: function(*arguments), cost=cost)
 
-    def _record(self, event: Event) -> None:
-        event = event.model_copy(update={"spent": self.ledger.read()})
-        self._journal.append(event)
-        if self._observer is not None:
-            self._observer(self, event)
+    def measure(self, state: State, key: str) -> Tensor:
+        """The numbers that the rows of a state carry under `key`, ``(B,)`` float64; recorded by `ask`."""
 
-    def _record_birth(self, event: Event, past: list[Event]) -> None:
-        if past:
-            _check_repeats(past[-1].model_copy(update={"spent": event.spent}) == event)
-        else:
-            self._record(event)
+        def numbers() -> list[float]:
+            check_repeats(not state.is_placeholder)
+            values: list[float] = carried(state, key).double().tolist()
+            return values
 
-    def _new_uids(self, n: int) -> tuple[int, ...]:
-        first, self._next_uid = self._next_uid, self._next_uid + n
-        return tuple(range(first, first + n))
+        return torch.tensor(self._ask(f"measure {key}", numbers, uids=state.uids), dtype=torch.float64)
+
+    def note(self, **values: float) -> None:
+        """Records numbers about the search itself (effective sample size, generation)."""
+        self._ask("note", lambda: {key: float(value) for key, value in values.items()})
+
+    def _ask(
+        self,
+        name: str,
+        function: Callable[[], Any],
+        *,
+        cost: Cost | Mapping[str, int] | None = None,
+        uids: tuple[int, ...] = (),
+    ) -> Any:
+        if name in _OWN:
+            raise ConfigError(f"Answers need a name of their own but {name!r} is an operation; rename it.")
+        op, past = self._engine.begin(name)
+        for event in past:
+            if event.kind == "answer":
+                check_repeats(event.uids == uids)
+                return event.value
+        if self._engine.journal.is_spent and cost is not None:
+            raise BudgetSpent
+        if isinstance(cost, Cost):
+            self.ledger.charge(cost)
+        elif cost is not None:
+            self.ledger.charge_calls(cost)
+        with self.ledger.phase("ask"):
+            answer = function()
+        try:
+            value = json.loads(json.dumps(answer))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"An answer must be made of values that JSON can hold but that of {name!r} is not: {error}; "
+                "convert it inside the function."
+            ) from error
+        self._engine.record(Answer(op=op, what=name, uids=uids, value=value))
+        return value
+
+    # The end
+
+    def done(self, *, budget_spent: bool = False) -> None:
+        """Records the end of the search, once."""
+        best = self.best or self.best_preview
+        uid = None if best is None else best.uid
+        self._engine.done(uid, budget_spent=budget_spent, satisfied=self.satisfied)
+
+    def interrupted(self, reason: str) -> None:
+        """Records that the search stopped before its end, and keeps what it needs to go on."""
+        self._engine.interrupted(reason)
+
+    def _birth(
+        self,
+        state: State,
+        move: Move,
+        parents: Sequence[int] | None,
+        *,
+        keeps_first: bool = False,
+        conditions: Sequence[Condition] | None = None,
+    ) -> State:
+        self._sampler.requires(move.needs, f"move {move.name!r}")
+        index = range(len(state)) if parents is None else parents
+        return self._engine.birth(
+            self._sampler, self._name, state, move, index, keeps_first=keeps_first, conditions=conditions
+        )
+
+    def _conditions(
+        self, given: Condition | str | Sequence[Condition] | None, n: int
+    ) -> Sequence[Condition]:
+        if given is None:
+            return [self._condition] * n
+        if isinstance(given, str):
+            given = self._condition.with_text(given)
+        conditions = [given] * n if isinstance(given, Condition) else list(given)
+        if len(conditions) != n:
+            raise ConfigError(
+                f"There must be one condition for each of {n} particles but got {len(conditions)}; give one, "
+                "or one each."
+            )
+        return conditions
 
     def _check_steps(self, state: State, steps: int, *, least: int) -> None:
         most = self.num_steps - state.step
         if not least <= steps <= most:
             raise ConfigError(
                 f"A state can be advanced by {least} to {most} more steps but got {steps}; "
-                f"it stands at step {state.step} of {self.num_steps}."
+                f"it is at step {state.step} of {self.num_steps}."
             )
-
-    def _recorded_rows(self, past: list[Event], state: State, step: int) -> dict[int, State]:
-        """What a former session computed of an operation that takes `state` to `step`, by first row."""
-        done = {}
-        for event in past:
-            if event.kind == "advance" or event.kind == "gradient":
-                rows = state.select(range(event.first, min(event.first + len(event.uids), len(state))))
-                _check_repeats((event.from_step, event.step, event.uids) == (state.step, step, rows.uids))
-                done[event.first] = self._journal.load(event.blob, rows, event.uids, event.step)
-        return done
-
-    def _missing_rows(
-        self, done: dict[int, State], state: State, each: Cost, *, shared: Cost | None = None
-    ) -> Iterator[tuple[int, int]]:
-        """Row ranges, a micro-batch each, that are left to compute at a cost of `each` row.
-
-        Args:
-            done: Rows that are computed already, by the first of each range.
-            state: All rows.
-            each: What a row costs that shares nothing.
-            shared: The part of that which equal rows of a micro-batch pay once.
-
-        Raises:
-            BudgetSpent: If not all can be paid for.
-        """
-        missing = self._gaps({first: len(part) for first, part in done.items()}, len(state))
-        cost = each * sum(b - a for a, b in missing)
-        if shared is not None and not state.is_ghost:
-            parts = [part for a, b in missing for part in self._batches(b - a, offset=a)]
-            cost += shared * sum(distinct(state.latents[a:b]) - (b - a) for a, b in parts)
-        if missing and (self._journal.is_spent or not self.ledger.affords(cost)):
-            raise BudgetSpent
-        if missing and state.is_ghost:
-            _check_repeats(False)
-        for a, b in missing:
-            yield from self._batches(b - a, offset=a)
-
-    def _require(self, capability: str, what: str) -> None:
-        if capability not in self.capabilities:
-            raise CapabilityError(
-                f"{what[0].upper()}{what[1:]} needs a sampler with {capability!r} but {self._sampler.name!r} "
-                f"has {sorted(self.capabilities)}; "
-                + (
-                    "build it with stochastic=True."
-                    if capability in {"stochastic", "step_noise"}
-                    else "use another algorithm or model."
-                )
-            )
-
-    def _batches(self, n: int, offset: int = 0) -> Iterator[tuple[int, int]]:
-        """Row ranges of at most `max_batch`, which may shrink while they are being worked on."""
-        a, end = offset, offset + n
-        while a < end:
-            b = min(end, a + (self.max_batch or n))
-            yield a, b
-            a = b
-
-    @staticmethod
-    def _gaps(done: dict[int, int], n: int) -> list[tuple[int, int]]:
-        """Row ranges of ``range(n)`` that ``{first: length}`` leaves out."""
-        gaps, at = [], 0
-        for first in sorted(done):
-            if first > at:
-                gaps.append((at, first))
-            at = first + done[first]
-        if at < n:
-            gaps.append((at, n))
-        return gaps
-
-    def _advance_rows(self, rows: State, steps: int) -> State:
-        return self._halving(rows, lambda part: self._sampler.advance(part, steps).to("cpu"), State.cat)
-
-    def _gradient_rows(
-        self, sampler: DifferentiableSampler, verifier: DifferentiableVerifier, rows: State, steps: int
-    ) -> tuple[State, tuple[str | None, ...]]:
-        """The rows `steps` steps later with their gradients, and why some have none."""
-        why: dict[int, str | None] = {}
-
-        def differentiate(part: State) -> State:
-            def reward(pixels: Tensor) -> Tensor:
-                with self.ledger.phase("verify"):
-                    rewards, reasons = safe_rewards(verifier, pixels, [self._prompt] * len(part))
-                why.update(zip(part.uids, reasons))
-                return rewards
-
-            return with_gradient(sampler, part, steps, reward)
-
-        ahead = self._halving(rows, differentiate, State.cat)
-        return ahead, tuple(why[uid] for uid in rows.uids)
-
-    def _halving(self, rows: State, work: Callable[[State], Any], join: Callable[[list[Any]], Any]) -> Any:
-        """`work` on the rows; on out-of-memory on half as many at a time, which stays the micro-batch."""
-        done, at, size = [], 0, len(rows)
-        while at < len(rows):
-            spent, taken = self.ledger.spent, min(size, len(rows) - at)
-            try:
-                done.append(work(rows if taken == len(rows) else rows.select(range(at, at + taken))))
-                at += taken
-                continue
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                if taken == 1:
-                    raise PipelineError(
-                        f"One sample at a time must fit into memory but {self._sampler.name!r} says: "
-                        f"{error}; use a smaller picture, half precision or offloading."
-                    ) from error
-            # after the handler, so that the traceback no longer holds the tensors that filled the memory
-            self.ledger.spent = spent  # what failed gave nothing and is charged again, piece by piece
-            size = (taken + 1) // 2
-            self.max_batch = min(size, self.max_batch or size)
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-        return done[0] if len(done) == 1 else join(done)
-
-    def _score_rows(self, op: int, rows: State, preview: bool) -> dict[int, Score]:
-        media = self._decode_rows(op, rows, preview, calls=self.score_cost.verifier_calls)
-        verifier, prompts = self._verifier, [self._prompt] * len(media)
-        anchor = None if preview or self.best is None else Anchor(self.best.load, self.best.score)
-        trust: float | None = None
-        with self.ledger.phase("verify"):
-            scores = safe_scores(verifier, media, prompts, charge=self.ledger.charge_calls, anchor=anchor)
-            if isinstance(verifier, PreviewVerifier) and preview:
-                pairs = preview_pairs(self._journal.events)
-                verifier.fit(pairs)
-                scores = [verifier.expected(score, rows.step) for score in scores]
-                trust = spearman(pairs.get(rows.step, []))
-        files = []
-        for uid, sample, score in zip(rows.uids, media, scores):
-            name = None if preview else self._store.save(uid, sample, score, settled=not self._pools)
-            files.append(name or "")
-            path = self._store.path(name) if name else None
-            self._keep(Candidate(uid, score, rows.step, None if name else sample, path))
-        self._settle()
-        self._record(
-            Scored(
-                op=op,
-                uids=rows.uids[: len(scores)],
-                step=rows.step,
-                preview=preview,
-                values=tuple(score.value for score in scores),
-                parts=tuple(score.parts for score in scores),
-                reasons=tuple(score.reason for score in scores),
-                files=tuple(files),
-                trust=trust,
-            )
-        )
-        return dict(zip(rows.uids, scores))
-
-    def _decode_rows(self, op: int, rows: State, preview: bool, *, calls: int = 0) -> list[Media]:
-        """The samples or previews of the rows; only of the first ones when time runs out.
-
-        Args:
-            op: Number of the operation.
-            rows: What to decode, unless it was at this step before.
-            preview: Whether it is unfinished.
-            calls: Verifier calls that each sample is going to take.
-        """
-        decode = self._sampler.preview if preview else self._sampler.decode
-        done = self._decoded_at(rows.step)
-        todo = [i for i, uid in enumerate(rows.uids) if done.get(uid) is None]
-        for a, b in self._batches(len(todo)):
-            part = rows.select(todo[a:b])
-            cost = Cost(decodes=sum(uid not in done for uid in part.uids))
-            ahead = Cost(verifier_calls=calls * (len(rows) - len(todo) + b))
-            if a and not self.ledger.affords(cost + ahead):
-                break  # time runs out: go on with what is decoded
-            self.ledger.charge(cost)
-            decoded = self._halving(part, decode, lambda lists: [m for group in lists for m in group])
-            done.update(zip(part.uids, decoded))
-            self._record(Decode(op=op, uids=part.uids, first=a, step=rows.step, preview=preview))
-        media: list[Media] = []
-        for uid in rows.uids:
-            sample = done.get(uid)
-            if sample is None:
-                break
-            media.append(sample)
-        return media
-
-    def _decoded_at(self, step: int) -> dict[int, Media | None]:
-        """What was decoded at a step, by uid; forgotten at once where no features are in use."""
-        if not self._embeds:
-            return {}
-        if self._decoded_step != step:
-            self._decoded, self._decoded_step = {}, step
-        return self._decoded
-
-    def _recorded_scores(self, past: list[Event]) -> dict[int, Score]:
-        verdicts: dict[int, Score] = {}
-        for event in past:
-            if event.kind != "score":
-                continue
-            for uid, value, parts, reason, name in zip(
-                event.uids, event.values, event.parts, event.reasons, event.files
-            ):
-                verdicts[uid] = Score(value=value, parts=parts, reason=reason)
-                path = self._store.path(name) if name else None
-                self._keep(Candidate(uid, verdicts[uid], event.step, path=path))
-        self._settle()
-        return verdicts
-
-    @property
-    def _pools(self) -> bool:
-        return isinstance(self._verifier, PooledVerifier)
-
-    def _settle(self) -> None:
-        """Brings the values of all finished samples up to date, where they depend on each other."""
-        if not isinstance(self._verifier, PooledVerifier):
-            return
-        pool = list(self.candidates.values())
-        for candidate, value in zip(pool, self._verifier.pool([c.score for c in pool]), strict=True):
-            candidate.score = candidate.score.model_copy(update={"value": value})
-        scored = [c for c in pool if not math.isnan(c.score.value)]
-        self.best = max(scored, key=lambda c: c.score.value, default=None)
-
-    def _keep(self, candidate: Candidate) -> None:
-        finished = candidate.step == self.num_steps
-        if finished:
-            self.candidates[candidate.uid] = candidate
-        current = self.best if finished else self.best_preview
-        value = candidate.score.value
-        if not math.isnan(value) and (current is None or value > current.score.value):
-            if finished:
-                self.best = candidate
-            else:
-                self.best_preview = candidate
-
-    def done(self, *, budget_spent: bool = False) -> None:
-        """Records the end of the search, once."""
-        if not any(event.kind == "done" for event in self._journal.events):
-            best = self.best or self.best_preview
-            uid = None if best is None else best.uid
-            self._record(Done(op=self._op, best=uid, budget_spent=budget_spent))
-
-    def interrupted(self, reason: str) -> None:
-        """Records that the search stopped before its end, and keeps what it needs to go on."""
-        self._journal.frozen = True
-        self._journal.append(Checkpoint(op=self._op, reason=reason, spent=self.ledger.read()))
-
-
-def apply_mutation(mutation: Mutation, children: State) -> State:
-    """Applies `mutation` with noise keyed by each child's uid; a ghost stays one."""
-    if children.is_ghost:
-        return replace(children, step=children.step - mutation.back)
-    like = noise_shape(mutation, children)
-    return mutation.apply(children, row_noise(children.seed, "mutate", children.uids, children.step, like))
-
-
-_DIVERGED = (
-    "A resumed search must repeat itself but this one asks for something else than its trace records; use "
-    "the same configuration and version, let algorithms draw from ctx.rng() alone and decide by ctx alone, "
-    "or start afresh."
-)
-
-
-def _check_repeats(repeats: bool) -> None:
-    if not repeats:
-        raise StorageError(_DIVERGED)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "not enough memory" in str(error).lower()

@@ -39,5 +39,9 @@ class BudgetSpent(Exception):
     """The next operation would exceed the budget. Ends a search; never reaches the user."""
 
 
+class TargetReached(Exception):
+    """A finished sample reached the target. Ends a search; never reaches the user."""
+
+
 class HoldoutWarning(UserWarning):
     """The guiding verifier rose while the one that was held out fell."""

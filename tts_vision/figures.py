@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tts_vision.context import Candidate
+from tts_vision.candidates import Candidate
 from tts_vision.media import still
-from tts_vision.trace import Ancestor, Event, ancestry
+from tts_vision.trace import Ancestor, Event, ancestry, answers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +43,8 @@ def best_so_far(events: Sequence[Event], final: Mapping[int, float] | None = Non
     """
     points: list[Point] = []
     best_uid, best, compute, seconds = -1, -math.inf, 0.0, 0.0
-    for event in events:
-        if event.kind != "score" or event.preview:
+    for event in answers(events, "score"):
+        if event.preview:
             continue
         n = len(event.values)
         for i, (uid, recorded) in enumerate(zip(event.uids, event.values), start=1):
@@ -170,7 +170,7 @@ def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, f
     for uid in order:
         ancestor = born[uid]
         x[uid] = left + ancestor.step * dx
-        if ancestor.parent is not None and ancestor.origin != "renoise":
+        if ancestor.parent is not None and ancestor.step == ancestor.parent_step:
             # children made at one step would hide their parents without an indent
             x[uid] = max(x[uid], x[ancestor.parent] + 8)
     line = _line_of(born, best)
@@ -180,7 +180,7 @@ def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, f
         f'viewBox="0 0 {width:.0f} {bottom + 16:.0f}" font-family="sans-serif" font-size="11">',
         f'<rect width="{width:.0f}" height="{bottom + 16:.0f}" fill="white"/>',
         '<text x="8" y="16">particles by step; red: the winner and its ancestors; '
-        "dashed: mutated or renoised; grey: not scored</text>",
+        "dashed: made by a move; grey: not scored</text>",
     ]
     for step in sorted({round(i * num_steps / 8) for i in range(9)}):
         at = left + step * dx
@@ -210,7 +210,8 @@ def _particle(
     facts = [f"#{uid}", ancestor.origin, f"step {ancestor.step}"]
     facts += [f"from #{parent}"] if parent is not None else []
     facts += [f"seed {ancestor.seed}"] if ancestor.seed is not None else []
-    facts += [str(ancestor.mutation)] if ancestor.mutation else []
+    facts += [str(ancestor.move)] if ancestor.move else []
+    facts += [str(ancestor.condition)] if ancestor.condition else []
     facts += [f"score {verdict}"] if verdict else []
     stop = max(left + end * dx, x[uid] + 4)
     parts = [f"<g><title>{escape(', '.join(facts))}</title>"]
@@ -234,19 +235,18 @@ def _last_steps(events: Sequence[Event], born: dict[int, Ancestor]) -> dict[int,
     """The furthest step that each particle reached."""
     ends = {uid: ancestor.step for uid, ancestor in born.items()}
     for event in events:
-        if event.kind == "advance" or event.kind == "gradient":
+        if event.kind == "computed" and event.what != "decode":
             for uid in event.uids:
                 ends[uid] = max(ends[uid], event.step)
     return ends
 
 
 def _last_scores(events: Sequence[Event]) -> dict[int, float]:
-    """The verdict on each particle: on its finished sample, or else on its last preview."""
+    """The score of each particle: of its finished sample, or else of its last preview."""
     previews: dict[int, float] = {}
     finals: dict[int, float] = {}
-    for event in events:
-        if event.kind == "score":
-            (previews if event.preview else finals).update(zip(event.uids, event.values))
+    for event in answers(events, "score"):
+        (previews if event.preview else finals).update(zip(event.uids, event.values))
     return {**previews, **finals}
 
 

@@ -1,4 +1,4 @@
-"""The gauge of reward hacking: a second verifier that judges finished samples and never guides the search."""
+"""Detection of reward hacking: a second verifier scores finished samples and never guides the search."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tts_vision.context import Candidate
+from tts_vision.calibration import spearman
 from tts_vision.errors import VerifierError
 from tts_vision.journal import Journal
 from tts_vision.scoring import safe_scores
-from tts_vision.trace import Event, HeldOut
-from tts_vision.types import PooledVerifier, Prompt, Score, Verifier
+from tts_vision.trace import Answer, Event, answers
+from tts_vision.types import Prompt, Score
+from tts_vision.verifier import Verifier
 
 if TYPE_CHECKING:
+    from tts_vision.candidates import Candidate
     from tts_vision.figures import Point
+
+WHAT = "heldout"
 
 _BATCH = 64  # samples held in memory at once
 
 
 @dataclass(frozen=True)
 class HeldOutReport:
-    """What the holdout says of a search.
+    """The scores of a holdout, compared with those of the guide.
 
     Attributes:
-        first: Its score of the first sample that was scored.
+        first: The holdout's score of the first sample that was scored.
         best: Its score of the winner.
         spearman: Rank correlation of guide and holdout over all samples; None where it is undefined.
         unscored: Samples that it could not score.
-        calls: Samples that it scored.
-        seconds: Wall-clock time that took, outside the budget.
+        calls: Samples that it was called for.
+        seconds: Wall-clock time of these calls, outside the budget.
         guide_gain: How far the guide's score rose from the first sample to the winner.
     """
 
@@ -49,7 +53,7 @@ class HeldOutReport:
         return self.guide_gain > 0 and self.best < self.first
 
     def warning(self, guide: str, holdout: str) -> str:
-        """What to tell when the holdout fell."""
+        """The warning for a holdout that fell."""
         return (
             f"{guide} rose by {self.guide_gain:.4g} from the first sample to the best one, but {holdout}, "
             f"which never guided it, fell from {self.first:.4g} to {self.best:.4g}: the search may have "
@@ -57,7 +61,7 @@ class HeldOutReport:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The report without what differs between identical runs."""
+        """The report without the fields that differ between identical runs."""
         return {
             "first": _number(self.first),
             "best": _number(self.best),
@@ -76,28 +80,29 @@ def judge(
     Args:
         verifier: The holdout.
         candidates: The samples, in the order they were made.
-        prompt: What they were made for.
-        journal: Where the verdicts go; nothing is done if they are there.
+        prompt: The prompt of the user.
+        journal: Records the scores; nothing is done if it has them already.
         op: Number of the last operation.
     """
-    if any(event.kind == "holdout" for event in journal.events):
+    if any(answers(journal.events, WHAT)):
         return
     since = time.perf_counter()
     scores: list[Score] = []
-    size = len(candidates) if isinstance(verifier, PooledVerifier) else _BATCH
+    compares = verifier.relative or verifier.settles
+    size = len(candidates) if compares else _BATCH
     for at in range(0, len(candidates), max(size, 1)):
         media = [candidate.load() for candidate in candidates[at : at + size]]
         try:
             scores += safe_scores(verifier, media, [prompt] * len(media))
-        except VerifierError as error:  # what was found before must not be lost to it
+        except VerifierError as error:  # earlier scores must not be lost
             scores += [Score.unscored(str(error))] * len(media)
     journal.append(
-        HeldOut(
+        Answer(
             op=op,
+            what=WHAT,
             uids=tuple(candidate.uid for candidate in candidates),
-            values=tuple(score.value for score in scores),
-            reasons=tuple(score.reason for score in scores),
-            seconds=round(time.perf_counter() - since, 6),
+            scores=tuple(scores),
+            value={"seconds": round(time.perf_counter() - since, 6)},
             spent=journal.events[-1].spent,
         )
     )
@@ -105,24 +110,17 @@ def judge(
 
 def held_out(events: Iterable[Event]) -> dict[int, float]:
     """The holdout's scores by uid; empty without a holdout."""
-    return {
-        uid: value
-        for event in events
-        if event.kind == "holdout"
-        for uid, value in zip(event.uids, event.values)
-    }
+    return {uid: value for event in answers(events, WHAT) for uid, value in zip(event.uids, event.values)}
 
 
 def holdout_report(events: Sequence[Event], curve: Sequence[Point]) -> HeldOutReport | None:
-    """What the holdout says of a search; None without one.
+    """The report on a search; None without a holdout.
 
     Args:
         events: The trace.
         curve: How the guide's best score grew.
     """
-    from tts_vision.calibration import spearman
-
-    event = next((event for event in events if event.kind == "holdout"), None)
+    event = next(answers(events, WHAT), None)
     if event is None or not curve:
         return None
     verdicts = held_out(events)
@@ -134,7 +132,7 @@ def holdout_report(events: Sequence[Event], curve: Sequence[Point]) -> HeldOutRe
         spearman=spearman([pair for pair in pairs if not any(map(math.isnan, pair))]),
         unscored=sum(map(math.isnan, event.values)),
         calls=len(event.values),
-        seconds=event.seconds,
+        seconds=event.value["seconds"],
         guide_gain=curve[-1].best - curve[0].best,
     )
 

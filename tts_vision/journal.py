@@ -1,9 +1,9 @@
 """The journal of a search: what makes it survive a kill.
 
-A search is a function of its context's answers, so it is resumed by running it again and answering
-from the journal whatever was answered before. Tensors of finished operations are stored as long as
-some live state is made of them; an answer whose tensors are gone is a *ghost* (`State.ghost`), which
-can be reindexed and joined but, by construction, is never computed with.
+Resume is deterministic replay: the algorithm runs again and recorded operations return their recorded
+results. Tensors of finished operations are stored as long as some live state is made of them; a result
+whose tensors are gone is a placeholder (`State.placeholder`), which can be reindexed and joined but, by
+construction, is never computed with.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tts_vision.condition import Asset
 from tts_vision.errors import StorageError
 from tts_vision.trace import Event, read_trace
 from tts_vision.types import Rows, State
@@ -37,6 +38,26 @@ def storage(path: Path, what: str) -> Iterator[None]:
             f"{getattr(error, 'strerror', None) or error}. "
             "Free some space or choose another --output; everything written so far is kept, and "
             "'tts-vision resume' goes on from it."
+        ) from error
+
+
+ASSETS = "conditions"
+
+
+def read_asset(folder: Path | None, name: str) -> Asset:
+    """An image or a tensor of a condition, from the folder of a search.
+
+    Raises:
+        StorageError: If it is not there or damaged.
+    """
+    try:
+        if folder is None or Path(name).name != name:
+            raise OSError("it is not in the folder of the search")
+        return Asset.load(name, (folder / ASSETS / name).read_bytes())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StorageError(
+            f"Images and tensors of conditions must be in {ASSETS!r} of the search's folder but {name!r} "
+            f"cannot be read: {error}; restore the file."
         ) from error
 
 
@@ -68,6 +89,7 @@ class Journal:
         self.frozen = False
         self.is_spent = False
         self.events: list[Event] = []
+        self._assets: dict[str, Asset] = {}
         self._past: dict[int, list[Event]] = defaultdict(list)
         if folder is None:
             return
@@ -123,7 +145,7 @@ class Journal:
         return replace(state, keepalive=frozenset({Blob(path, self)})), path.name
 
     def load(self, name: str | None, like: State, uids: tuple[int, ...], step: int) -> State:
-        """The stored state `name`, or a ghost of it when its tensors are gone.
+        """The stored state `name`, or a placeholder when its tensors are gone.
 
         Args:
             name: What `save` returned.
@@ -137,7 +159,7 @@ class Journal:
         state = replace(like, uids=uids, step=step, carry={}, keepalive=frozenset())
         path = self._blobs / name if name else None
         if path is None or not path.exists():
-            return state.ghost()
+            return state.placeholder()
         try:
             with safe_open(path, "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -155,6 +177,30 @@ class Journal:
         return replace(
             state, latents=latents, carry=carry, shared=shared, keepalive=frozenset({Blob(path, self)})
         )
+
+    def keep(self, asset: Asset) -> None:
+        """Keeps an image or a tensor of a condition, once, for as long as the folder."""
+        if asset.name in self._assets:
+            return
+        self._assets[asset.name] = asset
+        if self.folder is None:
+            return
+        path = self.folder / ASSETS / asset.name
+        with storage(path, "An image or a tensor of a condition"):
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists():
+                path.with_suffix(".part").write_bytes(asset.dump())
+                os.replace(path.with_suffix(".part"), path)
+
+    def asset(self, name: str) -> Asset:
+        """An image or a tensor that `keep` kept, in this session or an earlier one.
+
+        Raises:
+            StorageError: If it cannot be read.
+        """
+        if name not in self._assets:
+            self._assets[name] = read_asset(self.folder, name)
+        return self._assets[name]
 
     def close(self) -> None:
         """Ends a search that is done: its intermediate tensors are no longer needed."""

@@ -51,8 +51,7 @@ class Entry:
         kind: What it is.
         name: What users call it.
         target: The function or class.
-        needs: Capabilities of the sampler without which an algorithm cannot run; ``"a or b"`` where either
-            will do.
+        needs: Capabilities of the sampler without which an algorithm cannot run.
         wants_stochastic: Whether an algorithm is meant for samplers that add noise at each step.
         paper: Where it comes from.
         notes: Facts to show beside it (licence, checkpoint ids, capabilities).
@@ -74,8 +73,8 @@ class Entry:
     size: str = ""
 
     def missing(self, capabilities: frozenset[str]) -> list[str]:
-        """What is needed of a sampler with these capabilities and not among them."""
-        return sorted(need for need in self.needs if capabilities.isdisjoint(need.split(" or ")))
+        """The needed capabilities that are not among those of a sampler."""
+        return sorted(self.needs - capabilities)
 
     @property
     def summary(self) -> str:
@@ -327,7 +326,7 @@ def _from_module(kind: Kind, module: str, attribute: str) -> Entry:
             f"{kind.capitalize()} {module}:{attribute} must name an importable attribute but: {error}; "
             "check the spelling, and that the module is installed."
         ) from error
-    return _entry_of(kind, target, f"{module}:{attribute}")
+    return entry_of(kind, target, f"{module}:{attribute}")
 
 
 def _from_file(kind: Kind, path: str, name: str) -> Entry:
@@ -344,7 +343,7 @@ def _from_file(kind: Kind, path: str, name: str) -> Entry:
             f"{path!r} must define or register {name!r} but has "
             f"{[n for n in vars(module) if not n.startswith('_')]}; check the name after '@'."
         )
-    return _entry_of(kind, getattr(module, name), f"{path}@{name}")
+    return entry_of(kind, getattr(module, name), f"{path}@{name}")
 
 
 @cache
@@ -366,9 +365,15 @@ def _load(module_name: str, file: Path, modified: int) -> ModuleType:
     return module
 
 
-def _entry_of(kind: Kind, target: Callable[..., Any], name: str) -> Entry:
-    """The registration of a target, or a plain entry when it was never registered."""
+def entry_of(kind: Kind, target: Callable[..., Any], name: str = "") -> Entry:
+    """The registration of a function or class, or a plain entry when it was never registered.
+
+    Args:
+        kind: What it is.
+        target: The function or class.
+        name: What to call one that was never registered; its own name by default.
+    """
     for (known_kind, _), entry in _ENTRIES.items():
         if known_kind == kind and entry.target is target:
             return entry
-    return Entry(kind, name, target)
+    return Entry(kind, name or getattr(target, "__name__", ""), target)

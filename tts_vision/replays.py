@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from tts_vision.context import apply_mutation
+from tts_vision.condition import Condition, Loader
+from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, StorageError
-from tts_vision.gradients import (
-    differentiable_sampler,
-    differentiable_verifier,
-    safe_rewards,
-    with_gradient,
-)
+from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
+from tts_vision.journal import read_asset
 from tts_vision.ledger import Ledger
 from tts_vision.media import pixels, read_media, write_media
-from tts_vision.mutations import from_description, gradient_steps
+from tts_vision.moves import from_description
 from tts_vision.resolve import Live, find_algorithm, prepare
 from tts_vision.results import is_finished, load_result, replace_file
+from tts_vision.sampler import Sampler
 from tts_vision.trace import Ancestor
-from tts_vision.types import Media, Prompt, Sampler, State, Verifier
+from tts_vision.types import Media, State
+
+Samplers: TypeAlias = Mapping[str, Sampler]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Replay:
     lineage: list[Ancestor]
 
 
-def replay(folder: Path | str, pipe: Any = None, verifier: Any = None) -> Replay:
+def replay(
+    folder: Path | str, pipe: Any = None, verifier: Any = None, samplers: Samplers | None = None
+) -> Replay:
     """Makes the best sample of a finished search again, from its configuration and lineage, and compares.
 
     The result is stored in the folder as ``replay``. One particle is computed at a time, so rounding may
@@ -53,6 +55,7 @@ def replay(folder: Path | str, pipe: Any = None, verifier: Any = None) -> Replay
         folder: The result folder.
         pipe: The pipeline, if the search was started with a live one.
         verifier: The verifier, if the search used its gradients and was started with a live one.
+        samplers: Further generators by name, if the algorithm used live ones.
 
     Raises:
         ConfigError: If the folder holds no finished search.
@@ -67,9 +70,13 @@ def replay(folder: Path | str, pipe: Any = None, verifier: Any = None) -> Replay
     best = result.best
     guided = "differentiable" in find_algorithm(result.config).needs
     # without gradients no verifier is needed, so a live one may be missing
-    setup = prepare(result.config, Live(pipe=pipe, verifier=verifier if guided else _never_scores))
+    config = result.config.model_copy(update={"target": None})
+    setup = prepare(config, Live(pipe=pipe, verifier=verifier if guided else _never_scores))
     chain = result.lineage(best.uid)
-    media = recreate(setup.sampler, setup.prompt, result.config.seed, chain, best.step, setup.verifier)
+    ctx = SearchContext(
+        setup.sampler, setup.verifier, setup.prompt, seed=config.seed, open_sampler=setup.open_sampler
+    )
+    media = recreate(ctx, chain, best.step, lambda name: read_asset(root, name), samplers)
     stored = next(iter(sorted(root.glob("best.*"))), None)
     if stored is None:
         raise StorageError(
@@ -81,51 +88,46 @@ def replay(folder: Path | str, pipe: Any = None, verifier: Any = None) -> Replay
 
 
 def recreate(
-    sampler: Sampler,
-    prompt: Prompt,
-    seed: int,
-    chain: Sequence[Ancestor],
-    step: int,
-    verifier: Verifier | None = None,
+    ctx: SearchContext, chain: Sequence[Ancestor], step: int, asset: Loader, samplers: Samplers | None = None
 ) -> Media:
     """The sample of the particle at the end of `chain`, decoded at `step`.
 
     Args:
-        sampler: As the search had it.
-        prompt: What was generated.
-        seed: Root seed of the search.
+        ctx: A context on the generator and the verifier of the search; its ledger is not charged.
         chain: The particle's lineage.
         step: Where it was decoded; before the end of the trajectory for a preview.
-        verifier: What guided the search, where its gradients are part of the lineage.
+        asset: Gets the images and tensors of conditions by name.
+        samplers: Further generators of the search by name; others are opened by name.
     """
+    name = chain[0].sampler
+    sampler = ctx.sampler if name is None else (samplers or {}).get(name) or ctx.using(name).sampler
     sampler.bind(Ledger())
-    state = sampler.init(prompt, [chain[0].uid], seed=seed).to("cpu")
+    own = Condition(ctx.prompt.text)
+    first = chain[0].condition
+    condition = own if first is None else Condition.from_description(first, asset)
+    state = sampler.init(condition, [chain[0].uid], seed=ctx.seed).to("cpu")
     for child in chain[1:]:
         start = child.step if child.parent_step is None else child.parent_step
-        mutation = from_description(child.mutation) if child.mutation else None
-        over = gradient_steps(mutation) if mutation else 0
-        if start - over > state.step:
-            state = sampler.advance(state, start - over - state.step).to("cpu")
-        if over:
-            state = _with_gradient(sampler, state, over, verifier)
+        move = from_description(child.move or {"name": child.origin})
+        if start - move.gradient_steps > state.step:
+            state = sampler.advance(state, start - move.gradient_steps - state.step).to("cpu")
+        if move.gradient_steps:
+            state = _with_gradient(ctx, sampler, state, move.gradient_steps)
         state = state.select([0], [child.uid])
-        if mutation is not None:
-            state = apply_mutation(mutation, state)
-        elif child.origin == "renoise":
-            state = sampler.renoise(state, child.step).to("cpu")
+        if child.condition is not None:
+            state = replace(state, conditions=(Condition.from_description(child.condition, asset),))
+        state = sampler.apply(move, state)
     if step > state.step:
         state = sampler.advance(state, step - state.step).to("cpu")
-    return (sampler.decode if step == sampler.num_steps else sampler.preview)(state)[0]
+    media = (sampler.decode if step == sampler.num_steps else sampler.preview)(state)[0]
+    sampler.bind(ctx.ledger)
+    return media
 
 
-def _with_gradient(sampler: Sampler, state: State, steps: int, verifier: Verifier | None) -> State:
-    assert verifier is not None
-    judge = differentiable_verifier(verifier, "a replay of this lineage")
+def _with_gradient(ctx: SearchContext, sampler: Sampler, state: State, steps: int) -> State:
+    require_gradients(ctx.verifier, "a replay of this lineage")
     return with_gradient(
-        differentiable_sampler(sampler, "a replay of this lineage"),
-        state,
-        steps,
-        lambda pixels: safe_rewards(judge, pixels, [state.prompt] * len(state))[0],
+        sampler, state, steps, lambda pixels: safe_rewards(ctx.verifier, pixels, [ctx.prompt] * len(state))[0]
     )
 
 

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tts_vision.config import ModelOptions, RunConfig, Spec
-from tts_vision.context import SearchContext
+from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, Spec
 from tts_vision.errors import (
     CapabilityError,
     ConfigError,
@@ -20,12 +19,14 @@ from tts_vision.errors import (
     VerifierError,
 )
 from tts_vision.features import default_features
-from tts_vision.gradients import differentiable_verifier
+from tts_vision.gradients import require_gradients
 from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters, validate
-from tts_vision.registry import Entry, entries, lookup, registered
-from tts_vision.scoring import FunctionVerifier, warm_up
-from tts_vision.types import Prompt, Sampler, Verifier
+from tts_vision.registry import Entry, entries, entry_of, lookup, registered
+from tts_vision.sampler import Sampler
+from tts_vision.types import Cost, Prompt
+from tts_vision.verifier import FunctionVerifier, Verifier, as_verifier
+from tts_vision.condition import Condition
 
 HUB_LOADER = "diffusers"
 
@@ -42,15 +43,17 @@ class Live:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a search runs with.
+    """The objects of a search.
 
     Attributes:
-        config: What it was told, with every parameter of the algorithm spelled out.
+        config: The settings, with every parameter of the algorithm filled in.
         sampler: The generator.
-        verifier: What scores.
-        holdout: What judges the outcome and never guides the search, if anything.
-        algorithm: The search itself, with its parameters.
-        prompt: What to generate.
+        verifier: The verifier that guides the search.
+        holdout: The verifier that judges the outcome and never guides the search, if any.
+        algorithm: The search algorithm.
+        params: Its parameters; that of its size is absent where the budget decides.
+        size: Name of the parameter that sizes it, if it declares one.
+        prompt: The prompt.
         budget: The limits.
     """
 
@@ -58,22 +61,35 @@ class Setup:
     sampler: Sampler
     verifier: Verifier
     holdout: Verifier | None
-    algorithm: Callable[[SearchContext], Any]
+    algorithm: Callable[..., Any]
+    params: dict[str, Any]
+    size: str
     prompt: Prompt
     budget: Budget
 
+    def open_sampler(self, model: str) -> Sampler:
+        """The sampler of another model, for `SearchContext.using`."""
+        config = self.config.model_copy(
+            update={"model": model, "model_options": ModelOptions(), "sampler_options": SamplerOptions()}
+        )
+        return find_sampler(config, Live(), stochastic=False)
 
-def spell_out(config: RunConfig, live: Live | None = None) -> RunConfig:
+
+def fill_defaults(config: RunConfig, live: Live | None = None) -> RunConfig:
     """The configuration with every parameter of its algorithm, converted and checked.
+
+    A size that is left open, for the budget to decide, is None.
 
     Raises:
         ConfigError: If a parameter is unknown or has the wrong type, or the budget cannot be read.
     """
     entry = find_algorithm(config, live)
-    given = validate(entry.target, config.algorithm_params, f"algorithm {entry.name!r}")
+    given = _given(entry, config)
     defaults = {p.name: p.default for p in parameters(entry.target).values()}
     Budget.parse(config.budget)
     values = {**defaults, **given}
+    if entry.size and entry.size not in given:
+        values[entry.size] = None  # the budget decides
     if values.get("features", "") is None:
         values["features"] = default_features(config.model)
     return config.model_copy(update={"algorithm_params": values})
@@ -94,13 +110,13 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
             f"Model options apply to a model that is loaded by name but got {config.model_options!r} "
             "beside a live pipeline; set it up before you pass it."
         )
-    config = spell_out(config, live)
+    config = fill_defaults(config, live)
     entry = find_algorithm(config, live)
-    plan = None if live.verifier is not None else find_verifier(config.verifier)
+    guide = None if live.verifier is not None else find_verifier(config.verifier)
     held_out = _find_holdout(config, live)
     sampler = find_sampler(config, live, stochastic=entry.wants_stochastic)
     _check_capabilities(entry, sampler)
-    verifier = as_verifier(live.verifier, config.verifier) if plan is None else load_verifier(plan)
+    verifier = as_verifier(live.verifier, config.verifier) if guide is None else load_verifier(guide)
     holdout = None if held_out is None else load_verifier(held_out)
     if live.holdout is not None:
         holdout = as_verifier(live.holdout, str(config.holdout_verifier))
@@ -108,20 +124,41 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
         if judge is not None:
             _check_modality(judge, sampler)
             if judge is verifier and "differentiable" in entry.needs:
-                differentiable_verifier(verifier, f"algorithm {entry.name!r}")
-            warm_up(judge)
-    prompt = Prompt(config.prompt, config.prompt_metadata)
-    sample = SearchContext(sampler, verifier, prompt, seed=config.seed).cost()
-    values = validate(entry.target, config.algorithm_params, f"algorithm {entry.name!r}")
+                require_gradients(verifier, f"algorithm {entry.name!r}")
+            judge.load()
+    _check_target(config, verifier)
+    calls = sum(verifier.calls(1).values())
+    sample = sampler.cost(Condition(config.prompt), 0, sampler.num_steps)
     return Setup(
         config=config,
         sampler=sampler,
         verifier=verifier,
         holdout=holdout,
-        algorithm=partial(entry.target, **values),
-        prompt=prompt,
-        budget=Budget.parse(config.budget).resolve(sample),
+        algorithm=entry.target,
+        params=_given(entry, config),
+        size=entry.size,
+        prompt=Prompt(config.prompt, config.prompt_metadata),
+        budget=Budget.parse(config.budget).resolve(sample + Cost(decodes=1, verifier_calls=calls)),
     )
+
+
+def _given(entry: Entry, config: RunConfig) -> dict[str, Any]:
+    """The parameters of the algorithm, checked; without its size where that is left open."""
+    given = {k: v for k, v in config.algorithm_params.items() if k != entry.size or v is not None}
+    return validate(entry.target, given, f"algorithm {entry.name!r}")
+
+
+def _check_target(config: RunConfig, verifier: Verifier) -> None:
+    if config.target == "satisfied" and not verifier.checks_demands:
+        raise ConfigError(
+            f"A search until 'satisfied' needs a verifier that checks demands but {verifier.name!r} gives "
+            "scores alone; use checklist, detector or another one that does, or give a score as target."
+        )
+    if config.target not in (None, "satisfied") and verifier.settles:
+        raise ConfigError(
+            f"A target needs scores that stay as they are but those of {verifier.name!r} compare samples with "
+            f"each other; use a single verifier or leave out target={config.target:g}."
+        )
 
 
 def find_algorithm(config: RunConfig, live: Live | None = None) -> Entry:
@@ -131,8 +168,7 @@ def find_algorithm(config: RunConfig, live: Live | None = None) -> Entry:
             "algorithm", config.algorithm, "search(..., algorithm=FUNCTION, output=FOLDER, resume=True)"
         )
         return lookup("algorithm", config.algorithm)
-    known = (entry for entry in entries("algorithm") if entry.target is live.algorithm)
-    return next(known, Entry("algorithm", config.algorithm, live.algorithm))
+    return entry_of("algorithm", live.algorithm, config.algorithm)
 
 
 def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
@@ -162,7 +198,7 @@ def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
     raise PipelineError(
         "A pipeline must be one that a sampler drives "
         f"({', '.join(entry.name for entry in samplers) or 'none here'}): a diffusers text-to-image or "
-        "text-to-video pipeline with a scheduler, or an object with the methods of tts_vision.Sampler; "
+        "text-to-video pipeline with a scheduler, or a subclass of tts_vision.plugins.Sampler; "
         f"but got {type(pipe).__module__}.{type(pipe).__qualname__}."
     )
 
@@ -206,7 +242,7 @@ def _find_model(name: str) -> Entry:
 
 
 @dataclass(frozen=True)
-class VerifierPlan:
+class VerifierSpec:
     """A verifier that was found by name and not made yet.
 
     Attributes:
@@ -219,23 +255,23 @@ class VerifierPlan:
     text: str
     entry: Entry
     params: dict[str, Any]
-    members: tuple[VerifierPlan, ...] = ()
+    members: tuple[VerifierSpec, ...] = ()
 
 
-def find_verifier(text: str) -> VerifierPlan:
+def find_verifier(text: str) -> VerifierSpec:
     """The plugin that a verifier's spec names, its parameters and members.
 
     Raises:
         ConfigError: If there is none, a parameter is not one of its own, or members are missing or too many.
     """
     _refuse_live("verifier", text, "search(..., verifier=VERIFIER, output=FOLDER, resume=True)")
-    return _plan_verifier(Spec.parse(text))
+    return _find_spec(Spec.parse(text))
 
 
-def _plan_verifier(spec: Spec) -> VerifierPlan:
+def _find_spec(spec: Spec) -> VerifierSpec:
     entry = lookup("verifier", spec.name)
     if not _is_plugin(entry.target):
-        return VerifierPlan(str(spec), entry, dict(spec.params))
+        return VerifierSpec(str(spec), entry, dict(spec.params))
     takes_members = "members" in inspect.signature(entry.target).parameters
     if takes_members != bool(spec.members):
         rule, remedy = (
@@ -245,56 +281,34 @@ def _plan_verifier(spec: Spec) -> VerifierPlan:
         )
         raise ConfigError(f"Verifier {spec.name!r} {rule} but got {str(spec)!r}; {remedy}.")
     values = validate(entry.target, spec.params, f"verifier {entry.name!r}")
-    return VerifierPlan(str(spec), entry, values, tuple(map(_plan_verifier, spec.members)))
+    return VerifierSpec(str(spec), entry, values, tuple(map(_find_spec, spec.members)))
 
 
-def load_verifier(plan: VerifierPlan) -> Verifier:
-    """The verifier that was found by name; its model loads on first use, or by `warm_up`.
+def load_verifier(spec: VerifierSpec) -> Verifier:
+    """The verifier that was found by name; its model loads on first use, or by `Verifier.load`.
 
     Raises:
         VerifierError: If it cannot be made.
     """
-    target = plan.entry.target
+    target = spec.entry.target
     if not _is_plugin(target):
-        return as_verifier(target, plan.text)
+        return as_verifier(target, spec.text)
     if not inspect.isclass(target) and _takes_media(target):
-        verifier = FunctionVerifier(partial(target, **plan.params))
-        verifier.name = target.__name__
-        return verifier
-    members = tuple(map(load_verifier, plan.members))
+        return FunctionVerifier(partial(target, **spec.params), target.__name__)
+    members = tuple(map(load_verifier, spec.members))
     try:
-        made = target(members, **plan.params) if members else target(**plan.params)
-        return as_verifier(made, plan.text)
+        made = target(members, **spec.params) if members else target(**spec.params)
+        return as_verifier(made, spec.text)
     except TTSVisionError:
         raise
     except Exception as error:
         raise VerifierError(
-            f"Verifier {plan.text!r} must load but: {_first_line(error)}; check its parameters and its "
+            f"Verifier {spec.text!r} must load but: {_first_line(error)}; check its parameters and its "
             "weights."
         ) from error
 
 
-def as_verifier(value: Any, text: str) -> Verifier:
-    """A live object as a verifier: a `Verifier`, or a plain function ``f(media, prompts) -> floats``.
-
-    Args:
-        value: The object.
-        text: What it is called in messages.
-
-    Raises:
-        ConfigError: If it is neither.
-    """
-    if isinstance(value, Verifier):
-        return value
-    if callable(value):
-        return FunctionVerifier(value)
-    raise ConfigError(
-        "A verifier must be a name, an object with name, accepts and score, or a function f(images, "
-        f"prompts) -> floats, but {text} is {type(value).__qualname__}; give one of these."
-    )
-
-
-def _find_holdout(config: RunConfig, live: Live) -> VerifierPlan | None:
+def _find_holdout(config: RunConfig, live: Live) -> VerifierSpec | None:
     """The verifier that is held out, if one is named."""
     if config.holdout_verifier is None:
         return None

@@ -1,4 +1,4 @@
-"""What a search gives back, and the folder that it keeps it in."""
+"""The result of a search, and the folder that it is kept in."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_vision.calibration import PreviewTrust, preview_trust
+from tts_vision.candidates import Candidate, MediaStore
 from tts_vision.config import RunConfig, read_yaml
-from tts_vision.context import Candidate, MediaStore
 from tts_vision.errors import ConfigError, StorageError, VerifierError
 from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal, storage
 from tts_vision.ledger import Budget, Spent
 from tts_vision.media import still, suffix_of, write_media
 from tts_vision.rng import row_seed
-from tts_vision.trace import Ancestor, Event, ancestry, lineage, read_trace
+from tts_vision.trace import Ancestor, Event, Family, answers, lineage, read_trace
 from tts_vision.types import Media, Score
 
 if TYPE_CHECKING:
@@ -31,6 +31,23 @@ if TYPE_CHECKING:
     from tts_vision.figures import Point
 
 CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
+TOP_UP = "top_up"
+"""Name of the answer after which a search spends the rest of its budget on independent samples."""
+
+
+@dataclass(frozen=True)
+class TopUp:
+    """Independent samples for the part of the budget that the algorithm left.
+
+    Attributes:
+        samples: How many.
+        nfe: Network evaluations that they took.
+        macs: Multiply-accumulates that they took, where they are counted.
+    """
+
+    samples: int = 0
+    nfe: float = 0.0
+    macs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,14 @@ class Result:
     Attributes:
         winner: The sample with the highest score; None when no sample could be scored.
         population: All finished samples, best first, unscored ones last.
-        trace: What happened, in order.
-        spent: What it cost.
-        budget: What it was allowed to cost.
-        config: What the search was told.
+        trace: All events, in order.
+        spent: The cost.
+        budget: The limits.
+        config: The settings of the search.
         folder: Where it is kept, if anywhere.
         budget_spent: Whether the budget ended the search before its algorithm did.
         is_preview: Whether nothing was finished, so that the winner is a preview.
+        satisfied: Whether a sample reached the target; None without a target.
     """
 
     winner: Candidate | None
@@ -58,6 +76,7 @@ class Result:
     folder: Path | None = None
     budget_spent: bool = False
     is_preview: bool = False
+    satisfied: bool | None = None
 
     @property
     def best(self) -> Candidate:
@@ -78,9 +97,24 @@ class Result:
 
     @property
     def plain(self) -> Candidate | None:
-        """What the sampler draws from the root seed without any search, if it was among the samples."""
+        """The sample of the root seed without any search, if it was among the samples."""
         first = next((c for c in self.population if c.uid == 0), None)
-        return first if first is not None and 0 in _from_seed(self.trace) else None
+        return first if first is not None and _from_seed(_family(self.trace), 0) else None
+
+    @property
+    def topped_up(self) -> TopUp:
+        """The independent samples that the rest of the budget went to."""
+        start = next(answers(self.trace, TOP_UP), None)
+        if start is None:
+            return TopUp()
+        later = [event for event in answers(self.trace, "score") if event.op > start.op]
+        spent = [event.spent for event in self.trace if event.kind == "computed" and event.op > start.op]
+        nfe, macs = (max((getattr(s, u) for s in spent), default=0.0) for u in ("nfe", "macs"))
+        return TopUp(
+            samples=sum(len(event.uids) for event in later),
+            nfe=max(0.0, nfe - start.spent.nfe),
+            macs=max(0.0, macs - start.spent.macs),
+        )
 
     def lineage(self, uid: int | None = None) -> list[Ancestor]:
         """How a particle, by default the best, came to be: from its seed on.
@@ -110,12 +144,12 @@ class Result:
 
     @property
     def holdout(self) -> HeldOutReport | None:
-        """What the holdout verifier says of the outcome; None without one."""
+        """The held-out verifier's report of the outcome; None without one."""
         return holdout_report(self.trace, self.curve())
 
     @property
     def preview_trust(self) -> list[PreviewTrust]:
-        """How previews ranked what came of them, by step; empty if none was scored."""
+        """How previews ranked their finished samples, by step; empty if none was scored."""
         return preview_trust(self.trace, self._final)
 
     def plot(self) -> Figure:
@@ -138,6 +172,8 @@ class Result:
             words.append(f"plain {self.plain.score.value:.4g}")
         words += [f"{len(self.population)} samples", f"{self.spent.nfe:g} nfe", f"{self.spent.elapsed:.1f} s"]
         words += ["preview: budget spent before a sample was finished"] if self.is_preview else []
+        if self.satisfied is not None:
+            words.append("satisfied" if self.satisfied else "not satisfied")
         words += [f"in {str(self.folder)!r}"] if self.folder else []
         return f"Result({self.config.prompt!r}: {', '.join(words)})"
 
@@ -163,20 +199,21 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def sample_text(
-    config: RunConfig, uid: int, score: Score, *, from_seed: bool, settled: bool = True
+    config: RunConfig, family: Family, uid: int, score: Score, *, settled: bool = True
 ) -> dict[str, str]:
-    """What a stored sample says about itself.
+    """The facts that a stored sample holds about itself.
 
     Args:
-        config: What the search was told.
+        config: The settings of the search.
+        family: How particles came to be.
         uid: The particle.
-        score: Its verdict.
-        from_seed: Whether it is what its row seed alone gives, without fork or mutation.
-        settled: Whether the value of the verdict is final; otherwise only its parts are told.
+        score: Its score.
+        settled: Whether the value of the score is final; otherwise only its parts are told.
     """
     value = repr(score.value) if settled else json.dumps(score.parts, sort_keys=True)
+    condition = family.condition_of(uid) if uid in family.born else None
     text = {
-        "prompt": config.prompt,
+        "prompt": config.prompt if condition is None else condition["text"],
         "seed": str(config.seed),
         "uid": str(uid),
         "score": value,
@@ -185,25 +222,28 @@ def sample_text(
         "algorithm": config.algorithm,
         "config": config.hash,
     }
-    return text | {"row_seed": str(row_seed(config.seed, uid))} if from_seed else text
+    if condition is not None:
+        text |= {"condition": json.dumps(condition, ensure_ascii=False), "asked_prompt": config.prompt}
+    return text | ({"row_seed": str(row_seed(config.seed, uid))} if _from_seed(family, uid) else {})
 
 
-class Labels(MediaStore):
-    """Knows what a sample says about itself; keeps nothing."""
+class SampleMemory(MediaStore):
+    """Keeps finished samples in memory, and knows the facts about them."""
 
     def __init__(self, config: RunConfig, journal: Journal) -> None:
         self.config, self.journal = config, journal
         self._seen = 0
-        self._seeded: set[int] = set()
+        self._family = Family()
 
     def text(self, uid: int, score: Score, *, settled: bool = True) -> dict[str, str]:
-        """The text of a sample."""
-        self._seeded |= _from_seed(self.journal.events[self._seen :])
+        """The facts about a sample."""
+        for event in self.journal.events[self._seen :]:
+            self._family.add(event)
         self._seen = len(self.journal.events)
-        return sample_text(self.config, uid, score, from_seed=uid in self._seeded, settled=settled)
+        return sample_text(self.config, self._family, uid, score, settled=settled)
 
 
-class SampleFolder(Labels):
+class SampleFolder(SampleMemory):
     """Keeps finished samples as files of ``population/``."""
 
     def __init__(self, config: RunConfig, journal: Journal, root: Path) -> None:
@@ -260,7 +300,7 @@ def make_folder(root: Path, config: RunConfig) -> None:
 
 
 def remove_empty_search(root: Path) -> None:
-    """Takes back what `make_folder` made, of a search that never began."""
+    """Removes the files that `make_folder` made, of a search that never began."""
     for name in (CONFIG, TRACE):
         (root / name).unlink(missing_ok=True)
     for folder in (root / POPULATION, root):
@@ -293,7 +333,7 @@ def read_config(root: Path) -> RunConfig:
 
 
 def write_result(result: Result, *, figures: bool = True) -> None:
-    """Writes all that a finished search is reported by into its folder.
+    """Writes the report of a finished search into its folder.
 
     Args:
         result: Of a search with a folder.
@@ -347,6 +387,8 @@ def report(result: Result) -> dict[str, Any]:
         "is_preview": result.is_preview,
         "plain_score": None if plain_sample is None else _number(plain_sample.score.value),
         "budget_spent": result.budget_spent,
+        "satisfied": result.satisfied,
+        "topped_up": asdict(result.topped_up),
         "budget": {key: value for key, value in asdict(result.budget).items() if value is not None},
         "spent": result.spent.model_dump(exclude={"seconds", "elapsed", "peak_memory"}),
         "holdout": None if result.holdout is None else result.holdout.as_json(),
@@ -391,6 +433,7 @@ def load_result(root: Path | str) -> Result:
             folder=root,
             budget_spent=found["budget_spent"],
             is_preview=found["is_preview"],
+            satisfied=found.get("satisfied"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
@@ -416,8 +459,17 @@ def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
             raise
 
 
-def _from_seed(events: Sequence[Event]) -> set[int]:
-    return {ancestor.uid for ancestor in ancestry(events).values() if ancestor.origin == "init"}
+def _from_seed(family: Family, uid: int) -> bool:
+    """Whether a particle is the one that its row seed alone gives, without fork or move."""
+    born = family.born.get(uid)
+    return born is not None and born.origin == "init" and born.sampler is None
+
+
+def _family(events: Sequence[Event]) -> Family:
+    family = Family()
+    for event in events:
+        family.add(event)
+    return family
 
 
 def _entry(candidate: Candidate, root: Path | None) -> dict[str, Any]:
@@ -427,7 +479,9 @@ def _entry(candidate: Candidate, root: Path | None) -> dict[str, Any]:
         "score": _number(candidate.score.value),
         "parts": {key: _number(value) for key, value in candidate.score.parts.items()},
         "reason": candidate.score.reason,
+        "satisfied": candidate.score.satisfied,
         "step": candidate.step,
+        "preview": candidate.preview,
         "file": str(path.relative_to(root)) if path is not None and root is not None else None,
         "row_seed": int(candidate.text["row_seed"]) if "row_seed" in candidate.text else None,
     }
@@ -435,11 +489,12 @@ def _entry(candidate: Candidate, root: Path | None) -> dict[str, Any]:
 
 def _candidate(entry: Mapping[str, Any], root: Path) -> Candidate:
     parts = {key: _score(value) for key, value in entry["parts"].items()}
-    score = Score(value=_score(entry["score"]), parts=parts, reason=entry["reason"])
+    satisfied = entry.get("satisfied")
+    score = Score(value=_score(entry["score"]), parts=parts, reason=entry["reason"], satisfied=satisfied)
     best = next(iter(sorted(root.glob("best.*"))), None)
     path = root / entry["file"] if entry["file"] else best
     text = {} if entry["row_seed"] is None else {"row_seed": str(entry["row_seed"])}
-    return Candidate(entry["uid"], score, entry["step"], path=path, text=text)
+    return Candidate(entry["uid"], score, entry["step"], entry.get("preview", False), path=path, text=text)
 
 
 def _number(value: float) -> float | str | None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.context import SearchContext
-from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError
+from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError, TargetReached
 from tts_vision.holdout import judge
 from tts_vision.journal import Journal
+from tts_vision.judging import Target
 from tts_vision.ledger import Budget, Ledger
+from tts_vision.rehearsal import largest_size, rehearse
 from tts_vision.replays import recreate
-from tts_vision.resolve import Live, Setup, prepare, spell_out
+from tts_vision.resolve import Live, Setup, fill_defaults, prepare
 from tts_vision.results import (
-    Labels,
+    TOP_UP,
     Result,
     SampleFolder,
+    SampleMemory,
     check_folder,
     is_finished,
     load_result,
@@ -31,7 +34,7 @@ from tts_vision.results import (
     write_result,
 )
 from tts_vision.trace import Event, lineage
-from tts_vision.types import Prompt
+from tts_vision.types import Prompt, State
 
 Observer: TypeAlias = Callable[[SearchContext, Event], None]
 
@@ -45,6 +48,7 @@ def search(
     holdout_verifier: Any = None,
     budget: str | Budget = "16x",
     seed: int = 0,
+    target: Target = None,
     algorithm_params: Mapping[str, Any] | None = None,
     pipeline_kwargs: Mapping[str, Any] | None = None,
     sampler_options: SamplerOptions | None = None,
@@ -54,19 +58,21 @@ def search(
     max_batch: int | None = None,
     progress: Observer | None = None,
 ) -> Result:
-    """Searches for the sample of a prompt that a verifier likes best.
+    """Searches for the sample of a prompt that a verifier scores highest.
 
     Args:
         pipe_or_id: Any diffusers pipeline, a `Sampler`, or the name, folder or hub id of a model.
-        prompt: What to generate.
+        prompt: The prompt.
         algorithm: Name of a search algorithm, or a function with the signature of one.
         verifier: Name of a verifier (with parameters as ``name:key=value``), a `Verifier`, or a function
-            ``f(images, prompts) -> floats``. By default the playground's own, on the playground.
+            ``f(images, prompts) -> floats``. By default the one that the model names, if it names any.
         holdout_verifier: Another one, given in the same ways, that judges all finished samples after the
             search and never guides it: a gauge of how far the search fitted its verifier, not the prompt.
         budget: What may be spent: ``"16x"`` (times one plain sample), ``"nfe=2000"``, ``"seconds=60"``,
             ``"verifier_calls=100"``, or several joined by "and".
         seed: Root seed; the first particle starts from it.
+        target: Ends the search as soon as a finished sample has this score, or, with ``"satisfied"``, meets
+            all demands of the prompt, where the verifier checks demands.
         algorithm_params: Parameters of the algorithm.
         pipeline_kwargs: Arguments of the pipeline's call, such as ``num_inference_steps``.
         sampler_options: How the generator is stepped.
@@ -102,6 +108,7 @@ def search(
         holdout_verifier=holdout_verifier if live.holdout is None else live_name(live.holdout),
         budget=budget if isinstance(budget, str) else _written(budget),
         seed=seed,
+        target=target,
         max_batch=max_batch,
     )
     return run(config, live, output=output, resume=resume, progress=progress)
@@ -140,7 +147,7 @@ def run(
         progress: As in `search`.
         figures: Whether the result folder gets its contact sheet, plot and lineage.
     """
-    config = spell_out(config, live)
+    config = fill_defaults(config, live)
     root = None if output is None else Path(output)
     if root is not None:
         check_folder(root, config, resume=resume)
@@ -152,9 +159,9 @@ def run(
     if root is not None:
         make_folder(root, config)
     journal = Journal(root)
-    labels = Labels(config, journal) if root is None else SampleFolder(config, journal, root)
+    samples = SampleMemory(config, journal) if root is None else SampleFolder(config, journal, root)
     try:
-        result = _search(setup, journal, labels, root, progress)
+        result = _search(setup, journal, samples, root, progress)
     except ConfigError:
         # what an algorithm refuses before its first operation leaves no folder behind
         if root is not None and all(event.kind == "checkpoint" for event in journal.events):
@@ -169,7 +176,7 @@ def run(
 
 
 def _search(
-    setup: Setup, journal: Journal, labels: Labels, root: Path | None, progress: Observer | None
+    setup: Setup, journal: Journal, samples: SampleMemory, root: Path | None, progress: Observer | None
 ) -> Result:
     context = SearchContext(
         setup.sampler,
@@ -178,21 +185,25 @@ def _search(
         seed=setup.config.seed,
         ledger=Ledger(setup.budget),
         journal=journal,
-        store=labels,
+        store=samples,
         max_batch=setup.config.max_batch,
         observer=progress,
+        target=setup.config.target,
+        open_sampler=setup.open_sampler,
     )
     budget_spent = False
     try:
         try:
-            setup.algorithm(context)
+            conduct(context, setup.algorithm, setup.params, setup.size)
+            context.done()
+        except TargetReached:
             context.done()
         except BudgetSpent:
             budget_spent = True
             # recorded in here, while the states in the traceback still hold on to their stored tensors
             context.done(budget_spent=True)
     except BaseException as error:
-        with suppress(StorageError):  # a full disk must not hide what went wrong
+        with suppress(StorageError):  # a full disk must not hide the error before it
             context.interrupted(f"{type(error).__name__}: {error}")
         raise
     if setup.holdout is not None:
@@ -202,11 +213,9 @@ def _search(
     if winner is not None and winner.media is None and winner.path is None:
         # the preview that won was scored before a kill, and previews are not stored
         chain = lineage(journal.events, winner.uid)
-        winner.media = recreate(
-            setup.sampler, setup.prompt, setup.config.seed, chain, winner.step, setup.verifier
-        )
+        winner.media = recreate(context, chain, winner.step, journal.asset)
     for candidate in [*population, *([winner] if winner else [])]:
-        candidate.text = labels.text(candidate.uid, candidate.score)
+        candidate.text = samples.text(candidate.uid, candidate.score)
     result = Result(
         winner=winner,
         population=population,
@@ -217,11 +226,88 @@ def _search(
         folder=root,
         budget_spent=budget_spent,
         is_preview=winner is not None and context.best is None,
+        satisfied=context.satisfied,
     )
     if result.holdout is not None and result.holdout.fell:
         names = (setup.config.verifier, str(setup.config.holdout_verifier))
         warnings.warn(result.holdout.warning(*names), HoldoutWarning, stacklevel=4)
     return result
+
+
+def conduct(
+    context: SearchContext, algorithm: Callable[..., Any], params: Mapping[str, Any], size: str = ""
+) -> Any:
+    """Runs an algorithm at the size that its budget pays for.
+
+    Where the size is left open, the largest affordable one is found by rehearsal, and the rest of the budget
+    goes to independent samples. Under a limit of time, one plain sample is drawn first to measure speeds; it is
+    a candidate like any other.
+
+    Args:
+        context: What the algorithm runs on.
+        algorithm: The search.
+        params: Its parameters; that of its size only where it is given.
+        size: Name of the parameter that sizes it, if it declares one.
+
+    Returns:
+        The particles that the algorithm returned; independent samples where not even its smallest size is
+        affordable.
+
+    Raises:
+        ConfigError: If an explicit size cannot be paid for.
+        BudgetSpent: If the budget ends the algorithm.
+        TargetReached: If a sample reaches the target.
+    """
+    budget = context.ledger.budget
+    if not size or budget == Budget():
+        return algorithm(context, **params)
+    if size in params:
+        _check_affordable(context, algorithm, params, f"{size}={params[size]}")
+        return algorithm(context, **params)
+    plain = None
+    if budget.seconds is not None:
+        plain = context.finish(context.init(1))
+        context.score(plain)
+    n = context.ask("size", lambda: largest_size(context, algorithm, params, size))
+    if n is None:
+        _check_affordable(context, algorithm, params, "it")
+        return algorithm(context, **params)
+    state = algorithm(context, **params, **{size: n}) if n else plain
+    extra = top_up(context)
+    return extra if state is None else state
+
+
+def top_up(context: SearchContext) -> State | None:
+    """Spends the rest of the budget on independent samples, and records that it does.
+
+    Returns:
+        These samples; None if there is nothing left to spend.
+    """
+    done: list[State] = []
+    while count := min(context.affordable(context.cost()) or 0, context.chunk):
+        if not done:
+            context.ask(TOP_UP, lambda: None)
+        done.append(context.finish(context.init(count)))
+        context.score(done[-1])
+    return State.cat(done) if done else None
+
+
+def _check_affordable(
+    context: SearchContext, algorithm: Callable[..., Any], params: Mapping[str, Any], sizes: str
+) -> None:
+    """Checks that an explicit size can be paid for; time, which is only a forecast, apart."""
+    price = rehearse(context, algorithm, params)
+    left = replace(context.ledger.remaining(), seconds=None)
+    if price is None or left.affords(price):
+        return
+    units = ("nfe", "tokens", "macs", "verifier_calls")
+    limited = [unit for unit in units if getattr(left, unit) is not None]
+    has = " and ".join(f"{getattr(left, unit):g} {unit.replace('_', ' ')}" for unit in limited)
+    needs = " and ".join(f"{getattr(price, unit):g}" for unit in limited)
+    raise ConfigError(
+        f"A search must fit its budget of {has} but {sizes} costs {needs}; lower it, leave it out to fill the "
+        "budget, or raise the budget."
+    )
 
 
 def _written(budget: Budget) -> str:

@@ -1,4 +1,4 @@
-"""Scores of picture and video files by any verifiers: what ``tts-vision score`` does."""
+"""Scores of image and video files by any verifiers, for ``tts-vision score``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from typing import Any
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import open_media
 from tts_vision.resolve import VerifierPlan, find_verifier, load_verifier
-from tts_vision.scoring import safe_scores, warm_up
-from tts_vision.types import AnchoredVerifier, Media, PooledVerifier, Prompt, Score, Verifier, Video
+from tts_vision.scoring import safe_scores
+from tts_vision.types import Media, Prompt, Score, Video
+from tts_vision.verifier import Verifier
 
 _BATCH = 32  # samples held in memory at once, unless a verifier compares them
 
 
 @dataclass
 class ScoredFile:
-    """What the verifiers say of one file.
+    """The scores of one file.
 
     Attributes:
         path: The file.
-        prompt: What it is judged by.
-        scores: Verdicts by verifier, as that was written.
+        prompt: Its prompt.
+        scores: Scores by verifier, as that was written.
     """
 
     path: Path
@@ -33,7 +34,7 @@ class ScoredFile:
 
     @property
     def complaints(self) -> list[str]:
-        """Why which verifiers have no score, a line for each reason."""
+        """A line for each reason why verifiers have no score."""
         by_reason: dict[str, list[str]] = {}
         for name, score in self.scores.items():
             if math.isnan(score.value):
@@ -62,7 +63,7 @@ def score_files(
     NaN with the reason. Verifiers that compare samples compare those files that have one prompt.
 
     Args:
-        paths: Picture and video files.
+        paths: Image and video files.
         prompts: One for all files, or one each.
         verifiers: As `Spec` reads them.
 
@@ -90,13 +91,13 @@ def score_files(
 
 
 def _column(plan: VerifierPlan, files: Sequence[ScoredFile]) -> list[Score]:
-    """What one verifier says of all files."""
+    """The scores of all files by one verifier."""
     try:
         verifier = load_verifier(plan)
-        warm_up(verifier)
+        verifier.load()
     except (VerifierError, ImportError) as error:
         return [Score.unscored(str(error))] * len(files)
-    compares = isinstance(verifier, (PooledVerifier, AnchoredVerifier))
+    compares = verifier.relative or verifier.settles
     size = len(files) if compares else _BATCH
     return [score for at in range(0, len(files), size) for score in _batch(verifier, files[at : at + size])]
 
@@ -115,14 +116,14 @@ def _batch(verifier: Verifier, files: Sequence[ScoredFile]) -> Iterator[Score]:
 
 
 def _usable(path: Path, verifier: Verifier) -> Media | str:
-    """The sample in a file, or why a verifier cannot score it."""
+    """The sample in a file, or the reason why a verifier cannot score it."""
     if path.is_dir():
         return "it is a folder; name the files in it"
     try:
         sample = open_media(path)
     except OSError as error:
         return error.strerror or str(error)
-    kind, rest = ("video", "clips") if isinstance(sample, Video) else ("image", "pictures")
+    kind, rest = ("video", "clips") if isinstance(sample, Video) else ("image", "images")
     if kind in verifier.accepts:
         return sample
     remedy = f"; frame_mean({verifier.name}) scores clips" if kind == "video" else ""

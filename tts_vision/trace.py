@@ -1,20 +1,27 @@
-"""The record of a search: typed events, appended as they happen, and the lineage read from them."""
+"""The record of a search: events of three kinds, appended as they happen, and the lineage read from them.
+
+A *birth* makes particles, with or without parents; *computed rows* move particles on or decode them; an
+*answer* is a fact that the search got from elsewhere: scores, features, and whatever it asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from tts_vision.errors import StorageError
 from tts_vision.ledger import Spent
+from tts_vision.types import Score
 
 
 class _Event(BaseModel):
-    """What all events have: the number of the operation, the rows it made, the cost so far."""
+    """The facts that all events have: the number of the operation, its rows, the cost so far."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants", extra="forbid")
 
     op: int
     uids: tuple[int, ...] = ()
@@ -22,116 +29,85 @@ class _Event(BaseModel):
     spent: Spent = Spent()
 
 
-class Init(_Event):
-    """Fresh particles; `seeds` are the row seeds of their initial noise."""
+class Birth(_Event):
+    """Particles at `step`, made by `move` from parents at `from_step`, or drawn from their seeds.
 
-    kind: Literal["init"] = "init"
-    seeds: tuple[int, ...] = ()
-
-
-class Advance(_Event):
-    """Rows ``first`` to ``first + len(uids)`` of a state taken from `from_step` to `step`."""
-
-    kind: Literal["advance"] = "advance"
-    from_step: int
-    first: int = 0
-    blob: str | None = None
-
-
-class Gradient(_Event):
-    """As `Advance`, with gradients of the reward.
-
-    `values` are the rewards, NaN where there is none with the reason; `backwards` is how much of the nfe
-    went into going back, for the rows of this event.
+    Attributes:
+        move: Name and values of the move; ``init`` for particles without parents.
+        parents: ``parents[i]`` became ``uids[i]``; the same uid is the same particle.
+        from_step: Step of the parents.
+        seeds: Row seeds of the initial noise of particles without parents.
+        sampler: Name of the generator, where it is not the search's own.
+        conditions: Digest of the condition of each row, where it is not that of its parent or the search's.
+        defined: Conditions by digest that no earlier event has.
     """
 
-    kind: Literal["gradient"] = "gradient"
-    from_step: int
+    kind: Literal["birth"] = "birth"
+    move: dict[str, Any]
+    parents: tuple[int, ...] = ()
+    from_step: int = 0
+    seeds: tuple[int, ...] = ()
+    sampler: str = ""
+    conditions: tuple[str, ...] = ()
+    defined: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        """Name of the operation."""
+        return str(self.move["name"])
+
+
+class Computed(_Event):
+    """Rows ``first`` to ``first + len(uids)`` of a state, advanced to `step` or decoded at it.
+
+    Attributes:
+        what: ``advance``; ``gradient``, which advances too; or ``decode``.
+        from_step: Step of the rows before.
+        first: The first row.
+        blob: Name of the stored tensors.
+        preview: Whether unfinished samples were decoded.
+        rewards: Of ``gradient``: NaN where there is none, with the reason.
+        reasons: Why rewards are NaN.
+        backwards: Share of the nfe that went into going back.
+    """
+
+    kind: Literal["computed"] = "computed"
+    what: Literal["advance", "gradient", "decode"]
+    from_step: int = 0
     first: int = 0
     blob: str | None = None
-    values: tuple[float, ...] = ()
+    preview: bool = False
+    rewards: tuple[float, ...] = ()
     reasons: tuple[str | None, ...] = ()
     backwards: float = 0.0
 
 
-class Measure(_Event):
-    """Numbers that rows of a state carried under `key`."""
+class Answer(_Event):
+    """A recorded answer.
 
-    kind: Literal["measure"] = "measure"
-    key: str
-    values: tuple[float, ...] = ()
-
-
-class Select(_Event):
-    """Rows chosen from a state; `parents[i]` became `uids[i]`."""
-
-    kind: Literal["select"] = "select"
-    parents: tuple[int, ...] = ()
-
-
-class Mutate(_Event):
-    """Children made from parents by `mutation` at `step`."""
-
-    kind: Literal["mutate"] = "mutate"
-    parents: tuple[int, ...] = ()
-    mutation: dict[str, Any] = Field(default_factory=dict)
-
-
-class Renoise(_Event):
-    """Children sent from `from_step` back to `step` with fresh noise."""
-
-    kind: Literal["renoise"] = "renoise"
-    parents: tuple[int, ...] = ()
-    from_step: int
-
-
-class Decode(_Event):
-    """Rows ``first`` to ``first + len(uids)`` decoded to pixels."""
-
-    kind: Literal["decode"] = "decode"
-    first: int = 0
-    preview: bool = False
-
-
-class Scored(_Event):
-    """Verdicts of the verifier, NaN where there is none, with the reason; and where samples are stored.
-
-    Where previews are calibrated, `trust` is the rank correlation of previews at this step with their
-    finished samples so far.
+    Attributes:
+        what: ``score``; ``stage_score``, by other prompts than that of the user; ``features``; ``heldout``;
+            ``note``; or the name that an algorithm asked under.
+        value: The answer as JSON has it; of ``features`` the name of the extractor, of ``stage_score`` the
+            prompts.
+        scores: Of ``score``, ``stage_score`` and ``heldout``, one per row.
+        files: Of ``score``: names of the stored samples, empty where there is none.
+        preview: Whether the samples were unfinished.
+        blob: Name of the stored tensor, of ``features``.
     """
 
-    kind: Literal["score"] = "score"
-    preview: bool = False
-    values: tuple[float, ...] = ()
-    parts: tuple[dict[str, float], ...] = ()
-    reasons: tuple[str | None, ...] = ()
+    kind: Literal["answer"] = "answer"
+    what: str
+    value: Any = None
+    scores: tuple[Score, ...] = ()
     files: tuple[str, ...] = ()
-    trust: float | None = None
-
-
-class Embedded(_Event):
-    """Samples, or previews of them, embedded by an extractor."""
-
-    kind: Literal["features"] = "features"
-    extractor: str
     preview: bool = False
     blob: str | None = None
 
-
-class HeldOut(_Event):
-    """Verdicts on finished samples by a verifier that never guided the search, after its end."""
-
-    kind: Literal["holdout"] = "holdout"
-    values: tuple[float, ...] = ()
-    reasons: tuple[str | None, ...] = ()
-    seconds: float = 0.0
-
-
-class Note(_Event):
-    """Numbers an algorithm reports about itself (effective sample size, generation, best score)."""
-
-    kind: Literal["note"] = "note"
-    values: dict[str, float] = Field(default_factory=dict)
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values of the scores."""
+        return tuple(score.value for score in self.scores)
 
 
 class Checkpoint(_Event):
@@ -140,80 +116,169 @@ class Checkpoint(_Event):
     kind: Literal["checkpoint"] = "checkpoint"
     reason: str = ""
 
+    @property
+    def what(self) -> str:
+        return self.kind
+
 
 class Done(_Event):
-    """The end: which particle won, and whether the budget ended the search early."""
+    """The end of a search.
+
+    Attributes:
+        best: The particle that won.
+        budget_spent: Whether the budget ended the search early.
+        satisfied: Whether the target was reached; None without a target.
+    """
 
     kind: Literal["done"] = "done"
     best: int | None = None
     budget_spent: bool = False
+    satisfied: bool | None = None
+
+    @property
+    def what(self) -> str:
+        return self.kind
 
 
-Event = Annotated[
-    Init
-    | Advance
-    | Gradient
-    | Measure
-    | Select
-    | Mutate
-    | Renoise
-    | Decode
-    | Scored
-    | Embedded
-    | Note
-    | Checkpoint
-    | Done
-    | HeldOut,
-    Field(discriminator="kind"),
-]
+Event = Annotated[Birth | Computed | Answer | Checkpoint | Done, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+_FORMER = {"init", "advance", "select", "mutate", "renoise", "measure", "decode", "score", "features"}
+_FORMER |= {"gradient", "note", "holdout"}
 
 
 def read_trace(path: Path) -> list[Event]:
-    """The events in a trace file; an unfinished last line, left by a kill, is not one of them."""
+    """The events in a trace file; an unfinished last line, left by a kill, is not one of them.
+
+    Raises:
+        StorageError: If a finished line is no event of this version; the file is left as it is.
+    """
     events: list[Event] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            if not line.endswith(b"\n"):
-                break
-            events.append(_ADAPTER.validate_json(line))
-        except ValidationError:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
             break
+        try:
+            events.append(_ADAPTER.validate_json(line))
+        except ValidationError as error:
+            raise StorageError(_refusal(path, number, line, error)) from None
     return events
 
 
+def _refusal(path: Path, number: int, line: bytes, error: ValidationError) -> str:
+    try:
+        kind = json.loads(line).get("kind")
+    except (ValueError, AttributeError):
+        return (
+            f"Every line of a trace must be an event but line {number} of {str(path)!r} is damaged; restore "
+            "the file, or start the search again in another folder."
+        )
+    if kind in _FORMER:
+        return (
+            f"A trace must be of this version but {str(path)!r} was written by an earlier one (event "
+            f"{kind!r} in line {number}); resume it with that version, or start the search again in another "
+            "folder."
+        )
+    reason = error.errors()[0]["msg"]
+    return (
+        f"Every line of a trace must be an event of this version but line {number} of {str(path)!r} is "
+        f"{kind!r} ({reason}); it may be of a newer version: update tts-vision, or restore the file."
+    )
+
+
+def answers(events: Iterable[Event], what: str) -> Iterator[Answer]:
+    """The recorded answers of one name."""
+    for event in events:
+        if event.kind == "answer" and event.what == what:
+            yield event
+
+
 class Ancestor(BaseModel):
-    """One link of a lineage: how `uid` came to be, at which step, from which parent."""
+    """One link of a lineage: how `uid` came to be, at which step, from which parent.
+
+    Attributes:
+        uid: The particle.
+        step: Step that it was born at.
+        origin: Name of the move; ``init`` without a parent.
+        parent: The parent, if there is one.
+        parent_step: Step of the parent.
+        seed: Row seed of its initial noise, without a parent.
+        move: Name and values of the move, if it has any values.
+        sampler: Name of the generator, where it is not the search's own.
+        condition: Description of its condition, where it is not that of its parent or the search's.
+    """
 
     uid: int
     step: int
-    origin: Literal["init", "select", "mutate", "renoise"]
+    origin: str
     parent: int | None = None
     parent_step: int | None = None
     seed: int | None = None
-    mutation: dict[str, Any] | None = None
+    move: dict[str, Any] | None = None
+    sampler: str | None = None
+    condition: dict[str, Any] | None = None
 
 
 def ancestry(events: Iterable[Event]) -> dict[int, Ancestor]:
     """How every particle of a trace came to be."""
-    born: dict[int, Ancestor] = {}
+    family = Family()
     for event in events:
-        if event.kind == "init":
-            for uid, seed in zip(event.uids, event.seeds):
-                born[uid] = Ancestor(uid=uid, step=0, origin="init", seed=seed)
-        elif event.kind == "select" or event.kind == "mutate" or event.kind == "renoise":
-            for uid, parent in zip(event.uids, event.parents):
-                if uid != parent:
-                    back = event.mutation.get("back", 0) if event.kind == "mutate" else 0
-                    born[uid] = Ancestor(
-                        uid=uid,
-                        step=event.step - back,
-                        origin=event.kind,
-                        parent=parent,
-                        parent_step=event.from_step if event.kind == "renoise" else event.step,
-                        mutation=event.mutation if event.kind == "mutate" else None,
-                    )
-    return born
+        family.add(event)
+    return family.born
+
+
+class Family:
+    """How every particle came to be, kept while events come in.
+
+    Attributes:
+        born: The particles by uid.
+    """
+
+    def __init__(self) -> None:
+        self.born: dict[int, Ancestor] = {}
+        self._conditions: dict[str, Mapping[str, Any]] = {}
+
+    def add(self, event: Event) -> None:
+        """Takes note of an event."""
+        if event.kind != "birth":
+            return
+        self._conditions.update(event.defined)
+        for i, uid in enumerate(event.uids):
+            parent = event.parents[i] if event.parents else None
+            if uid == parent:
+                continue
+            condition = self._conditions[event.conditions[i]] if event.conditions else None
+            self.born[uid] = Ancestor(
+                uid=uid,
+                step=event.step,
+                origin=event.what,
+                parent=parent,
+                parent_step=None if parent is None else event.from_step,
+                seed=event.seeds[i] if event.seeds else None,
+                move=event.move if len(event.move) > 1 else None,
+                sampler=event.sampler or None,
+                condition=None if condition is None else dict(condition),
+            )
+
+    def condition_of(self, uid: int) -> dict[str, Any] | None:
+        """Description of a particle's condition; None where it is the search's own."""
+        at: int | None = uid
+        while at is not None:
+            ancestor = self.born[at]
+            if ancestor.condition is not None:
+                return ancestor.condition
+            at = ancestor.parent
+        return None
+
+    def lineage(self, uid: int) -> list[Ancestor]:
+        """The chain from the seed of a particle to the particle itself.
+
+        Raises:
+            KeyError: If there is no such particle.
+        """
+        chain = [self.born[uid]]
+        while (parent := chain[-1].parent) is not None:
+            chain.append(self.born[parent])
+        return chain[::-1]
 
 
 def lineage(events: Iterable[Event], uid: int) -> list[Ancestor]:
@@ -222,8 +287,7 @@ def lineage(events: Iterable[Event], uid: int) -> list[Ancestor]:
     Raises:
         KeyError: If the trace has no such particle.
     """
-    born = ancestry(events)
-    chain = [born[uid]]
-    while (parent := chain[-1].parent) is not None:
-        chain.append(born[parent])
-    return chain[::-1]
+    family = Family()
+    for event in events:
+        family.add(event)
+    return family.lineage(uid)

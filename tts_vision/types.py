@@ -7,7 +7,7 @@ scores what it decodes with a `Verifier`, and never changes a state in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -16,18 +16,20 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from tts_vision.condition import Condition, distinct
+
 Modality: TypeAlias = Literal["image", "video"]
-Phase: TypeAlias = Literal["encode", "denoise", "decode", "verify"]
+Phase: TypeAlias = Literal["encode", "denoise", "decode", "verify", "ask"]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to generate.
+    """The prompt that the user asked for, which samples are judged by.
 
     Attributes:
         text: The prompt as the user wrote it.
-        metadata: What an evaluator knows about it, for example a GenEval record. Verifiers that
-            understand it may use it; all others read `text` alone.
+        metadata: Facts for evaluators, for example a GenEval record. Verifiers that understand it may use
+            it; all others read `text` alone.
     """
 
     text: str
@@ -52,13 +54,15 @@ class Score(BaseModel):
         value: Higher is better. NaN means that the sample could not be scored.
         parts: Named components of the value, for reports.
         reason: Why the value is what it is, or why there is none.
+        satisfied: Whether all demands of the prompt are met; None where the verifier does not check demands.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     value: float
     parts: dict[str, float] = Field(default_factory=dict)
     reason: str | None = None
+    satisfied: bool | None = None
 
     @classmethod
     def unscored(cls, reason: str) -> Score:
@@ -86,7 +90,7 @@ class Cost:
 
     @property
     def compute(self) -> float:
-        """What the generator computes, in the unit that compares: macs where they are counted, else nfe."""
+        """The generator's compute, in the unit that compares: macs where they are counted, else nfe."""
         return self.macs or self.nfe
 
     def __add__(self, other: Cost) -> Cost:
@@ -97,10 +101,7 @@ class Cost:
 
 
 class Rows(tuple[Any, ...]):
-    """One Python object per particle, for carried state that is no tensor.
-
-    For what a sampler can make again, such as caches: it is not stored, and None after a search is resumed.
-    """
+    """Recomputable per-particle objects (KV caches). Not checkpointed; entries are None after resume."""
 
     def select(self, index: Sequence[int]) -> Rows:
         return Rows(self[i] for i in index)
@@ -108,16 +109,16 @@ class Rows(tuple[Any, ...]):
 
 @dataclass(frozen=True)
 class State:
-    """A batch of ``B`` partial generations (*particles*) of one prompt.
+    """A batch of ``B`` partial generations (*particles*).
 
     Attributes:
         latents: ``(B, ...)`` latents, token grid or token prefix, as the generator takes them.
         step: Decision steps done; the same for all rows.
         uids: Identity of each row: its lineage and its noise stream.
-        prompt: What is generated.
+        conditions: What each row is generated for.
         seed: Root seed of the search.
-        carry: Everything else that belongs to a row (solver history, caches, the last prediction of
-            the finished sample); axis 0 is the row.
+        carry: Everything else that belongs to a row (solver history, caches, the last x0 estimate); axis 0
+            is the row.
         shared: What all rows share at this step (solver counters): tensors or plain JSON values.
         keepalive: Handles of the stored tensors that this state is made of; see `tts_vision.journal`.
 
@@ -127,11 +128,23 @@ class State:
     latents: Tensor
     step: int
     uids: tuple[int, ...]
-    prompt: Prompt
+    conditions: tuple[Condition, ...]
     seed: int
     carry: Mapping[str, Tensor | Rows] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
     keepalive: frozenset[Any] = frozenset()
+
+    @classmethod
+    def initial(
+        cls,
+        latents: Tensor,
+        uids: Sequence[int],
+        condition: Condition,
+        seed: int,
+        carry: Mapping[str, Tensor | Rows] | None = None,
+    ) -> State:
+        """Particles at step 0 with one condition."""
+        return cls(latents, 0, tuple(uids), (condition,) * len(uids), seed, carry or {})
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -148,6 +161,7 @@ class State:
             self,
             latents=_rows(self.latents, rows),
             uids=tuple(self.uids[i] for i in index) if uids is None else tuple(uids),
+            conditions=tuple(self.conditions[i] for i in index),
             carry={
                 k: v.select(index) if isinstance(v, Rows) else _rows(v, rows) for k, v in self.carry.items()
             },
@@ -162,32 +176,59 @@ class State:
         )
 
     @property
-    def is_ghost(self) -> bool:
+    def is_placeholder(self) -> bool:
         """Whether the tensors were dropped because a resumed search no longer needs them."""
         return self.latents.is_meta
 
-    def ghost(self) -> State:
+    def placeholder(self) -> State:
         """This state without its tensors."""
         return replace(self, latents=torch.empty(self.latents.shape, device="meta"), carry={})
 
+    def in_groups(self, key: Callable[[Condition], Any], work: Callable[[State], State]) -> State:
+        """`work` on the rows of each group of conditions, joined again in the order of the rows.
+
+        Args:
+            key: Conditions of one group have the same key.
+            work: Moves a state on; keeps the order of its rows.
+        """
+        groups: dict[Any, list[int]] = {}
+        for condition in distinct(self.conditions):
+            groups.setdefault(key(condition), [])
+        for i, condition in enumerate(self.conditions):
+            groups[key(condition)].append(i)
+        if len(groups) < 2:
+            return work(self)
+        joined = State.cat([work(self.select(rows)) for rows in groups.values()])
+        place = {row: at for at, row in enumerate(row for rows in groups.values() for row in rows)}
+        return joined.select([place[i] for i in range(len(self))])
+
     @staticmethod
     def cat(states: Sequence[State]) -> State:
-        """All rows of `states`, which must stand at the same step of the same search.
+        """All rows of `states`, which must be at the same step of the same search.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If they are not.
         """
         first = states[0]
-        if any(s.step != first.step or s.seed != first.seed or s.prompt != first.prompt for s in states):
+        if any(s.step != first.step or s.seed != first.seed for s in states):
             raise ValueError(
                 "States that are joined must be at one step of one search but are at steps "
-                f"{[s.step for s in states]}; advance them to the same step first."
+                f"{[s.step for s in states]} with seeds {[s.seed for s in states]}; advance them to the "
+                "same step first."
+            )
+        if any(s.latents.shape[1:] != first.latents.shape[1:] for s in states):
+            raise ValueError(
+                "States that are joined must have latents of one shape but have "
+                f"{[tuple(s.latents.shape[1:]) for s in states]}; give all particles the same size."
             )
         uids = tuple(uid for s in states for uid in s.uids)
+        conditions = tuple(condition for s in states for condition in s.conditions)
         keepalive = frozenset[Any]().union(*(s.keepalive for s in states))
-        if any(s.is_ghost for s in states):
-            latents = torch.empty((len(uids), *first.latents.shape[1:]), device="meta")
-            return replace(first, latents=latents, uids=uids, carry={}, keepalive=keepalive)
+        joined = replace(first, uids=uids, conditions=conditions, keepalive=keepalive)
+        if any(s.is_placeholder for s in states):
+            return replace(
+                joined, latents=torch.empty((len(uids), *first.latents.shape[1:]), device="meta"), carry={}
+            )
         objects = {k for s in states for k, value in s.carry.items() if isinstance(value, Rows)}
         keys = set(first.carry) | objects
         if any(set(s.carry) | objects != keys for s in states):
@@ -201,8 +242,7 @@ class State:
                 carry[key] = Rows(item for s in states for item in s.carry.get(key, [None] * len(s)))
             else:
                 carry[key] = torch.cat([s.carry[key] for s in states])  # type: ignore[misc]
-        latents = torch.cat([s.latents for s in states])
-        return replace(first, latents=latents, uids=uids, carry=carry, keepalive=keepalive)
+        return replace(joined, latents=torch.cat([s.latents for s in states]), carry=carry)
 
 
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -221,198 +261,14 @@ class Meter(Protocol):
         """Times the enclosed block as `name`."""
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """The adapter of a generator: drives it one decision step at a time.
+class NoMeter:
+    """The meter of a sampler that belongs to no search: accepts every report and keeps none."""
 
-    Implementations never draw from a shared generator: a row's initial noise comes from
-    `tts_vision.rng.row_seed(seed, uid)`, its later noise from ``(seed, uid, step)``.
+    def charge(self, cost: Cost) -> None:
+        return None
 
-    Attributes:
-        name: Shown in reports.
-        modality: What is decoded.
-        num_steps: Decision steps of a whole trajectory.
-        capabilities: What algorithms may ask for:
-
-            ``noise``       the state at step 0 is Gaussian noise that may be replaced;
-            ``stochastic``  steps add fresh noise, so copies of a particle diverge;
-            ``step_noise``  the noise of the last step is carried and may be replaced;
-            ``renoise``     a state can be sent back to an earlier step;
-            ``preview``     an unfinished state can be decoded as an estimate of its end;
-            ``tokens``      the state is tokens, ``(B, T, ...)``; carried are the uniform numbers that decided
-                            those of the last step (``token_noise``) and the probabilities they were drawn
-                            from (``token_probability``), see `tts_vision.tokens`; particles whose tokens
-                            agree share one forward;
-            ``differentiable``  gradients go back through its steps; see `DifferentiableSampler`.
-        last_noisy_step: The last step that adds fresh noise; -1 when none does. Copies of a particle
-            made at a later step could never differ.
-    """
-
-    name: str
-    modality: Modality
-    num_steps: int
-    capabilities: frozenset[str]
-    last_noisy_step: int
-
-    def bind(self, meter: Meter) -> None:
-        """Reports all spending to `meter` from now on."""
-
-    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
-        """Fresh particles at step 0, one per uid."""
-
-    def advance(self, state: State, steps: int = 1) -> State:
-        """The state `steps` decision steps later."""
-
-    def renoise(self, state: State, to_step: int) -> State:
-        """The state sent back to the earlier `to_step` with fresh noise (capability ``renoise``)."""
-
-    def preview(self, state: State) -> list[Media]:
-        """Estimates of the finished samples, decoded; needs at least one step done."""
-
-    def decode(self, state: State) -> list[Media]:
-        """The finished samples."""
-
-    def cost(self, state: State, steps: int) -> Cost:
-        """What `advance(state, steps)` is expected to cost for each row."""
-
-
-RewardFunction: TypeAlias = "Callable[[Tensor], Tensor]"
-
-
-@runtime_checkable
-class DifferentiableSampler(Sampler, Protocol):
-    """A sampler with the capability ``differentiable``."""
-
-    def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
-        """`advance`, with the gradient of a reward with respect to the latents of `state`.
-
-        Args:
-            state: Where to start.
-            steps: How many steps to take, at least 1, and to go back through.
-            reward: Rewards ``(B,)`` of pixels ``(B, 3, H, W)``, of clips ``(B, T, 3, H, W)``, in [0, 1]: of
-                finished samples, or before the end of their estimates as the last of the steps saw them.
-
-        Returns:
-            The state that `advance` returns, without a graph, which carries besides:
-
-            ``reward``          ``(B,)`` float64;
-            ``gradient``        ``(B, ...)`` float32, of the reward by the latents of `state`;
-            ``gradient_scale``  ``(B,)``, what those latents were multiplied with on entry into the step;
-            ``guidance_gain``   ``(B,)``, how far the step moves when the score at its start moves by one;
-                                for a single step, where noise levels are known.
-        """
-
-    def gradient_cost(self, state: State, steps: int) -> Cost:
-        """What `gradient` is expected to cost for each row; decoding and the verifier apart.
-
-        Going back through a step counts as many nfe as going forth, and so does each time that it is
-        computed again on the way back.
-        """
-
-
-@runtime_checkable
-class Verifier(Protocol):
-    """Scores samples against prompts.
-
-    Attributes:
-        name: Shown in reports.
-        accepts: Modalities it can score.
-    """
-
-    name: str
-    accepts: frozenset[Modality]
-
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """One score per sample, in order. `media` and `prompts` have the same length."""
-
-
-@runtime_checkable
-class PooledVerifier(Verifier, Protocol):
-    """A verifier whose values compare samples with each other, such as ranks.
-
-    A search pools all its finished samples, so that every value is up to date whenever one is added.
-    """
-
-    def pool(self, scores: Sequence[Score]) -> list[float]:
-        """The values of samples that are compared with each other, from their `Score.parts`.
-
-        Returns:
-            One value per score; NaN for those that are unscored.
-        """
-
-
-@runtime_checkable
-class AnchoredVerifier(Verifier, Protocol):
-    """A verifier that compares samples by looking at them, and can take one more into the comparison."""
-
-    def score_beside(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], best: Media, best_score: Score
-    ) -> list[Score]:
-        """As `score`, with the best sample so far as an anchor that keeps its score."""
-
-
-Charge: TypeAlias = Callable[[Mapping[str, int]], None]
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """The best sample so far, for a verifier that compares others with it.
-
-    Attributes:
-        load: Gets its pixels.
-        score: Its score.
-    """
-
-    load: Callable[[], Media]
-    score: Score
-
-
-@runtime_checkable
-class CompositeVerifier(Verifier, Protocol):
-    """A verifier that is made of others, each of which is charged and may fail by itself."""
-
-    def calls(self, n: int) -> dict[str, int]:
-        """How many calls of which verifier scoring `n` samples of one prompt takes."""
-
-    def score_by_members(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], *, charge: Charge, anchor: Anchor | None
-    ) -> list[Score]:
-        """As `score`, for a caller who has paid for `calls`.
-
-        Args:
-            media: Samples.
-            prompts: What each was generated for.
-            charge: Called before further calls, such as those for samples that have to be tried alone.
-            anchor: The best sample so far, for members that take it into their comparison.
-        """
-
-
-@runtime_checkable
-class PreviewVerifier(Verifier, Protocol):
-    """A verifier that learns, while a search runs, what the score of a preview says about the end."""
-
-    def fit(self, pairs: Mapping[int, Sequence[tuple[float, float]]]) -> None:
-        """Learns from pairs of a preview's score and its finished sample's, by the step of the preview."""
-
-    def expected(self, score: Score, step: int) -> Score:
-        """The score to expect of the finished sample, from that of its preview at `step`."""
-
-
-@runtime_checkable
-class DifferentiableVerifier(Verifier, Protocol):
-    """A verifier that gives gradients with respect to pixels."""
-
-    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards that carry the gradient of `pixels`; as `score`, up to rounding and resizing.
-
-        Args:
-            pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device; clips ``(B, T, 3, H, W)`` where
-                it accepts them.
-            prompts: One per sample.
-
-        Returns:
-            ``(B,)``, higher is better, on the device of `pixels`.
-        """
+    def phase(self, name: Phase) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""How fast verifiers are and how much memory they take: what ``tts-vision verifier-bench`` does."""
+"""Speed and memory of verifiers, for ``tts-vision verifier-bench``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from PIL import Image
 from tts_vision.config import Spec
 from tts_vision.errors import ConfigError, TTSVisionError, VerifierError
 from tts_vision.ledger import peak_memory
+from tts_vision.model_verifier import LazyModel
 from tts_vision.resolve import find_verifier, load_verifier
-from tts_vision.scoring import safe_scores, warm_up
+from tts_vision.scoring import safe_scores
 from tts_vision.types import Media, Prompt, Video
 
 PROMPT = Prompt("two red circles left of a blue star")
@@ -28,17 +29,17 @@ PROMPT = Prompt("two red circles left of a blue star")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What scoring random samples took, in a process of its own.
+    """Time and memory for scoring random samples, in a process of its own.
 
     Attributes:
         verifier: As it was written, with its batch size.
-        kind: What was scored, "image" or "video".
-        samples: How many were timed.
-        unscored: How many of them it could not score.
+        kind: Modality of the samples, "image" or "video".
+        samples: Number of timed samples.
+        unscored: Number of these that it could not score.
         loading: Seconds until it was ready, imports included.
-        seconds: Seconds that the samples took, after a first batch that is not counted.
+        seconds: Seconds for the samples, after a first batch that is not counted.
         peak_memory: Peak bytes: allocated on the accelerator, or of the whole process without one.
-        own_memory: By how much loading and scoring raised that peak.
+        own_memory: Increase of that peak by loading and scoring.
     """
 
     verifier: str
@@ -74,7 +75,7 @@ def bench(
         batch_sizes: Values of the parameter ``batch_size`` to try in turn; its default otherwise.
 
     Yields:
-        For each verifier and batch size in turn what was measured, or why it could not be.
+        For each verifier and batch size its measurement, or the error.
 
     Raises:
         ConfigError: If a number is not positive or a verifier or its parameter is unknown; at once.
@@ -98,10 +99,10 @@ def measure(verifier: str, *, images: int, size: int, frames: int) -> Measuremen
     """
     before, since = _peak(), time.perf_counter()
     made = load_verifier(find_verifier(verifier))
-    warm_up(made)
+    made.load()
     loading = time.perf_counter() - since
     kind = "image" if "image" in made.accepts else "video"
-    first = min(images, getattr(made, "batch_size", 1))
+    first = min(images, made.batch_size) if isinstance(made, LazyModel) else 1
     # never the same samples twice, because verifiers may remember them
     media = [_random(size, frames if kind == "video" else None) for _ in range(first + images)]
     safe_scores(made, media[:first], [PROMPT] * first)
@@ -143,7 +144,7 @@ def _random(size: int, frames: int | None) -> Media:
 
 
 def _peak() -> int:
-    """Peak bytes of this process alone; what the system reports otherwise may include who started it."""
+    """Peak bytes of this process alone; other reports of the system may include its parent."""
     if torch.cuda.is_available():
         torch.cuda.init()
         return torch.cuda.max_memory_allocated()

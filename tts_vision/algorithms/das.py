@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
-from tts_vision.algorithms.best_of_n import best_of_n, spend_rest
+from tts_vision.algorithms._common import at_least, fraction
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.gradients import gradient_by_step
-from tts_vision.ledger import Remaining
-from tts_vision.mutations import register_mutation, step_noise
+from tts_vision.moves import STEP_NOISE, Move, register_move, step_noise
 from tts_vision.registry import register
 from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
-from tts_vision.types import Cost, State
+from tts_vision.sampler import Sampler
+from tts_vision.types import State
 
 Tempering: TypeAlias = Literal["exp", "polynomial", "adaptive"]
 # the paper's 0.008 for 100 steps reaches the full target after this share of them
@@ -28,6 +27,7 @@ _HEATED = 0.87
 @register(
     "algorithm",
     "das",
+    size="n",
     needs={"stochastic", "step_noise", "preview", "differentiable"},
     wants_stochastic=True,
     paper="Kim et al. 2025, arXiv:2501.05803",
@@ -35,7 +35,7 @@ _HEATED = 0.87
 def das(
     ctx: SearchContext,
     *,
-    n: int | None = None,
+    n: int = 4,
     alpha: float = 0.01,
     tempering: Tempering = "exp",
     gamma: float | None = None,
@@ -45,13 +45,13 @@ def das(
 ) -> State:
     """DAS: SMC from the model to ``p(x) exp(r(x) / alpha)``, guided by gradients (Kim et al. 2025).
 
-    At each step the particles are weighed by what the tempered reward of their previews rose by, resampled
-    when too few of them count, and moved by the model's step shifted along the gradient of that reward; the
-    weights make up for the shift. With the returned state's carried ``log_weight`` the particles follow the
+    At each step the particles are weighed by the rise of the tempered reward of their previews, resampled
+    when the effective sample size is low, and moved by the model's step shifted along the gradient of that
+    reward; the weights correct for the shift. With the returned state's carried ``log_weight`` the particles follow the
     target.
 
     Args:
-        n: Particles; by default as many as the budget pays for, or 4 without a budget.
+        n: Particles.
         alpha: Temperature of the target, in units of the reward; the paper's are 0.005 for the aesthetic
             score, 0.01 for 20 times the CLIP cosine and 0.0001 for PickScore.
         tempering: How the share of the reward that counts rises to 1: ``exp`` as ``(1 + gamma)^i - 1``,
@@ -68,10 +68,6 @@ def das(
     if not alpha > 0:
         raise ConfigError(f"alpha must be positive but got {alpha:g}; the paper uses 0.0001 to 0.01.")
     steps = next((s for s in range(ctx.num_steps) if not ctx.can_fork_at(s)), ctx.num_steps)
-    asked, n = n, plan_particles(ctx, measured(ctx), n, steps)
-    if n is None:  # not even two particles that could compete
-        return best_of_n(ctx)
-
     x = ctx.init(n)
     log_w, log_ratio, psi, lam = np.zeros(n), np.zeros(n), np.zeros(n), 0.0
     for i in range(steps):
@@ -92,14 +88,12 @@ def das(
         log_ratio = ctx.measure(x, "log_ratio").numpy()
     x = ctx.finish(x)
     log_w = log_w + fill_unscored(log_ratio + ctx.score(x).numpy() / alpha - psi)
-    if asked is None:
-        spend_rest(ctx)
     return replace(x, carry={**x.carry, "log_weight": torch.from_numpy(log_w)})
 
 
-@register_mutation
+@register_move
 @dataclass(frozen=True)
-class Twist:
+class Twist(Move):
     """Draws the step anew from the twisted kernel ``N(mu + s^2 g, s^2)``, where ``g = scale * gradient``.
 
     The children carry ``log_ratio``, the log of the model's kernel over the twisted one at what was drawn.
@@ -108,10 +102,9 @@ class Twist:
     scale: float
     name: ClassVar[str] = "twist"
     needs: ClassVar[str] = "step_noise"
-    back: ClassVar[int] = 0
     gradient_steps: ClassVar[int] = 1
 
-    def apply(self, state: State, noise: Tensor) -> State:
+    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
         injected, std = step_noise(state)
         mean = state.latents.float() - injected.float()
         g, std = self.scale * gradient_by_step(state), std.float()
@@ -119,7 +112,7 @@ class Twist:
         latents = (mean + drawn + std.square() * g).to(state.latents.dtype)
         # log N(x; mu, s^2) - log N(x; mu + s^2 g, s^2) at x = mu + drawn + s^2 g
         log_ratio = -(drawn * g + std.square() * g.square() / 2).double().flatten(1).sum(1)
-        carry = {**state.carry, "step_noise": drawn.to(injected.dtype), "log_ratio": log_ratio}
+        carry = {**state.carry, STEP_NOISE: drawn.to(injected.dtype), "log_ratio": log_ratio}
         return replace(state, latents=latents, carry=carry)
 
 
@@ -161,14 +154,3 @@ def adaptive(log_w: Floats, r: Floats, floor: float, ess_threshold: float) -> fl
 def known(values: Floats, before: Floats) -> Floats:
     """The values, and those before where there is none."""
     return np.where(np.isnan(values), before, values)
-
-
-def plan_particles(ctx: SearchContext, left: Remaining, n: int | None, steps: int) -> int | None:
-    """The number of particles: `n`, or as many as can be paid for; None if that is no population."""
-    twisted = (ctx.cost(1, step=i, gradient=True, scored=False) for i in range(steps))
-    each = sum(twisted, ctx.cost(step=steps) if steps < ctx.num_steps else ctx.score_cost + Cost())
-    if n is not None:
-        check_affordable(left, each * n, f"n={n}")
-        return n
-    paid = left.times(each)
-    return 4 if paid is None else paid if paid > 1 else None

@@ -8,11 +8,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
-from tts_vision.algorithms.best_of_n import best_of_n
+from tts_vision.algorithms._common import at_least, fraction
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
-from tts_vision.ledger import Remaining
 from tts_vision.registry import register
 from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
 from tts_vision.types import State
@@ -23,6 +21,7 @@ Potential: TypeAlias = Literal["max", "diff", "add", "rt"]
 @register(
     "algorithm",
     "fk_steering",
+    size="n",
     needs={"stochastic", "preview"},
     wants_stochastic=True,
     paper="Singhal et al. 2025, arXiv:2501.06848",
@@ -30,7 +29,7 @@ Potential: TypeAlias = Literal["max", "diff", "add", "rt"]
 def fk_steering(
     ctx: SearchContext,
     *,
-    n: int | None = None,
+    n: int = 4,
     potential: Potential = "max",
     lam: float = 10.0,
     start: float = 0.2,
@@ -46,8 +45,8 @@ def fk_steering(
     tilted by ``exp(lam * reward)``.
 
     Args:
-        n: Particles; by default as many as the budget pays for, or 4 without a budget.
-        potential: What resampling favours: ``max`` a high reward at any step so far, ``diff`` a rise,
+        n: Particles.
+        potential: The favoured lineages: ``max`` a high reward at any step so far, ``diff`` a rise,
             ``add`` a high sum, ``rt`` a high reward now.
         lam: How sharply rewards turn into weights: a reward higher by ``1 / lam`` weighs e times more.
         start: Share of the trajectory done at the first resampling.
@@ -63,9 +62,6 @@ def fk_steering(
     fraction(ess_threshold=ess_threshold)
     planned = resampling_steps(ctx.num_steps, start, every, end) if resample_steps is None else resample_steps
     steps = [step for step in check_steps(planned, ctx.num_steps) if ctx.can_fork_at(step)]
-    n = plan_particles(ctx, measured(ctx), n, previews=len(steps))
-    if n is None:  # not even two particles that could compete
-        return best_of_n(ctx)
 
     state = ctx.init(n)
     history = np.full(n, -np.inf if potential == "max" else 0.0)
@@ -143,13 +139,3 @@ def check_steps(steps: list[int], num_steps: int) -> list[int]:
             "reorder or drop some."
         )
     return steps
-
-
-def plan_particles(ctx: SearchContext, left: Remaining, n: int | None, *, previews: int) -> int | None:
-    """The number of particles: `n`, or as many as can be paid for; None if that is no population."""
-    each = ctx.cost() + ctx.score_cost * previews
-    if n is not None:
-        check_affordable(left, each * n, f"n={n}")
-        return n
-    paid = left.times(each)
-    return 4 if paid is None else paid if paid > 1 else None

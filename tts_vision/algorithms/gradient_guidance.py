@@ -7,14 +7,13 @@ from typing import ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
-from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
-from tts_vision.algorithms.best_of_n import best_of_n, spend_rest
+from tts_vision.algorithms._common import at_least, fraction
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
-from tts_vision.gradients import carried, gradient_by_step, per_row
-from tts_vision.ledger import Remaining
-from tts_vision.mutations import register_mutation, with_latents
+from tts_vision.gradients import gradient_by_step, per_row
+from tts_vision.moves import Move, carried, register_move, with_latents
 from tts_vision.registry import register
+from tts_vision.sampler import Sampler
 from tts_vision.types import State
 
 Rule: TypeAlias = Literal["relative", "score", "plain"]
@@ -24,6 +23,7 @@ _SCALES: dict[Rule, float] = {"relative": 0.2, "score": 10.0, "plain": 1.0}
 @register(
     "algorithm",
     "gradient_guidance",
+    size="n",
     needs={"preview", "differentiable"},
     paper="universal guidance (Bansal et al. 2023, arXiv:2302.07121), DPS (Chung et al. 2023, "
     "arXiv:2209.14687), FreeDoM (Yu et al. 2023, arXiv:2303.09833)",
@@ -31,7 +31,7 @@ _SCALES: dict[Rule, float] = {"relative": 0.2, "score": 10.0, "plain": 1.0}
 def gradient_guidance(
     ctx: SearchContext,
     *,
-    n: int | None = None,
+    n: int = 4,
     rule: Rule = "relative",
     scale: float | None = None,
     start: float = 0.0,
@@ -45,7 +45,7 @@ def gradient_guidance(
     finished sample, is never shifted.
 
     Args:
-        n: Samples; by default as many as the budget pays for, or 4 without a budget.
+        n: Samples.
         rule: How long a shift is: ``relative`` to the step itself (FreeDoM), as the ``score`` of the reward
             demands (universal guidance), or ``plain``, a multiple of the gradient (DPS).
         scale: With ``relative`` the length of the shift over that of the step, 0.2 by default; with ``score``
@@ -60,10 +60,6 @@ def gradient_guidance(
     at_least(0, scale=scale)
     shift = Shift(rule, _SCALES[rule] if scale is None else scale)
     steps = guided_steps(ctx.num_steps, start, end, every)
-    asked, n = n, plan_samples(ctx, measured(ctx), n, steps, repeats)
-    if n is None:
-        return best_of_n(ctx)
-
     x = ctx.init(n)
     for step in steps:
         x = ctx.advance(x, step - x.step)
@@ -75,24 +71,21 @@ def gradient_guidance(
             x = ctx.mutate(ahead, shift)
     x = ctx.finish(x)
     ctx.score(x)
-    if asked is None:
-        spend_rest(ctx)
     return x
 
 
-@register_mutation
+@register_move
 @dataclass(frozen=True)
-class Shift:
-    """Moves what a step came to along the gradient of the reward at its start; see `gradient_guidance`."""
+class Shift(Move):
+    """Moves the end of a step along the gradient of the reward at its start; see `gradient_guidance`."""
 
     rule: Rule
     scale: float
     name: ClassVar[str] = "shift"
     needs: ClassVar[str] = "differentiable"
-    back: ClassVar[int] = 0
     gradient_steps: ClassVar[int] = 1
 
-    def apply(self, state: State, noise: Tensor) -> State:
+    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
         gradient = gradient_by_step(state)
         if self.rule == "relative":
             start = carried(state, "origin").float() * per_row(carried(state, "gradient_scale"), gradient)
@@ -124,19 +117,3 @@ def guided_steps(num_steps: int, start: float, end: float, every: int) -> list[i
             "one-step models."
         )
     return steps
-
-
-def plan_samples(
-    ctx: SearchContext, left: Remaining, n: int | None, steps: list[int], repeats: int
-) -> int | None:
-    """The number of samples: `n`, or as many as can be paid for; None if not one can."""
-    each = ctx.score_cost
-    for step in range(ctx.num_steps):
-        shifted = step in steps
-        once = ctx.cost(1, step=step, gradient=shifted, scored=False)
-        each = each + once * (repeats if shifted and step else 1)
-    if n is not None:
-        check_affordable(left, each * n, f"n={n}")
-        return n
-    paid = left.times(each)
-    return 4 if paid is None else paid or None

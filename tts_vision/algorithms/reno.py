@@ -9,27 +9,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tts_vision.algorithms._common import at_least, check_affordable, fraction, measured
-from tts_vision.algorithms.best_of_n import best_of_n, spend_rest
+from tts_vision.algorithms._common import at_least, fraction
 from tts_vision.context import SearchContext
-from tts_vision.errors import ConfigError
-from tts_vision.gradients import OWN, carried, per_row
-from tts_vision.ledger import Remaining
-from tts_vision.mutations import register_mutation
+from tts_vision.gradients import OWN, per_row
+from tts_vision.moves import Move, carried, register_move
 from tts_vision.registry import register
-from tts_vision.types import Cost, State
-
-MOST_ITERATIONS = 50
+from tts_vision.sampler import Sampler
+from tts_vision.types import State
 
 
 @register(
-    "algorithm", "reno", needs={"noise", "differentiable"}, paper="Eyring et al. 2024, arXiv:2406.04312"
+    "algorithm",
+    "reno",
+    size="iterations",
+    needs={"noise", "differentiable"},
+    paper="Eyring et al. 2024, arXiv:2406.04312",
 )
 def reno(
     ctx: SearchContext,
     *,
-    n: int | None = None,
-    iterations: int | None = None,
+    n: int = 1,
+    iterations: int = 50,
     reward_weight: float = 1.0,
     regularisation: float = 0.01,
     lr: float = 5.0,
@@ -43,9 +43,8 @@ def reno(
     momentum; the penalty keeps the noise at the norm that Gaussian noise has. Every iterate is a candidate.
 
     Args:
-        n: Noises optimised side by side; by default as many as the budget pays for, or 1 without a budget.
-        iterations: Samples of each, one more than steps of the optimiser; by default the paper's 50, or as
-            many as the budget pays for. What a budget has left goes to independent samples.
+        n: Noises optimised side by side.
+        iterations: Samples of each, one more than steps of the optimiser; the paper's 50.
         reward_weight: Weight of the reward. The paper sums HPSv2 * 5, ImageReward * 1, and CLIP * 0.01 and
             PickScore * 0.05 on their scales of about 30 and 20.
         regularisation: Weight of the penalty on the noise.
@@ -57,15 +56,11 @@ def reno(
     at_least(1, n=n, iterations=iterations, patience=patience)
     at_least(0, reward_weight=reward_weight, regularisation=regularisation, lr=lr, clip=clip)
     fraction(momentum=momentum)
-    plan = plan_iterations(ctx, measured(ctx), n, iterations)
-    if plan is None:  # not even one gradient
-        return best_of_n(ctx)
-    count, length = plan
     ascent = NoiseAscent(reward_weight, regularisation, lr, momentum, clip, back=ctx.num_steps)
 
-    noise = ctx.init(count)
+    noise = ctx.init(n)
     best, stale = -math.inf, 0
-    for i in range(length - 1):
+    for i in range(iterations - 1):
         samples, rewards = ctx.gradient(noise, ctx.num_steps)
         scores = ctx.score(samples)
         top = float(scores.nan_to_num(-math.inf).max())
@@ -76,14 +71,12 @@ def reno(
         noise = ctx.mutate(samples, ascent)
     samples = ctx.finish(noise)
     ctx.score(samples)
-    if n is None or iterations is None:
-        spend_rest(ctx)
     return samples
 
 
-@register_mutation
+@register_move
 @dataclass(frozen=True)
-class NoiseAscent:
+class NoiseAscent(Move):
     """A step of the optimiser: from the sample and its gradient back to a better noise.
 
     Attributes:
@@ -104,7 +97,10 @@ class NoiseAscent:
     def gradient_steps(self) -> int:
         return self.back
 
-    def apply(self, state: State, noise: Tensor) -> State:
+    def target(self, step: int) -> int:
+        return step - self.back
+
+    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
         # steps may be smaller than half precision tells apart, so the noise itself is kept in float32
         origin = carried(state, "origin")
         x = state.carry.get(f"{OWN}noise", origin)
@@ -135,24 +131,3 @@ def clipped(gradient: Tensor, most: float) -> Tensor:
     """The gradient with the norm of each row at most `most`."""
     norm = gradient.flatten(1).norm(dim=1)
     return gradient * per_row(torch.clamp(most / (norm + 1e-6), max=1.0), gradient)
-
-
-def plan_iterations(
-    ctx: SearchContext, left: Remaining, n: int | None, iterations: int | None
-) -> tuple[int, int] | None:
-    """The number of noises and of iterations, as given or as paid for; None if no gradient is paid for."""
-
-    def total(n: int, iterations: int) -> Cost:
-        return (ctx.cost(gradient=True) * (iterations - 1) + ctx.cost()) * n
-
-    count = n or max(1, left.times(total(1, iterations or MOST_ITERATIONS)) or 1)
-    if iterations is not None:
-        check_affordable(left, total(count, iterations), f"n={count} with iterations={iterations}")
-        return count, iterations
-    length = next((k for k in range(MOST_ITERATIONS, 1, -1) if left.affords(total(count, k))), None)
-    if length is None and n is not None:
-        raise ConfigError(
-            f"n={n} noises need a gradient each, {total(n, 2).nfe:g} nfe and {total(n, 2).verifier_calls} "
-            "verifier calls, but the budget has less left; lower n or raise the budget."
-        )
-    return None if length is None else (count, length)

@@ -26,30 +26,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.condition import Condition
 from tts_vision.context import SearchContext
-from tts_vision.errors import BudgetSpent
+from tts_vision.errors import BudgetSpent, ConfigError
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Ledger
-from tts_vision.mutations import StepNoise
+from tts_vision.moves import STEP_NOISE, STEP_NOISE_STD, StepNoise
+from tts_vision.registry import entry_of
+from tts_vision.rehearsal import rehearse
+from tts_vision.runner import conduct
+from tts_vision.sampler import Sampler
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
-from tts_vision.types import (
-    DifferentiableSampler,
-    DifferentiableVerifier,
-    Media,
-    Prompt,
-    Rows,
-    Sampler,
-    Score,
-    State,
-    Verifier,
-)
+from tts_vision.types import Media, Prompt, Rows, Score, State
+from tts_vision.verifier import ALONE, Asked, Verifier, as_verifier
 
 SEED = 7
 
 
 class SamplerContract:
-    """What a `Sampler` must do. Fixtures: `sampler`; `prompt` and `tolerance` have defaults."""
+    """What a `Sampler` must do. Fixtures: `sampler`; `condition` and `tolerance` have defaults."""
 
     @pytest.fixture
     def sampler(self) -> Sampler:
@@ -57,9 +53,9 @@ class SamplerContract:
         raise NotImplementedError("A SamplerContract needs a fixture 'sampler'.")
 
     @pytest.fixture
-    def prompt(self) -> Prompt:
-        """What is generated."""
-        return Prompt("two red circles")
+    def condition(self) -> Condition:
+        """The condition of all particles."""
+        return Condition("two red circles")
 
     @pytest.fixture
     def tolerance(self) -> float:
@@ -78,16 +74,19 @@ class SamplerContract:
         assert sampler.num_steps >= 1
         assert -1 <= sampler.last_noisy_step < sampler.num_steps
         assert ("stochastic" in sampler.capabilities) == (sampler.last_noisy_step >= 0)
+        moves = any(sampler.move(step, 0.5) for step in range(sampler.num_steps))
+        assert ("moves" in sampler.capabilities) == moves
 
-    def test_initial_state(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
-        state = sampler.init(prompt, (4, 9), seed=SEED)
-        assert (state.step, state.uids, state.prompt, state.seed) == (0, (4, 9), prompt, SEED)
+    def test_initial_state(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
+        state = sampler.init(condition, (4, 9), seed=SEED)
+        assert (state.step, state.uids, state.seed) == (0, (4, 9), SEED)
+        assert state.conditions == (condition, condition)
         assert len(state.latents) == 2
-        assert torch.equal(state.latents, sampler.init(prompt, (4, 9), seed=SEED).latents)
-        assert torch.equal(state.latents[1:], sampler.init(prompt, (9,), seed=SEED).latents)
+        assert torch.equal(state.latents, sampler.init(condition, (4, 9), seed=SEED).latents)
+        assert torch.equal(state.latents[1:], sampler.init(condition, (9,), seed=SEED).latents)
 
-    def test_steps_compose(self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float) -> None:
-        start = sampler.init(prompt, (0, 1), seed=SEED)
+    def test_steps_compose(self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float) -> None:
+        start = sampler.init(condition, (0, 1), seed=SEED)
         one_by_one = start
         for _ in range(sampler.num_steps):
             one_by_one = sampler.advance(one_by_one, 1)
@@ -95,8 +94,8 @@ class SamplerContract:
         assert at_once.step == one_by_one.step == sampler.num_steps
         assert close(at_once.latents, one_by_one.latents, tolerance)
 
-    def test_leaves_its_input_alone(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
-        state = halfway(sampler, prompt)
+    def test_leaves_its_input_alone(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
+        state = halfway(sampler, condition)
         latents, carry = state.latents.clone(), {k: copy(v) for k, v in state.carry.items()}
         sampler.advance(state, 1)
         sampler.advance(state, sampler.num_steps - state.step)
@@ -104,58 +103,58 @@ class SamplerContract:
         assert set(carry) == set(state.carry) and all(same(state.carry[k], v) for k, v in carry.items())
 
     def test_rows_are_independent(
-        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
     ) -> None:
-        together = sampler.advance(sampler.init(prompt, (0, 1, 2), seed=SEED), sampler.num_steps)
-        backwards = sampler.advance(sampler.init(prompt, (2, 1, 0), seed=SEED), sampler.num_steps)
+        together = sampler.advance(sampler.init(condition, (0, 1, 2), seed=SEED), sampler.num_steps)
+        backwards = sampler.advance(sampler.init(condition, (2, 1, 0), seed=SEED), sampler.num_steps)
         assert close(together.latents.flip(0), backwards.latents, tolerance)
         for row, uid in enumerate(together.uids):
-            alone = sampler.advance(sampler.init(prompt, (uid,), seed=SEED), sampler.num_steps)
+            alone = sampler.advance(sampler.init(condition, (uid,), seed=SEED), sampler.num_steps)
             assert close(alone.latents, together.latents[row : row + 1], tolerance)
 
     def test_reindexing_commutes_with_steps(
-        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
     ) -> None:
-        state, rest = halfway(sampler, prompt), sampler.num_steps - sampler.num_steps // 2
+        state, rest = halfway(sampler, condition), sampler.num_steps - sampler.num_steps // 2
         index = [2, 0, 0]
         before = sampler.advance(state.select(index), rest)
         after = sampler.advance(state, rest).select(index)
         assert before.uids == after.uids
         assert close(before.latents, after.latents, tolerance)
 
-    def test_forks_differ_while_noise_is_left(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+    def test_forks_differ_while_noise_is_left(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
         for step in range(1, sampler.num_steps):
-            state = sampler.advance(sampler.init(prompt, (0,), seed=SEED), step).select([0, 0], uids=(0, 1))
+            state = sampler.advance(sampler.init(condition, (0,), seed=SEED), step).select([0, 0], uids=(0, 1))
             first, second = sampler.advance(state, sampler.num_steps - step).latents
             assert torch.equal(first, second) == (step > sampler.last_noisy_step)
 
-    def test_charges_what_it_says(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
-        state = sampler.init(prompt, (0, 1, 2), seed=SEED)
+    def test_charges_what_it_says(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
+        state = sampler.init(condition, (0, 1, 2), seed=SEED)
         assert ledger.spent.nfe == 0
         sampler.advance(state.select([1]), sampler.num_steps)
         # what a step costs may be known only after it ran once
-        cost = sampler.cost(state, sampler.num_steps)
+        cost = sampler.cost(condition, 0, sampler.num_steps)
         assert ledger.spent == cost and cost.nfe > 0
         sampler.advance(state, sampler.num_steps)
         # rows that do not differ yet may share the work
         assert 0 < ledger.spent.nfe - cost.nfe <= cost.nfe * 3
         assert cost.decodes == cost.verifier_calls == 0
-        parts = [sampler.cost(at_step(state, step), 1).nfe for step in range(sampler.num_steps)]
+        parts = [sampler.cost(condition, step, 1).nfe for step in range(sampler.num_steps)]
         assert sum(parts) == pytest.approx(cost.nfe)
 
-    def test_stops_before_the_budget_is_passed(self, sampler: Sampler, prompt: Prompt) -> None:
+    def test_stops_before_the_budget_is_passed(self, sampler: Sampler, condition: Condition) -> None:
         sampler.bind(Ledger())
-        state = sampler.init(prompt, (0,), seed=SEED)
+        state = sampler.init(condition, (0,), seed=SEED)
         sampler.advance(state, sampler.num_steps)
-        limit = sampler.cost(state, sampler.num_steps).nfe - 1 or 0.5
+        limit = sampler.cost(condition, 0, sampler.num_steps).nfe - 1 or 0.5
         ledger = Ledger(Budget(nfe=limit))
         sampler.bind(ledger)
         with pytest.raises(BudgetSpent):
-            sampler.advance(sampler.init(prompt, (0,), seed=SEED), sampler.num_steps)
+            sampler.advance(sampler.init(condition, (0,), seed=SEED), sampler.num_steps)
         assert ledger.spent.nfe <= limit
 
-    def test_can_be_stored(self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tmp_path: Path) -> None:
-        state = halfway(sampler, prompt)
+    def test_can_be_stored(self, sampler: Sampler, ledger: Ledger, condition: Condition, tmp_path: Path) -> None:
+        state = halfway(sampler, condition)
         plain = {k: v for k, v in state.shared.items() if not isinstance(v, Tensor)}
         assert json.loads(json.dumps(plain)) == plain
         journal = Journal(tmp_path)
@@ -164,55 +163,53 @@ class SamplerContract:
         rest = sampler.num_steps - state.step
         assert torch.equal(sampler.advance(loaded, rest).latents, sampler.advance(kept, rest).latents)
 
-    def test_decodes_each_row(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
-        state = sampler.advance(sampler.init(prompt, (0, 1), seed=SEED), sampler.num_steps)
+    def test_decodes_each_row(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
+        state = sampler.advance(sampler.init(condition, (0, 1), seed=SEED), sampler.num_steps)
         assert len(sampler.decode(state)) == 2
         if "preview" in sampler.capabilities:
             for step in range(1, sampler.num_steps):
                 assert (
-                    len(sampler.preview(sampler.advance(sampler.init(prompt, (0, 1), seed=SEED), step))) == 2
+                    len(sampler.preview(sampler.advance(sampler.init(condition, (0, 1), seed=SEED), step))) == 2
                 )
 
     def test_step_noise_is_part_of_the_latents(
-        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
     ) -> None:
         if "step_noise" not in sampler.capabilities:
             pytest.skip("the sampler carries no step noise")
-        first, second = sampler.init(prompt, (0, 1), seed=SEED), sampler.init(prompt, (0, 1), seed=SEED)
+        first, second = sampler.init(condition, (0, 1), seed=SEED), sampler.init(condition, (0, 1), seed=SEED)
         states = [sampler.advance(first), sampler.advance(second.select([0, 1], uids=(5, 6)))]
         means = []
         for state in states:
-            noise, std = state.carry["step_noise"], state.carry["step_noise_std"]
+            noise, std = state.carry[STEP_NOISE], state.carry[STEP_NOISE_STD]
             assert isinstance(noise, Tensor) and isinstance(std, Tensor)
             assert noise.shape == state.latents.shape and std.shape == (2,)
             means.append(state.latents - noise)
-            unchanged = StepNoise(0).apply(state, torch.ones_like(noise))
+            unchanged = StepNoise(0).apply(sampler, state, torch.ones_like(noise))
             assert close(unchanged.latents, state.latents, tolerance)
         assert not torch.equal(states[0].latents, states[1].latents)
         assert close(means[0], means[1], max(tolerance, 1e-4))
 
     def test_gradient_is_the_slope(
-        self, sampler: Sampler, ledger: Ledger, prompt: Prompt, tolerance: float
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
     ) -> None:
         if "differentiable" not in sampler.capabilities:
             pytest.skip("gradients do not go back through the sampler")
-        assert isinstance(sampler, DifferentiableSampler)
-
         def reward(pixels: Tensor) -> Tensor:
             weights = torch.linspace(0.5, 1.5, pixels[0].numel(), dtype=pixels.dtype, device=pixels.device)
             return pixels.flatten(1) @ weights / pixels[0].numel()
 
         # a first step with as much noise as the sample itself leaves nothing of where it started
         first = min(sampler.last_noisy_step + 1, 1)
-        start = sampler.init(prompt, (0, 1, 2), seed=SEED)
+        start = sampler.init(condition, (0, 1, 2), seed=SEED)
         start = sampler.advance(start, first) if first else start
         starts = [(start, sampler.num_steps - first)]
         if "preview" in sampler.capabilities and sampler.num_steps > 1:
-            starts.append((halfway(sampler, prompt), 1))
+            starts.append((halfway(sampler, condition), 1))
         for state, steps in starts:
             before = ledger.spent.nfe
             ahead = sampler.gradient(state, steps, reward)
-            assert ledger.spent.nfe - before == sampler.gradient_cost(state, steps).nfe * 3
+            assert ledger.spent.nfe - before == sampler.gradient_cost(condition, state.step, steps).nfe * 3
             assert close(ahead.latents, sampler.advance(state, steps).latents, tolerance)
             assert not ahead.latents.requires_grad
             gradient = ahead.carry["gradient"]
@@ -232,10 +229,49 @@ class SamplerContract:
             assert isinstance(above, Tensor) and isinstance(below, Tensor)
             assert (above - below).tolist() == pytest.approx((2 * h * norm).tolist(), rel=0.1)
 
-    def test_goes_back(self, sampler: Sampler, ledger: Ledger, prompt: Prompt) -> None:
+    def test_moves_redo_randomness(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
+        if "moves" not in sampler.capabilities:
+            pytest.skip("the sampler has no move")
+        for step in range(sampler.num_steps):
+            if sampler.move(step, 1.0) is None:
+                continue
+            state = sampler.init(condition, (0, 1), seed=SEED)
+            state = sampler.advance(state, step) if step else state
+            finished = []
+            for strength, uids in ((0.0, (10, 11)), (1.0, (10, 11)), (1.0, (11, 10))):
+                move = sampler.move(step, strength)
+                assert move is not None
+                spent = ledger.spent
+                child = sampler.apply(move, state.select([0, 0], uids=uids))
+                assert (child.step, child.uids, ledger.spent) == (move.target(step), uids, spent)
+                finished.append(sampler.advance(child, sampler.num_steps - child.step).latents)
+            weak, strong, swapped = finished
+            # children differ by their uids alone, and more of the randomness is new in the strong ones
+            assert torch.equal(strong.flip(0), swapped) or close(strong.flip(0), swapped, 1e-5)
+            assert not torch.equal(strong[0], strong[1])
+            assert not torch.equal(weak, strong)
+            return
+        pytest.fail("no step has a move")
+
+    def test_rows_may_differ_in_conditions(
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
+    ) -> None:
+        other = condition.with_text(condition.text + " and a blue star")
+        try:
+            parts = [sampler.init(c, (uid,), seed=SEED) for uid, c in enumerate((condition, other, condition))]
+        except ConfigError:
+            pytest.skip("the sampler takes no other text")
+        mixed = sampler.advance(State.cat(parts), sampler.num_steps)
+        assert mixed.conditions == (condition, other, condition)
+        for row, part in enumerate(parts):
+            alone = sampler.advance(part, sampler.num_steps)
+            assert close(mixed.latents[row : row + 1], alone.latents, max(tolerance, 1e-5))
+        assert len(sampler.decode(mixed)) == 3
+
+    def test_goes_back(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
         if "renoise" not in sampler.capabilities:
             pytest.skip("the sampler cannot go back")
-        state = halfway(sampler, prompt)
+        state = halfway(sampler, condition)
         spent = ledger.spent
         back = sampler.renoise(state.select([0, 0], uids=(10, 11)), 0)
         assert (back.step, back.uids, ledger.spent) == (0, (10, 11), spent)
@@ -265,7 +301,7 @@ class VerifierContract:
         return Prompt("two red circles")
 
     def test_is_a_verifier(self, verifier: Verifier) -> None:
-        assert isinstance(verifier, Verifier)
+        assert isinstance(as_verifier(verifier), Verifier)
         assert verifier.name and verifier.accepts <= {"image", "video"} and verifier.accepts
 
     def test_one_score_each(self, verifier: Verifier, media: Sequence[Media], prompt: Prompt) -> None:
@@ -293,7 +329,7 @@ class VerifierContract:
 
 
 class DifferentiableVerifierContract(VerifierContract):
-    """What a `DifferentiableVerifier` must do besides; `media` are pictures of one size."""
+    """What a `Verifier` with gradients must do besides; `media` are images of one size."""
 
     @pytest.fixture
     def resize_tolerance(self) -> float:
@@ -308,7 +344,7 @@ class DifferentiableVerifierContract(VerifierContract):
 
     def test_rewards_are_its_scores(
         self,
-        verifier: DifferentiableVerifier,
+        verifier: Verifier,
         media: Sequence[Media],
         pixels: Tensor,
         prompt: Prompt,
@@ -321,7 +357,7 @@ class DifferentiableVerifierContract(VerifierContract):
         assert rewards.tolist() == pytest.approx(expected, abs=resize_tolerance)
 
     def test_gradient_is_the_slope(
-        self, verifier: DifferentiableVerifier, pixels: Tensor, prompt: Prompt
+        self, verifier: Verifier, pixels: Tensor, prompt: Prompt
     ) -> None:
         x = pixels.clamp(0.1, 0.9).requires_grad_()
         prompts = [prompt] * len(x)
@@ -335,7 +371,7 @@ class DifferentiableVerifierContract(VerifierContract):
         slope = gradient.flatten(1).norm(dim=1) * 2 * h
         assert rise.tolist() == pytest.approx(slope.tolist(), rel=0.1, abs=1e-5)
 
-    def test_rows_do_not_mix(self, verifier: DifferentiableVerifier, pixels: Tensor, prompt: Prompt) -> None:
+    def test_rows_do_not_mix(self, verifier: Verifier, pixels: Tensor, prompt: Prompt) -> None:
         x = pixels.clone().requires_grad_()
         rewards = verifier.rewards(x, [prompt] * len(x))
         (gradient,) = torch.autograd.grad(rewards[0], x)
@@ -356,38 +392,68 @@ class AlgorithmContract:
         return {"n": 4}
 
     @pytest.fixture
+    def size(self, algorithm: Callable[..., State], sizes: dict[str, Any]) -> str:
+        """The parameter that sizes a search: the registered one, or the first of `sizes`."""
+        return entry_of("algorithm", algorithm).size or next(iter(sizes))
+
+    @pytest.fixture
+    def params(self) -> dict[str, Any]:
+        """Parameters of every search, its size apart."""
+        return {}
+
+    @pytest.fixture
     def make_sampler(self) -> Callable[[], Sampler]:
         """A sampler that the algorithm runs on; it should carry solver history."""
         return partial(GaussianMixtureSampler, num_steps=6, order=2)
 
     @pytest.fixture
     def verifier(self) -> Verifier:
-        """What guides the search."""
+        """The verifier that guides the search."""
         return TargetReward()
 
     @pytest.fixture
     def search(
-        self, algorithm: Callable[..., State], make_sampler: Callable[[], Sampler], verifier: Verifier
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        size: str,
+        params: dict[str, Any],
     ) -> Callable[..., tuple[SearchContext, State]]:
-        """Runs the algorithm under a budget with its own sizes."""
+        """Runs the algorithm at the size that a budget pays for."""
 
         def run(**limits: float) -> tuple[SearchContext, State]:
-            sampler = make_sampler()
-            context = SearchContext(sampler, verifier, Prompt("x"), seed=SEED)
+            context = SearchContext(make_sampler(), verifier, Prompt("x"), seed=SEED)
             context.ledger.budget = Budget(**limits).resolve(context.cost())  # type: ignore[arg-type]
-            return context, algorithm(context)
+            return context, conduct(context, algorithm, params, size)
 
         return run
 
-    @pytest.mark.parametrize("times", [1, 2, 3, 4, 7.5, 16])
+    @pytest.mark.parametrize("times", [1, 2, 2.5, 3, 4, 5, 7.5, 9, 16])
     def test_fits_every_budget(
         self, search: Callable[..., tuple[SearchContext, State]], times: float
     ) -> None:
         context, state = search(times=times)
-        assert context.ledger.spent.nfe <= times * context.cost().nfe
+        sample = context.cost().compute
+        assert context.ledger.spent.compute <= times * sample * (1 + 1e-9)
         # less than one sample is left over
-        assert times * context.cost().nfe - context.ledger.spent.nfe < context.cost().nfe
+        assert times * sample - context.ledger.spent.compute < sample
         check_result(context, state)
+
+    def test_costs_no_more_than_rehearsed(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        sizes: dict[str, Any],
+    ) -> None:
+        context = SearchContext(make_sampler(), verifier, Prompt("x"), seed=SEED)
+        price = rehearse(context, algorithm, sizes)
+        algorithm(context, **sizes)
+        spent = context.ledger.spent
+        assert price is not None
+        for unit in ("nfe", "decodes", "verifier_calls", "tokens", "macs"):
+            assert getattr(spent, unit) <= getattr(price, unit) * (1 + 1e-9)
 
     @pytest.mark.parametrize("calls", [1, 2, 5, 20])
     def test_fits_every_number_of_verifier_calls(
@@ -402,6 +468,8 @@ class AlgorithmContract:
         self,
         algorithm: Callable[..., State],
         make_sampler: Callable[[], Sampler],
+        size: str,
+        params: dict[str, Any],
         monkeypatch: pytest.MonkeyPatch,
         seconds: float,
     ) -> None:
@@ -410,7 +478,7 @@ class AlgorithmContract:
         context.ledger.budget = Budget(seconds=seconds)
         # a forecast may be wrong, so a search may also be stopped here
         with suppress(BudgetSpent):
-            check_result(context, algorithm(context))
+            check_result(context, conduct(context, algorithm, params, size))
         assert context.best is not None
         assert seconds / 3 < clock.now <= seconds
 
@@ -461,7 +529,7 @@ class AlgorithmContract:
         context = SearchContext(make_sampler(), ranked, Prompt("x"), seed=SEED)
         check_result(context, algorithm(context, **sizes))
         scores = [candidate.score for candidate in context.candidates.values()]
-        assert values(scores) == ranked.pool(scores)
+        assert values(scores) == ranked.settle(scores)
 
     def test_survives_a_kill_anywhere(
         self,
@@ -493,25 +561,26 @@ class SlowReward(TargetReward):
         super().__init__()
         self.clock, self.seconds = clock, seconds
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         self.clock.now += self.seconds * len(media)
-        return super().score(media, prompts)
+        return super().score(media, prompts, asked)
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         self.clock.now += self.seconds * len(pixels)
         return super().rewards(pixels, prompts)
 
 
-class HalfBlind:
+class HalfBlind(Verifier):
     """A verifier that cannot score every `blind_to`-th sample it sees."""
 
     name = "half_blind"
     accepts = TargetReward.accepts
+    differentiable = True
 
     def __init__(self, blind_to: int = 2) -> None:
         self.blind_to, self.seen = blind_to, 0
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         scores = TargetReward().score(media, prompts)
         for i in range(len(media)):
             self.seen += 1
@@ -527,28 +596,29 @@ class HalfBlind:
         return torch.where(torch.tensor(seen), rewards, torch.nan)
 
 
-class Ranked:
-    """A verifier by the rank that another one gives a sample, from 0 to 1: a `PooledVerifier`."""
+class Ranked(Verifier):
+    """A verifier by the rank that another one gives a sample, from 0 to 1: values settle anew."""
 
     name = "ranked"
+    relative = settles = True
 
     def __init__(self, verifier: Verifier) -> None:
         self.verifier, self.accepts = verifier, verifier.accepts
+        self.differentiable = verifier.differentiable
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         said = [{"said": score.value} for score in self.verifier.score(media, prompts)]
         scores = [Score(value=math.nan, parts=parts) for parts in said]
-        pooled = zip(scores, self.pool(scores), strict=True)
+        pooled = zip(scores, self.settle(scores), strict=True)
         return [score.model_copy(update={"value": value}) for score, value in pooled]
 
-    def pool(self, scores: Sequence[Score]) -> list[float]:
+    def settle(self, scores: Sequence[Score]) -> list[float]:
         said = [score.parts["said"] for score in scores]
         return [sum(other < mine for other in said) / max(1, len(said) - 1) for mine in said]
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The gradient is that of the other verifier, for algorithms that ask for it."""
-        rewards: Tensor = self.verifier.rewards(pixels, prompts)  # type: ignore[attr-defined]
-        return rewards
+        return self.verifier.rewards(pixels, prompts)
 
 
 def kill_everywhere(
@@ -559,14 +629,25 @@ def kill_everywhere(
     *,
     budget: Budget | None = None,
     max_batch: int | None = 2,
+    most: int | None = None,
 ) -> None:
-    """Kills a search after each of its events in turn, resumes it, and checks that nothing differs."""
+    """Kills a search after its events in turn, resumes it, and checks that nothing differs.
+
+    Args:
+        algorithm: The search.
+        make_sampler: Makes its sampler.
+        verifier: Guides it.
+        folder: Empty; gets a folder for each kill.
+        budget: Its limits.
+        max_batch: Rows computed at once.
+        most: Kills at most, at events that are spread evenly; after each event by default.
+    """
 
     def search(path: Path, die_after: int | None = None) -> tuple[SearchContext, list[str]]:
         new: list[str] = []
 
         def observe(context: SearchContext, event: Event) -> None:
-            new.append(event.kind)
+            new.append(event.what)
             if len(new) == die_after:
                 raise Killed
 
@@ -588,12 +669,19 @@ def kill_everywhere(
 
     whole, events = search(folder / "whole")
     assert len(events) > 2
-    for count in range(1, len(events) + 1):
+    for count in kills(len(events), most):
         path = folder / f"killed-{count}"
         search(path, die_after=count)
         resumed, _ = search(path)
         assert results(resumed) == results(whole), f"killed after event {count}, {events[count - 1]}"
         assert resumed.ledger.spent == whole.ledger.spent, f"killed after event {count}, {events[count - 1]}"
+
+
+def kills(events: int, most: int | None) -> list[int]:
+    """The events to kill a search after: all, or at most `most` that are spread evenly."""
+    if most is None or events <= most:
+        return list(range(1, events + 1))
+    return sorted({round(1 + i * (events - 1) / (most - 1)) for i in range(most)})
 
 
 def results(context: SearchContext) -> dict[int, float]:
@@ -609,14 +697,9 @@ def check_result(context: SearchContext, state: State) -> None:
     assert context.best.score.value == max(results(context).values())
 
 
-def halfway(sampler: Sampler, prompt: Prompt) -> State:
+def halfway(sampler: Sampler, condition: Condition) -> State:
     """Three particles in the middle of their trajectories."""
-    return sampler.advance(sampler.init(prompt, (0, 1, 2), seed=SEED), sampler.num_steps // 2)
-
-
-def at_step(state: State, step: int) -> State:
-    """A state that only says where it stands, as planning uses."""
-    return State(torch.empty(1), step, (0,), state.prompt, state.seed)
+    return sampler.advance(sampler.init(condition, (0, 1, 2), seed=SEED), sampler.num_steps // 2)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -1,0 +1,268 @@
+"""Scores and features of particles: decodes them, asks verifiers and extractors, keeps the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tts_vision.calibration import History
+from tts_vision.candidates import Candidate, Candidates, MediaStore
+from tts_vision.engine import Engine, check_repeats
+from tts_vision.errors import BudgetSpent, TargetReached
+from tts_vision.sampler import Sampler
+from tts_vision.scoring import safe_scores
+from tts_vision.trace import Answer, Computed, Event
+from tts_vision.types import Cost, FeatureExtractor, Media, Prompt, Score, State
+from tts_vision.verifier import Asked, Best, Verifier
+
+Target: TypeAlias = float | Literal["satisfied"] | None
+
+
+class Judging:
+    """The samples of a search, their scores and their features.
+
+    Attributes:
+        verifier: The verifier that guides the search.
+        prompt: The prompt that the user asked for.
+        candidates: All scored samples.
+        target: The score, or ``satisfied``, at which the search ends.
+    """
+
+    def __init__(
+        self, engine: Engine, verifier: Verifier, prompt: Prompt, store: MediaStore, target: Target = None
+    ) -> None:
+        self.verifier, self.prompt, self.target = verifier, prompt, target
+        self.candidates = Candidates(satisfied_first=target == "satisfied")
+        self.embeds = False
+        self._engine, self._store = engine, store
+        self._history = History()
+        if verifier.learns:
+            engine.listeners.append(self._history.add)
+        engine.listeners.append(self._recall)
+        self._embeddings: list[State] = []
+        # where features are in use: the samples decoded at one step, by uid; None if a former session did
+        self._decoded: dict[int, Media | None] = {}
+        self._decoded_step = 0
+
+    @property
+    def score_cost(self) -> Cost:
+        """The cost of decoding and scoring one sample."""
+        return Cost(decodes=1, verifier_calls=sum(self.verifier.calls(1).values()))
+
+    @property
+    def satisfied(self) -> bool | None:
+        """Whether a finished sample reached the target; None without a target."""
+        if self.target is None:
+            return None
+        best = self.candidates.best
+        if best is None:
+            return False
+        if self.target == "satisfied":
+            return best.score.satisfied is True
+        return best.score.value >= self.target
+
+    def score(self, sampler: Sampler, state: State, prompts: Sequence[Prompt] | None) -> Tensor:
+        """Scores of the finished samples, or of previews of unfinished ones; see `SearchContext.score`."""
+        if prompts is not None:
+            return self._stage_score(sampler, state, prompts)
+        preview = state.step < sampler.num_steps
+        op, past = self._engine.begin("score")
+        todo = list(range(len(state)))
+        if not preview:
+            first_of: dict[int, int] = {}
+            for i in todo:
+                first_of.setdefault(state.uids[i], i)
+            todo = [i for uid, i in first_of.items() if uid not in self.candidates.finished]
+        if past:
+            scores = self._recorded(past)
+            check_repeats(set(scores) <= set(state.uids))
+        else:
+            paid = todo[: self._affordable(len(todo))]
+            scores = self._score_rows(op, sampler, state.select(paid), preview) if paid else {}
+        if not preview and self.satisfied:
+            raise TargetReached
+        if any(state.uids[i] not in scores for i in todo):
+            raise BudgetSpent
+        if not preview:
+            return self.current_scores(state)
+        return torch.tensor([scores[uid].value for uid in state.uids], dtype=torch.float64)
+
+    def current_scores(self, state: State) -> Tensor:
+        """The scores of finished particles by now, ``(B,)`` float64; they cost nothing."""
+        values = [self.candidates.finished[uid].score.value for uid in state.uids]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def features(self, sampler: Sampler, state: State, extractor: FeatureExtractor) -> Tensor:
+        """Embeddings of samples or previews, ``(B, D)`` float32; see `SearchContext.features`."""
+        engine = self._engine
+        self.embeds = True
+        op, past = engine.begin("features")
+        for event in past:
+            if event.kind == "answer":
+                asked = (extractor.name, state.uids, state.step)
+                check_repeats((event.value, event.uids, event.step) == asked)
+                rows = engine.journal.load(event.blob, state, event.uids, event.step)
+                check_repeats(not rows.is_placeholder)
+                self._embeddings.append(rows)
+                return rows.latents
+        missing = [uid for uid in state.uids if uid not in self._decoded_at(state.step)]
+        engine.check_affordable(Cost(decodes=len(missing)))
+        preview = state.step < sampler.num_steps
+        media = self._decode(op, sampler, state, preview)
+        if len(media) < len(state):
+            raise BudgetSpent
+        with engine.ledger.phase("verify"):
+            embedded = extractor.features(media)
+        rows, blob = engine.journal.save(replace(state, latents=embedded, carry={}, shared={}), op, 0)
+        self._embeddings.append(rows)  # a session after a kill needs the stored tensors again
+        engine.record(
+            Answer(
+                op=op,
+                what="features",
+                uids=state.uids,
+                step=state.step,
+                value=extractor.name,
+                preview=preview,
+                blob=blob,
+            )
+        )
+        return embedded
+
+    def _affordable(self, wanted: int) -> int:
+        """How many of the `wanted` scores can be paid for."""
+        if self._engine.journal.is_spent:
+            return 0
+        left, each = self._engine.ledger.remaining(), self.score_cost
+        # a limit of time says nothing before anything was measured
+        paid = (left if left.forecast(each) else replace(left, seconds=None)).times(each)
+        return wanted if paid is None else min(wanted, paid)
+
+    def _score_rows(self, op: int, sampler: Sampler, rows: State, preview: bool) -> dict[int, Score]:
+        media = self._decode(op, sampler, rows, preview, calls=self.score_cost.verifier_calls)
+        scores = self._ask(media, [self.prompt] * len(media), step=rows.step if preview else None)
+        files = []
+        for uid, sample, score in zip(rows.uids, media, scores):
+            settled = not self.verifier.settles
+            name = None if preview else self._store.save(uid, sample, score, settled=settled)
+            files.append(name or "")
+            path = self._store.path(name) if name else None
+            kept = None if name else sample
+            self.candidates.keep(Candidate(uid, score, rows.step, preview, kept, path))
+        self.candidates.settle(self.verifier)
+        self._engine.record(
+            Answer(
+                op=op,
+                what="score",
+                uids=rows.uids[: len(scores)],
+                step=rows.step,
+                preview=preview,
+                scores=tuple(scores),
+                files=tuple(files),
+            )
+        )
+        return dict(zip(rows.uids, scores))
+
+    def _stage_score(self, sampler: Sampler, state: State, prompts: Sequence[Prompt]) -> Tensor:
+        """Scores by other prompts than that of the user; they guide the search but make no candidates."""
+        op, past = self._engine.begin("stage_score")
+        asked = [prompt.text for prompt in prompts]
+        for event in past:
+            if event.kind == "answer":
+                check_repeats((event.value, event.uids) == (asked, state.uids))
+                return torch.tensor(event.values, dtype=torch.float64)
+        if self._affordable(len(state)) < len(state):
+            raise BudgetSpent
+        preview = state.step < sampler.num_steps
+        media = self._decode(op, sampler, state, preview, calls=self.score_cost.verifier_calls)
+        if len(media) < len(state):
+            raise BudgetSpent
+        scores = self._ask(media, prompts, step=state.step if preview else None)
+        self._engine.record(
+            Answer(
+                op=op,
+                what="stage_score",
+                uids=state.uids,
+                step=state.step,
+                value=asked,
+                preview=preview,
+                scores=tuple(scores),
+            )
+        )
+        return torch.tensor([score.value for score in scores], dtype=torch.float64)
+
+    def _ask(self, media: Sequence[Media], prompts: Sequence[Prompt], step: int | None) -> list[Score]:
+        best = self.candidates.best if step is None else None
+        asked = Asked(
+            charge=self._engine.ledger.charge_calls,
+            best=None if best is None else Best(best.load, best.score),
+            step=step,
+            history=self._history,
+        )
+        with self._engine.ledger.phase("verify"):
+            return safe_scores(self.verifier, media, prompts, asked=asked)
+
+    def _decode(
+        self, op: int, sampler: Sampler, rows: State, preview: bool, *, calls: int = 0
+    ) -> list[Media]:
+        """The samples or previews of the rows; only of the first ones when time runs out.
+
+        Args:
+            op: Number of the operation.
+            sampler: Decodes.
+            rows: Particles, of which those that were decoded at this step before are not decoded again.
+            preview: Whether they are unfinished.
+            calls: Verifier calls that each sample is going to take.
+        """
+        engine = self._engine
+        decode = sampler.preview if preview else sampler.decode
+        done = self._decoded_at(rows.step)
+        todo = [i for i, uid in enumerate(rows.uids) if done.get(uid) is None]
+        for a, b in engine.batches(len(todo)):
+            part = rows.select(todo[a:b])
+            cost = Cost(decodes=sum(uid not in done for uid in part.uids))
+            ahead = Cost(verifier_calls=calls * (len(rows) - len(todo) + b))
+            if a and not engine.ledger.affords(cost + ahead):
+                break  # time runs out: go on with the decoded ones
+            engine.ledger.charge(cost)
+            done.update(zip(part.uids, (m for group in engine.halving(part, decode) for m in group)))
+            engine.record(
+                Computed(op=op, what="decode", uids=part.uids, first=a, step=rows.step, preview=preview)
+            )
+        media: list[Media] = []
+        for uid in rows.uids:
+            sample = done.get(uid)
+            if sample is None:
+                break
+            media.append(sample)
+        return media
+
+    def _decoded_at(self, step: int) -> dict[int, Media | None]:
+        """The samples decoded at a step, by uid; forgotten at once where no features are in use."""
+        if not self.embeds:
+            return {}
+        if self._decoded_step != step:
+            self._decoded, self._decoded_step = {}, step
+        return self._decoded
+
+    def _recall(self, event: Event) -> None:
+        """Takes note that a former session decoded some rows, so that they are not charged again."""
+        if event.kind == "computed" and event.what == "decode":
+            decoded = self._decoded_at(event.step)
+            for uid in event.uids:
+                decoded.setdefault(uid, None)
+
+    def _recorded(self, past: Sequence[Event]) -> dict[int, Score]:
+        scores: dict[int, Score] = {}
+        for event in past:
+            if event.kind != "answer":
+                continue
+            for uid, score, name in zip(event.uids, event.scores, event.files):
+                scores[uid] = score
+                path = self._store.path(name) if name else None
+                self.candidates.keep(Candidate(uid, score, event.step, event.preview, path=path))
+        self.candidates.settle(self.verifier)
+        return scores

@@ -1,0 +1,269 @@
+"""The cost of a search, found by running its algorithm on stand-ins that charge and compute nothing.
+
+So no algorithm plans its own spending: the largest size that a budget pays for is the largest whose rehearsal
+fits. Where the cost depends on scores, the rehearsal is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tts_vision.condition import Condition
+from tts_vision.context import SearchContext
+from tts_vision.errors import ConfigError, TTSVisionError
+from tts_vision.ledger import Remaining
+from tts_vision.moves import PREVIEW, Move
+from tts_vision.sampler import RewardFunction, Sampler
+from tts_vision.types import Cost, FeatureExtractor, Media, Modality, Prompt, Score, State, Video
+from tts_vision.verifier import ALONE, Asked, Verifier
+
+_TRIED = (1, 2, 3, 4, 6, 8, 16, 32, 64)  # sizes among which the smallest valid one is looked for
+_MOST = 10**6
+_INSENSITIVE = 32  # a cost that is the same at so many times the size does not depend on it
+
+
+class StandInSampler(Sampler):
+    """Charges like the sampler that it stands for, and computes nothing.
+
+    Where rows of equal latents share forwards, latents are the uids by which each step was drawn, so that rows
+    share as much as those of the real sampler do, unless these agree by chance.
+    """
+
+    def __init__(self, real: Sampler) -> None:
+        self.real = real
+        self.name, self.modality, self.num_steps = real.name, real.modality, real.num_steps
+        self.last_noisy_step, self.shares_forwards = real.last_noisy_step, real.shares_forwards
+        self.capabilities = real.capabilities
+
+    def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
+        return State.initial(torch.zeros(len(uids), 0 if self.shares_forwards else 1), uids, condition, seed)
+
+    def advance(self, state: State, steps: int = 1) -> State:
+        for _ in range(steps if self.shares_forwards else 1):
+            taken = 1 if self.shares_forwards else steps
+            self.meter.charge(self.price(state, taken))
+            latents = state.latents
+            if self.shares_forwards:
+                latents = torch.cat([latents, _marks(state)], 1)
+            carry: dict[str, Any] = {PREVIEW: latents}
+            state = replace(state, latents=latents, step=state.step + taken, carry=carry)
+        return state
+
+    def decode(self, state: State) -> list[Media]:
+        if self.modality == "video":
+            return [Video(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))] * len(state)
+        return [Image.new("RGB", (8, 8))] * len(state)
+
+    preview = decode
+
+    def cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        return self.real.cost(condition, step, steps)
+
+    def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
+        for condition in state.conditions:
+            self.meter.charge(self.gradient_cost(condition, state.step, steps))
+        flat = torch.ones(len(state))
+        carry = {
+            PREVIEW: state.latents,
+            "reward": flat.double(),
+            "gradient": torch.ones_like(state.latents),
+            "gradient_scale": flat,
+            "guidance_gain": flat,
+        }
+        return replace(state, step=state.step + steps, carry=carry)
+
+    def gradient_cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        return self.real.gradient_cost(condition, step, steps)
+
+    def move(self, step: int, strength: float) -> Move | None:
+        return self.real.move(step, strength)
+
+    def apply(self, move: Move, state: State) -> State:
+        step = move.target(state.step)
+        latents = state.latents
+        if self.shares_forwards:
+            latents = latents[:, :step].clone()
+            if move.draws_noise and step:
+                latents[:, -1:] = _marks(state)
+        return replace(state, latents=latents, step=step)
+
+
+class StandInVerifier(Verifier):
+    """Announces the calls of the verifier that it stands for, and looks at nothing.
+
+    Its scores are equal within a call, so that resampling copies as little as it can, and rise from call to
+    call, so that no search stops for lack of progress.
+    """
+
+    def __init__(self, real: Verifier) -> None:
+        self.real, self.name, self.accepts = real, real.name, real.accepts
+        self.differentiable = real.differentiable
+        self._asked = 0
+
+    def score(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
+    ) -> list[Score]:
+        self._asked += 1
+        return [Score(value=float(self._asked))] * len(media)
+
+    def calls(self, n: int) -> dict[str, int]:
+        return self.real.calls(n)
+
+
+class StandInFeatures:
+    """Embeddings that all differ."""
+
+    name = "stand-in"
+    accepts: frozenset[Modality] = frozenset({"image", "video"})
+
+    def features(self, media: Sequence[Media]) -> Tensor:
+        return torch.rand(len(media), 4, generator=torch.Generator().manual_seed(len(media)))
+
+
+class Rehearsal(SearchContext):
+    """A context on stand-ins: operations cost what they would and nobody is asked."""
+
+    def extractor(self, name: str) -> FeatureExtractor:
+        self._judging.embeds = True
+        return StandInFeatures()
+
+    def measure(self, state: State, key: str) -> Tensor:
+        return torch.zeros(len(state), dtype=torch.float64)
+
+    def ask(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        cost: Cost | Mapping[str, int] | None = None,
+        expected: Any = None,
+    ) -> Any:
+        return super().ask(name, lambda: expected, cost=cost)
+
+    def using(self, generator: Sampler | str) -> SearchContext:
+        if isinstance(generator, str):
+            return super().using(generator)
+        return super().using(self._others.get(generator.name) or StandInSampler(generator))
+
+
+def rehearse(ctx: SearchContext, algorithm: Callable[..., Any], params: Mapping[str, Any]) -> Cost | None:
+    """The cost of a search, at most; None if it would finish and score no sample.
+
+    Args:
+        ctx: The context that the search will run in; it is left as it is.
+        algorithm: The search.
+        params: All parameters, the size included.
+    """
+    stage = Rehearsal(
+        StandInSampler(ctx.sampler),
+        StandInVerifier(ctx.verifier),
+        ctx.prompt,
+        seed=ctx.seed,
+        max_batch=ctx.max_batch,
+        open_sampler=_stands_in(ctx.open_sampler),
+    )
+    try:
+        algorithm(stage, **params)
+    except TTSVisionError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            "A search is sized by running its algorithm on a stand-in, with equal scores and the `expected` "
+            f"answers, but that raised {type(error).__name__}: {error}; give the size, or an `expected` "
+            "answer to each ctx.ask."
+        ) from error
+    return stage.ledger.spent if stage.candidates else None
+
+
+def largest_size(
+    ctx: SearchContext, algorithm: Callable[..., Any], params: Mapping[str, Any], size: str
+) -> int | None:
+    """The largest value of the size parameter that the rest of the budget pays for; 0 if none does.
+
+    None if other parameters decide the size, so that the algorithm refuses this one, or ignores it.
+
+    Raises:
+        ConfigError: If the algorithm refuses its parameters at any size.
+    """
+    left = ctx.remaining()
+    known: dict[int, Cost | None] = {}
+
+    def cost(n: int) -> Cost | None:
+        if n not in known:
+            known[n] = rehearse(ctx, algorithm, {**params, size: n})
+        return known[n]
+
+    def fits(n: int) -> bool:
+        price = cost(n)
+        return price is not None and left.affords(price)
+
+    try:
+        least = _smallest(cost)
+    except ConfigError:
+        rehearse(ctx, algorithm, params)  # refused without the size as well: raises
+        return None
+    if not fits(least):
+        return 0
+    if cost(least) == cost(2 * least) and cost(least) == cost(_INSENSITIVE * least):
+        return None
+    # most costs are affine in the size, so two of them predict where the budget ends
+    low, high = least, _predicted(left, least, cost)
+    if fits(high):
+        low, step = high, 1
+        while low + step < _MOST and fits(low + step):
+            low, step = low + step, 2 * step
+        high = low + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _smallest(cost: Callable[[int], Cost | None]) -> int:
+    """The smallest size at which the algorithm finishes a sample."""
+    refusal: ConfigError | None = None
+    for n in _TRIED:
+        try:
+            if cost(n) is not None:
+                return n
+        except ConfigError as error:  # perhaps of this size alone
+            refusal = error
+    raise refusal or ConfigError(
+        f"An algorithm must finish and score a sample but this one does not at sizes {_TRIED[0]} to "
+        f"{_TRIED[-1]}; score the finished state with ctx.score."
+    )
+
+
+def _predicted(left: Remaining, least: int, cost: Callable[[int], Cost | None]) -> int:
+    """The size at which the budget ends, if the cost is affine from `least` on; more than `least`."""
+    first, second = cost(least), cost(2 * least)
+    assert first is not None
+    if second is None:
+        return least + 1
+    each = second + first * -1
+    rest = Remaining(
+        **{
+            unit: None if (has := getattr(left, unit)) is None else has - getattr(first, unit)
+            for unit in ("nfe", "tokens", "macs", "verifier_calls")
+        },
+        seconds=None if left.seconds is None else left.seconds - left.forecast(first),
+        seconds_per_compute=left.seconds_per_compute,
+        seconds_per_decode=left.seconds_per_decode,
+        seconds_per_call=left.seconds_per_call,
+    )
+    times = rest.times(each)
+    return least + 1 if times is None else max(least + 1, least + least * times)
+
+
+def _stands_in(find: Callable[[str], Sampler] | None) -> Callable[[str], Sampler] | None:
+    return None if find is None else lambda name: StandInSampler(find(name))
+
+
+def _marks(state: State) -> Tensor:
+    return torch.tensor(state.uids, dtype=torch.float32)[:, None]

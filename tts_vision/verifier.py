@@ -1,0 +1,210 @@
+"""The base class of verifiers: reward models, judges and checkers that score samples against prompts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from tts_vision.calibration import NO_HISTORY, History
+from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.types import Media, Modality, Prompt, Score
+
+Charge: TypeAlias = Callable[[Mapping[str, int]], None]
+
+
+def no_charge(calls: Mapping[str, int]) -> None:
+    """Charges nothing: the ledger of a verifier that belongs to no search."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best finished sample so far, for verifiers that compare others with it.
+
+    Attributes:
+        load: Gets its pixels.
+        score: Its score.
+    """
+
+    load: Callable[[], Media]
+    score: Score
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The circumstances under which a search asks for scores.
+
+    Attributes:
+        charge: Called before calls beyond those that `Verifier.calls` announced, with their number by
+            verifier.
+        best: The best finished sample so far, while finished samples are scored.
+        step: Step of the previews that are scored; None for finished samples.
+        history: Scores of previews of this search and of the finished samples that came of them.
+    """
+
+    charge: Charge = no_charge
+    best: Best | None = None
+    step: int | None = None
+    history: History = NO_HISTORY
+
+
+ALONE = Asked()
+"""Asked outside any search."""
+
+
+class Verifier(ABC):
+    """Scores samples against prompts.
+
+    A subclass sets `name` and `accepts` and defines `score`; every other method has a default that does
+    nothing. A sample that cannot be scored gets `Score.unscored` with the reason.
+
+    Attributes:
+        name: Shown in reports.
+        accepts: Modalities it can score.
+        differentiable: Whether `rewards` gives gradients.
+        relative: Whether the values of one call compare its samples with each other, so that samples should
+            come in one call.
+        settles: Whether `settle` makes values anew whenever samples are added, as ranks need.
+        learns: Whether `score` learns from `Asked.history`.
+        checks_demands: Whether scores say if all demands of the prompt are met (`Score.satisfied`).
+
+    Example:
+        >>> class Brightness(Verifier):
+        ...     name, accepts = "brightness", frozenset({"image"})
+        ...     def score(self, media, prompts, asked=ALONE):
+        ...         return [Score(value=float(np.asarray(image).mean())) for image in media]
+    """
+
+    name: str
+    accepts: frozenset[Modality]
+    differentiable: bool = False
+    relative: bool = False
+    settles: bool = False
+    learns: bool = False
+    checks_demands: bool = False
+
+    @abstractmethod
+    def score(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
+    ) -> list[Score]:
+        """One score per sample, in order.
+
+        Args:
+            media: Samples.
+            prompts: The prompt of each.
+            asked: The circumstances. The caller has already charged ``calls(len(media))``.
+        """
+
+    def calls(self, n: int) -> dict[str, int]:
+        """Calls of which verifier it takes to score `n` samples of one prompt; one made of others names them."""
+        return {self.name: n}
+
+    def settle(self, scores: Sequence[Score]) -> list[float]:
+        """The values of all finished samples, from their scores; NaN for those that are unscored."""
+        return [score.value for score in scores]
+
+    def load(self) -> None:
+        """Loads the model; called by a search before it spends anything.
+
+        Raises:
+            VerifierError: If it cannot be loaded.
+        """
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards that carry the gradient of `pixels`; like `score`, up to rounding and resizing.
+
+        Args:
+            pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device; clips ``(B, T, 3, H, W)`` where
+                it accepts them.
+            prompts: One per sample.
+
+        Returns:
+            ``(B,)``, higher is better, on the device of `pixels`.
+
+        Raises:
+            CapabilityError: If it gives no gradients (`differentiable` is False).
+        """
+        raise CapabilityError(
+            f"Gradients need a verifier with a differentiable reward but {self.name!r} has none; use a reward "
+            "model of the CLIP family."
+        )
+
+
+class FunctionVerifier(Verifier):
+    """A plain function ``f(media, prompts) -> floats`` as a verifier."""
+
+    accepts: frozenset[Modality] = frozenset({"image", "video"})
+
+    def __init__(self, function: Callable[[list[Media], list[str]], Any], name: str | None = None) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+
+    def score(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
+    ) -> list[Score]:
+        values = self.function(list(media), [prompt.text for prompt in prompts])
+        return [Score(value=float(value)) for value in values]
+
+
+class ObjectVerifier(Verifier):
+    """An object with ``name``, ``accepts`` and ``score(media, prompts)`` as a verifier.
+
+    Its ``load()`` and ``rewards(pixels, prompts)`` are used where it has them.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self.name: str = wrapped.name
+        self.accepts: frozenset[Modality] = frozenset(wrapped.accepts)
+        self.differentiable = callable(getattr(wrapped, "rewards", None))
+
+    def score(
+        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
+    ) -> list[Score]:
+        scores: list[Score] = self.wrapped.score(media, prompts)
+        return scores
+
+    def load(self) -> None:
+        getattr(self.wrapped, "load", lambda: None)()
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        rewards: Tensor = self.wrapped.rewards(pixels, prompts)
+        return rewards
+
+
+def as_verifier(value: Any, text: str = "it") -> Verifier:
+    """Anything that can score as a `Verifier`.
+
+    Args:
+        value: A `Verifier`, an object with ``name``, ``accepts`` and ``score(media, prompts)``, or a function
+            ``f(media, prompts) -> floats``.
+        text: What to call it in messages.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if isinstance(value, Verifier):
+        return value
+    if all(hasattr(value, part) for part in ("name", "accepts", "score")):
+        return ObjectVerifier(value)
+    if callable(value):
+        return FunctionVerifier(value)
+    raise ConfigError(
+        "A verifier must be a name, an object with name, accepts and score, or a function f(images, "
+        f"prompts) -> floats, but {text} is {type(value).__qualname__}; give one of these."
+    )
+
+
+def for_member(asked: Asked, score_of: Callable[[Score], Score]) -> Asked:
+    """The circumstances for a member of a verifier that is made of others.
+
+    Args:
+        asked: Of the whole.
+        score_of: The member's own score, from that of the whole.
+    """
+    if asked.best is None:
+        return asked
+    return replace(asked, best=Best(asked.best.load, score_of(asked.best.score)))
