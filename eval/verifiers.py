@@ -1,4 +1,4 @@
-"""Verifiers on the playground: how well they rank pictures, and what they are worth as guides in equal time.
+"""Verifiers on the playground: how well they rank images, and how well they guide in equal time.
 
 ``python -m tts_vision.eval.verifiers`` draws independent samples for prompts of every task form and compares
 how single verifiers and composed ones rank them with the exact checker's verdict. Then it runs best of n by
@@ -32,8 +32,9 @@ from tts_vision.pipelines.playground.measure import bootstrap
 from tts_vision.resolve import Live, find_verifier, load_model, load_verifier
 from tts_vision.results import Result, is_finished, load_result, replace_file
 from tts_vision.runner import run
-from tts_vision.scoring import safe_scores, warm_up
-from tts_vision.types import Media, Modality, Prompt, Score, Verifier
+from tts_vision.scoring import safe_scores
+from tts_vision.types import Media, Modality, Prompt, Score
+from tts_vision.verifier import ALONE, Asked, Verifier
 from tts_vision.verifiers.playground import PlaygroundClip
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -49,22 +50,22 @@ GUIDES = {
 }
 
 
-class Patches:
-    """Cheap, and blind to shapes and places: counts patches, and looks for the colours that are asked for.
+class Patches(Verifier):
+    """Cheap, and blind to shapes and positions: counts patches, and checks for the colours of the prompt.
 
-    One point for every colour of the prompt being there, less one for each patch too few or too many.
+    The share of the prompt's colours that are there, less one for each patch too few or too many.
     """
 
     name = "patches"
     accepts: frozenset[Modality] = frozenset({"image"})
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """One score per picture, at most 1."""
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        """One score per image, at most 1."""
         return [self._score(item, prompt) for item, prompt in zip(media, prompts, strict=True)]
 
     def _score(self, item: Media, prompt: Prompt) -> Score:
         if not isinstance(item, Image.Image):
-            return Score.unscored("patches are counted in pictures")
+            return Score.unscored("patches are counted in images")
         pixels = np.asarray(item.convert("RGB")).astype(np.int16)
         off = np.abs(pixels - _ground(pixels)).max(-1) > 28
         sizes = np.bincount(ndimage.label(off)[0].ravel())[1:]
@@ -80,11 +81,11 @@ class Patches:
         return Score(value=float(np.mean(seen) if seen else 1.0) - wrong)
 
 
-class ClipViews:
-    """Dear: the mean of the playground's CLIP over shifted copies of a picture.
+class ClipViews(Verifier):
+    """Expensive: the mean of the playground's CLIP over shifted copies of an image.
 
     Args:
-        views: Copies, the picture itself among them.
+        views: Copies, the image itself among them.
     """
 
     name = "clip_views"
@@ -101,16 +102,16 @@ class ClipViews:
         """Loads the model."""
         self.clip.load()
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """One mean cosine per picture, in [-1, 1]."""
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        """One mean cosine per image, in [-1, 1]."""
         views = [shifted(item, dx, dy) for item in media for dx, dy in self.shifts]
-        asked = [prompt for prompt in prompts for _ in self.shifts]
-        values = np.array([score.value for score in self.clip.score(views, asked)])
+        theirs = [prompt for prompt in prompts for _ in self.shifts]
+        values = np.array([score.value for score in self.clip.score(views, theirs)])
         return [Score(value=float(row.mean())) for row in values.reshape(len(media), len(self.shifts))]
 
 
 def shifted(item: Media, dx: int, dy: int) -> Media:
-    """A picture moved by some pixels; what comes in repeats its edge."""
+    """An image shifted by some pixels; the new pixels repeat its edge."""
     if not isinstance(item, Image.Image):
         return item
     pixels = np.asarray(item.convert("RGB"))
@@ -138,7 +139,7 @@ class Agreement:
         prompts: Prompts that it could be computed for.
         overall: Spearman's correlation over all samples of all prompts.
         samples: How many those are.
-        milliseconds: Time per picture.
+        milliseconds: Time per image.
     """
 
     verifier: str
@@ -154,7 +155,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Guided:
-    """What the winners of searches by one verifier are worth, by the exact checker.
+    """The winners of searches by one verifier, judged by the exact checker.
 
     Attributes:
         guide: Its name.
@@ -198,7 +199,7 @@ class Benchmark:
     @staticmethod
     def _loaded(spec: str) -> Verifier:
         verifier = load_verifier(find_verifier(spec))
-        warm_up(verifier)
+        verifier.load()
         return verifier
 
     def search(self, folder: Path, prompt: Prompt, guide: str, budget: str, seed: int) -> Result:
@@ -215,7 +216,7 @@ class Benchmark:
         )
         if self._pipe is None:
             self._pipe = load_model(config)
-            # what only the first search of a process pays for is nobody's time
+            # one-time costs of the first search in a process are not measured
             run(config, Live(pipe=self._pipe, verifier=self.guides[guide]))
         live = Live(pipe=self._pipe, verifier=self.guides[guide])
         try:
@@ -300,7 +301,7 @@ def agreement(
         truth: The checker's verdicts on the samples of each prompt.
         said: The verifier's.
         tasks: The task form of each prompt.
-        milliseconds: Time per picture.
+        milliseconds: Time per image.
     """
     chosen = [i for i, name in enumerate(tasks) if task in {name, ALL}]
     within = [_spearman(truth[i], said[i]) for i in chosen]
@@ -342,7 +343,7 @@ def agreement_table(rows: Sequence[Agreement]) -> str:
         lines.append(f"| {title} | " + " | ".join(map(_correlation, group)) + " |")
     every = [row for row in rows if row.task == ALL]
     lines.append("| all samples of all prompts | " + " | ".join(f"{r.overall:.2f}" for r in every) + " |")
-    lines.append("| ms per picture | " + " | ".join(f"{row.milliseconds:.1f}" for row in every) + " |")
+    lines.append("| ms per image | " + " | ".join(f"{row.milliseconds:.1f}" for row in every) + " |")
     return "\n".join(lines)
 
 
@@ -410,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """NaN as null, which is all that JSON has for it."""
+    """NaN as null, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

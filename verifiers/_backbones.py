@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tts_vision.errors import VerifierError
-from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD
 from tts_vision.verifiers._weights import (
     find_file,
     from_pretrained,
@@ -21,6 +20,7 @@ from tts_vision.verifiers._weights import (
     read_state,
 )
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_WEIGHTS = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 DINO_FAMILIES = {
@@ -31,7 +31,7 @@ DINO_FAMILIES = {
 
 
 def standard_pixels(
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     *,
     resize: int,
     crop: int,
@@ -39,7 +39,7 @@ def standard_pixels(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Pictures as backbones are evaluated: shorter edge to `resize` by Pillow, centre crop, normalised.
+    """Images as backbones are evaluated: shorter edge to `resize` by Pillow, centre crop, normalised.
 
     Returns:
         ``(B, 3, crop, crop)`` float32.
@@ -48,10 +48,40 @@ def standard_pixels(
     from torchvision.transforms import functional as TF
 
     rows = []
-    for picture in pictures:
-        resized = TF.resize(picture, [resize], InterpolationMode(interpolation))
+    for image in images:
+        resized = TF.resize(image, [resize], InterpolationMode(interpolation))
         rows.append(TF.normalize(TF.to_tensor(TF.center_crop(resized, [crop])), list(mean), list(std)))
     return torch.stack(rows)
+
+
+def clip_pixels(
+    pixels: Tensor,
+    size: int = 224,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    interpolation: str = "bicubic",
+) -> Tensor:
+    """Pixels as CLIP takes them, with their gradient: shorter edge to `size`, centre crop, normalised.
+
+    Args:
+        pixels: ``(B, 3, H, W)`` in [0, 1].
+        size: Side of the result.
+        mean: Of each channel.
+        std: Of each channel.
+        interpolation: ``bicubic`` or ``bilinear``.
+
+    Returns:
+        ``(B, 3, size, size)``.
+    """
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    target = (size * height // short, size * width // short)
+    if target != (height, width):
+        pixels = F.interpolate(pixels, target, mode=interpolation, antialias=True).clamp(0, 1)
+    top, left = (round((edge - size) / 2) for edge in target)
+    pixels = pixels[..., top : top + size, left : left + size]
+    shape = (1, 3, 1, 1)
+    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
 def load_dino(checkpoint: str, owner: str, dtype: torch.dtype) -> Any:
@@ -129,10 +159,10 @@ def clip_embeddings(model: Any, pixels: Tensor) -> Tensor:
     return model.get_image_features(pixels.to(model.device, model.dtype)).pooler_output
 
 
-def clip_standard_pixels(model: Any, pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as CLIP was evaluated, at the resolution of `model`."""
+def clip_standard_pixels(model: Any, images: Sequence[Image.Image]) -> Tensor:
+    """Images as CLIP was evaluated, at the resolution of `model`."""
     size = model.config.vision_config.image_size
-    return standard_pixels(pictures, resize=size, crop=size, mean=CLIP_MEAN, std=CLIP_STD)
+    return standard_pixels(images, resize=size, crop=size, mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def load_torchvision(
@@ -177,6 +207,6 @@ def load_inception(checkpoint: str, owner: str) -> Any:
     )
 
 
-def inception_pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as torchvision evaluates its Inception v3: ``(B, 3, 299, 299)``."""
-    return standard_pixels(pictures, resize=342, crop=299, interpolation="bilinear")
+def inception_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """Images as torchvision evaluates its Inception v3: ``(B, 3, 299, 299)``."""
+    return standard_pixels(images, resize=342, crop=299, interpolation="bilinear")

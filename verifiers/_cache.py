@@ -35,7 +35,7 @@ class DiskCache:
             ) from error
 
     def get(self, key: str) -> Any:
-        """The value of `key`; none if there is none, or what is kept cannot be read."""
+        """The value of `key`; None if there is none, or its file cannot be read."""
         try:
             return json.loads(self._path(key).read_bytes())
         except (OSError, ValueError):
@@ -59,8 +59,8 @@ class DiskCache:
         return self.folder / key[:2] / f"{key}.json"
 
 
-def key_of(picture: Image.Image, *facts: Any) -> str:
-    """A name for a picture, by its pixels, and JSON facts about what was asked of it."""
-    digest = hashlib.sha256(json.dumps([picture.mode, picture.size, facts], sort_keys=True).encode())
-    digest.update(picture.tobytes())
+def key_of(image: Image.Image, *facts: Any) -> str:
+    """A key for an image, by its pixels, and JSON facts about the question."""
+    digest = hashlib.sha256(json.dumps([image.mode, image.size, facts], sort_keys=True).encode())
+    digest.update(image.tobytes())
     return digest.hexdigest()

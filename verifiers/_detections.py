@@ -30,10 +30,10 @@ DEAD_BAND = 0.1
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in a picture.
+    """One object found in an image.
 
     Attributes:
-        label: What it is, as the prompt calls it.
+        label: Its name in the prompt.
         score: Confidence in [0, 1].
         box: ``(x0, y0, x1, y1)`` in pixels.
         mask: ``(H, W)`` bool, if the detector makes masks.
@@ -98,27 +98,27 @@ def direction(a: Box, b: Box) -> tuple[float, float]:
 
 
 def lies(a: Box, words: str, b: Box) -> bool:
-    """Whether box `a` lies to `b` as one of `DIRECTIONS` says: its direction is longer than 0.5 that way."""
+    """Whether box `a` is `words` (of `DIRECTIONS`) of box `b`: its direction is longer than 0.5 that way."""
     axis, sign = DIRECTIONS[words]
     return direction(a, b)[axis] * sign > 0.5
 
 
 def check(demands: Demands, found: Sequence[Detection], colour_of: ColourOf | None) -> dict[str, str]:
-    """What is wrong with each predicate that detections can tell about, by GenEval's rules.
+    """The fault of each predicate that detections can decide, by GenEval's rules.
 
     Each group takes its `least` most certain detections; these must have its colour, and each of them must
     lie to each of the reference group as asked. More of a kind do no harm, unless the group has a limit.
     Groups of one kind look at detections of their own colour only. Where all predicates hold, GenEval calls
-    the picture correct.
+    the image correct.
 
     Args:
-        demands: What is asked for.
+        demands: Demands of the prompt.
         found: Detections by falling confidence.
         colour_of: Names colours; without it, predicates that need one are left out.
 
     Returns:
-        By the name of the predicate, what is wrong; empty if it holds. Attributes, written text and
-        relations that are not in `DIRECTIONS` are left out.
+        By the name of the predicate, its fault; empty if it holds. Attributes, written text and relations
+        that are not in `DIRECTIONS` are left out.
     """
     pools = [_pool(demands, i, found, colour_of) for i in range(len(demands.groups))]
     wrong: dict[str, str] = {}
@@ -132,7 +132,7 @@ def check(demands: Demands, found: Sequence[Detection], colour_of: ColourOf | No
 def _pool(
     demands: Demands, i: int, found: Sequence[Detection], colour_of: ColourOf | None
 ) -> list[Detection] | None:
-    """The detections that may be of a group; none if they cannot be told from those of another."""
+    """The detections that may be of a group; None if those of another group look the same."""
     group = demands.groups[i]
     pool = [detection for detection in found if detection.label == group.noun]
     if not demands.shares_noun(i):
@@ -148,7 +148,7 @@ def _verdict(
     pools: Sequence[list[Detection] | None],
     colour_of: ColourOf | None,
 ) -> str | None:
-    """What is wrong, empty if nothing is; none if detections cannot tell."""
+    """The fault of a predicate, empty if it holds; None if detections cannot decide."""
     if predicate.group is None or predicate.kind == "attribute":
         return None
     pool, group, called = (
@@ -182,7 +182,7 @@ def _verdict(
 
 
 def quantity(n: int, noun: str) -> str:
-    """So many of a kind in words."""
+    """A count of one kind in words."""
     return f"no {noun}" if not n else f"{number(n)} {noun if n == 1 else plural(noun)}"
 
 

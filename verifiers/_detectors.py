@@ -1,4 +1,4 @@
-"""Object detectors of transformers, and a CLIP that names the colours of what they find."""
+"""Object detectors of transformers, and a CLIP that names the colours of the objects they find."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.memory import in_halves
+from tts_vision.model_verifier import LazyModel, UnusableSample
 from tts_vision.verifiers._backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -24,7 +26,6 @@ from tts_vision.verifiers._backbones import (
     clip_standard_pixels,
     load_clip,
 )
-from tts_vision.verifiers._base import LazyModel, UnusableSample
 from tts_vision.verifiers._detections import Box, Detection, check, strongest
 from tts_vision.verifiers._predicates import COLOURS, Demands, Group
 from tts_vision.verifiers._weights import from_pretrained, processor_from
@@ -68,10 +69,10 @@ class ObjectDetector(LazyModel):
 
     Args:
         checkpoint: Folder or hub id.
-        owner: The verifier, for messages.
-        size: Of the shorter side of a picture as the model sees it; the longer is at most 5/3 of it.
-        device: Where it computes; by default the accelerator, if there is one.
-        batch_size: Pictures computed at once.
+        owner: Name of the verifier, for messages.
+        size: Shorter side of an image as the model sees it; the longer is at most 5/3 of it.
+        device: Device of the model; by default the accelerator, if there is one.
+        batch_size: Images computed at once.
     """
 
     cutoffs: Cutoffs
@@ -83,47 +84,50 @@ class ObjectDetector(LazyModel):
         self.checkpoint, self.owner, self.size = checkpoint, owner, size
 
     def knows(self, noun: str) -> bool:
-        """Whether it can find such a thing."""
+        """Whether it can find objects of that name."""
         return True
 
     @torch.no_grad()
     def detect(
-        self, pictures: Sequence[Image.Image], nouns: Sequence[Sequence[str]], thresholds: Sequence[float]
+        self, images: Sequence[Image.Image], nouns: Sequence[Sequence[str]], thresholds: Sequence[float]
     ) -> list[list[Detection]]:
-        """What is found in each picture.
+        """The detections in each image.
 
-        Only pictures of one size that are searched for the same are computed together, so that none is
-        padded because of another.
+        Only images of one size and with the same nouns are computed together, so that none is padded because
+        of another. When memory is full, the batch size is halved and stays so.
 
         Args:
-            pictures: RGB.
-            nouns: What is searched for in each; the model knows them.
-            thresholds: Confidence of each picture that a detection must exceed.
+            images: RGB.
+            nouns: Names of the objects to find in each; the model knows them.
+            thresholds: For each image, the confidence that a detection must exceed.
         """
         self.load()
         alike: dict[Any, list[int]] = {}
-        for i, (picture, wanted) in enumerate(zip(pictures, nouns, strict=True)):
-            alike.setdefault((picture.size, tuple(wanted)), []).append(i)
+        for i, (image, wanted) in enumerate(zip(images, nouns, strict=True)):
+            alike.setdefault((image.size, tuple(wanted)), []).append(i)
         found: dict[int, list[Detection]] = {}
         for (_, wanted), rows in alike.items():
-            for at in range(0, len(rows), self.batch_size):
-                some = rows[at : at + self.batch_size]
-                each = self._detect([pictures[i] for i in some], list(wanted), [thresholds[i] for i in some])
-                found.update(zip(some, each, strict=True))
-        return [found[i] for i in range(len(pictures))]
+
+            def work(start: int, stop: int, rows: list[int] = rows, wanted: Any = wanted) -> list[Any]:
+                some = rows[start:stop]
+                return self._detect([images[i] for i in some], list(wanted), [thresholds[i] for i in some])
+
+            batches = in_halves(len(rows), self.batch_size, work, shrunk=self._use_batches_of)
+            found.update(zip(rows, [each for batch in batches for each in batch], strict=True))
+        return [found[i] for i in range(len(images))]
 
     @abstractmethod
     def _detect(
-        self, pictures: list[Image.Image], nouns: list[str], thresholds: list[float]
+        self, images: list[Image.Image], nouns: list[str], thresholds: list[float]
     ) -> list[list[Detection]]:
-        """As `detect`, of pictures of one size."""
+        """As `detect`, of images of one size."""
 
 
 class Mask2Former(ObjectDetector):
     """Mask2Former for instances, with the preprocessing and the confidences of its authors' evaluation.
 
-    Those are mmdet's, which GenEval's thresholds belong to: a picture is resized without a filter and padded
-    with grey, masks are compared at the picture's own size, and a confidence is the probability of the class
+    Those are mmdet's, which GenEval's thresholds belong to: an image is resized without a filter and padded
+    with grey, masks are compared at the image's own size, and a confidence is the probability of the class
     times the mean probability within the mask. The processor of transformers does otherwise and is not used.
     """
 
@@ -156,13 +160,13 @@ class Mask2Former(ObjectDetector):
         return next((self._numbers[name] for name in names if name in self._numbers), None)
 
     def _detect(
-        self, pictures: list[Image.Image], nouns: list[str], thresholds: list[float]
+        self, images: list[Image.Image], nouns: list[str], thresholds: list[float]
     ) -> list[list[Detection]]:
-        valid = resized(pictures[0].height, pictures[0].width, self.size)
-        pixels = torch.cat([mask2former_pixels(picture, valid) for picture in pictures])
+        valid = resized(images[0].height, images[0].width, self.size)
+        pixels = torch.cat([mask2former_pixels(image, valid) for image in images])
         output = self._model(pixel_values=pixels.to(self.device))
         wanted = {number: noun for noun in nouns if (number := self._number(noun)) is not None}
-        original = (pictures[0].height, pictures[0].width)
+        original = (images[0].height, images[0].width)
         padded = (pixels.shape[-2], pixels.shape[-1])
         rows = zip(output.class_queries_logits, output.masks_queries_logits, thresholds)
         return [
@@ -172,7 +176,7 @@ class Mask2Former(ObjectDetector):
 
 
 class GroundingDino(ObjectDetector):
-    """Grounding DINO: finds whatever is named.
+    """Grounding DINO: finds objects by any name.
 
     The confidence of a name is the mean over its tokens, as in its authors' evaluation on COCO; each box
     goes to the name with the highest.
@@ -196,13 +200,13 @@ class GroundingDino(ObjectDetector):
         )
 
     def _detect(
-        self, pictures: list[Image.Image], nouns: list[str], thresholds: list[float]
+        self, images: list[Image.Image], nouns: list[str], thresholds: list[float]
     ) -> list[list[Detection]]:
         size = {"shortest_edge": self.size, "longest_edge": round(self.size * LONGEST)}
         names = [" ".join(re.sub(r"[^\w' -]", " ", noun.lower()).split()) for noun in nouns]
         inputs = self._processor(
-            images=pictures,
-            text=[". ".join(names) + "."] * len(pictures),
+            images=images,
+            text=[". ".join(names) + "."] * len(images),
             size=size,
             return_tensors="pt",
         )
@@ -213,7 +217,7 @@ class GroundingDino(ObjectDetector):
                 f"the detector cannot read {', '.join(nouns)[:80]!r}; use fewer or shorter names"
             )
         output = self._model(**inputs.to(self.device))
-        original = (pictures[0].height, pictures[0].width)
+        original = (images[0].height, images[0].width)
         rows = zip(output.logits, output.pred_boxes, thresholds)
         return [
             grounded(logits, boxes, dict(zip(nouns, spans)), threshold, original=original)
@@ -232,8 +236,8 @@ class ColourNamer(LazyModel):
 
     Args:
         checkpoint: Folder or hub id of a CLIP of transformers.
-        owner: The verifier, for messages.
-        device: Where it computes; by default the accelerator, if there is one.
+        owner: Name of the verifier, for messages.
+        device: Device of the model; by default the accelerator, if there is one.
     """
 
     def __init__(self, checkpoint: str, *, owner: str, device: Any) -> None:
@@ -248,12 +252,12 @@ class ColourNamer(LazyModel):
         self._model = load_clip(self.checkpoint, self.owner, self.dtype).to(self.device)
 
     @torch.no_grad()
-    def name(self, picture: Image.Image, detection: Detection, group: Group) -> str:
+    def name(self, image: Image.Image, detection: Detection, group: Group) -> str:
         """The colour of an object: that of GenEval's ten, or the one asked for, which fits it best."""
         self.load()
         colours = [*COLOURS, *([group.colour] if group.colour and group.colour not in COLOURS else [])]
         vectors = torch.stack([self._vector(colour, group.noun) for colour in colours])
-        pixels = clip_standard_pixels(self._model, [cut_out(picture, detection)])
+        pixels = clip_standard_pixels(self._model, [cut_out(image, detection)])
         embedding = F.normalize(clip_embeddings(self._model, pixels).float(), dim=-1)[0]
         return colours[int((vectors @ embedding).argmax())]
 
@@ -271,20 +275,20 @@ class ColourNamer(LazyModel):
 
 
 class ObjectJudge:
-    """Checks the demands of prompts by what a detector finds.
+    """Checks the demands of prompts against the detections in images.
 
     Args:
-        name: Which detector.
+        name: Name of the detector.
         checkpoint: Folder or hub id; by default the detector's published one.
         colours: Folder or hub id of the CLIP that names colours; ``none`` leaves them out.
         threshold: Confidence that a detection must exceed; by default the detector's own.
-        counting_threshold: The same where a number is limited.
+        counting_threshold: The same for prompts that limit a number.
         max_overlap: Of two boxes of a kind the weaker is dropped from here on; by default the detector's own.
         max_objects: Most detections of a kind.
-        size: Of the shorter side as the detector sees it.
-        owner: The verifier, for messages.
-        device: Where it computes.
-        batch_size: Pictures computed at once.
+        size: Shorter side of an image as the detector sees it.
+        owner: Name of the verifier, for messages.
+        device: Device of the models.
+        batch_size: Images computed at once.
     """
 
     def __init__(
@@ -332,20 +336,18 @@ class ObjectJudge:
         if self.colours is not None:
             self.colours.load()
 
-    def wrong(
-        self, pictures: Sequence[Image.Image], demands: Sequence[Demands]
-    ) -> list[dict[str, str] | str]:
-        """What is wrong with each predicate of each picture, as `check` says; or why it cannot be said."""
+    def faults(self, images: Sequence[Image.Image], demands: Sequence[Demands]) -> list[dict[str, str] | str]:
+        """The fault of each predicate of each image, as by `check`; or the reason why there is none."""
         self.load()
         try:
-            return self._wrong(pictures, demands)
+            return self._faults(images, demands)
         except UnusableSample as error:
-            if len(pictures) == 1:
+            if len(images) == 1:
                 return [str(error)]
-            return [wrong for p, d in zip(pictures, demands) for wrong in self.wrong([p], [d])]
+            return [faults for i, d in zip(images, demands) for faults in self.faults([i], [d])]
 
-    def _wrong(
-        self, pictures: Sequence[Image.Image], demands: Sequence[Demands]
+    def _faults(
+        self, images: Sequence[Image.Image], demands: Sequence[Demands]
     ) -> list[dict[str, str] | str]:
         found: dict[int, dict[str, str] | str] = {}
         for i, wanted in enumerate(demands):
@@ -353,15 +355,15 @@ class ObjectJudge:
             if unknown:
                 found[i] = (
                     f"{self.name} does not know {', '.join(map(repr, unknown))}; grounding_dino finds "
-                    "whatever is named"
+                    "objects by any name"
                 )
         rows = [i for i in range(len(demands)) if i not in found]
         nouns = [list(dict.fromkeys(group.noun for group in demands[i].groups)) for i in rows]
         limits = [any(group.most is not None for group in demands[i].groups) for i in rows]
         thresholds = [self.cutoffs.counting if limit else self.cutoffs.others for limit in limits]
-        for i, detections in zip(rows, self.detector.detect([pictures[i] for i in rows], nouns, thresholds)):
+        for i, detections in zip(rows, self.detector.detect([images[i] for i in rows], nouns, thresholds)):
             best = strongest(detections, max_objects=self.max_objects, max_overlap=self.cutoffs.max_overlap)
-            colour_of = None if self.colours is None else partial(self.colours.name, pictures[i])
+            colour_of = None if self.colours is None else partial(self.colours.name, images[i])
             found[i] = check(demands[i], best, colour_of)
         return [found[i] for i in range(len(demands))]
 
@@ -372,8 +374,8 @@ def resized(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def mask2former_pixels(picture: Image.Image, valid: tuple[int, int]) -> Tensor:
-    """A picture as mmdet gives it to Mask2Former.
+def mask2former_pixels(image: Image.Image, valid: tuple[int, int]) -> Tensor:
+    """An image as mmdet gives it to Mask2Former.
 
     Resized without a filter and rounded, padded with grey on the right and below to multiples of 32,
     normalised.
@@ -381,7 +383,7 @@ def mask2former_pixels(picture: Image.Image, valid: tuple[int, int]) -> Tensor:
     Returns:
         ``(1, 3, H, W)`` float32.
     """
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     pixels = F.interpolate(pixels, valid, mode="bilinear", align_corners=False).round()
     pixels = F.pad(pixels, (0, -valid[1] % 32, 0, -valid[0] % 32), value=128.0)
     mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -398,16 +400,16 @@ def instances(
     valid: tuple[int, int],
     original: tuple[int, int],
 ) -> list[Detection]:
-    """Mask2Former's instances of one picture by its authors' rule, best class first.
+    """Mask2Former's instances of one image by its authors' rule, best class first.
 
     Args:
         classes: ``(Q, C + 1)`` logits, the last of no object.
         masks: ``(Q, h, w)`` logits.
-        wanted: Names of the classes that are asked for, by number.
+        wanted: Names of the wanted classes, by number.
         threshold: Confidence that an instance must exceed.
         padded: Height and width of the model's input.
-        valid: Height and width of the picture in it.
-        original: Height and width of the picture.
+        valid: Height and width of the image in it.
+        original: Height and width of the image.
     """
     probabilities = classes.float().softmax(-1)[:, :-1]
     best = probabilities.flatten().topk(min(BEST, probabilities.numel()))
@@ -452,14 +454,14 @@ def grounded(
     *,
     original: tuple[int, int],
 ) -> list[Detection]:
-    """Grounding DINO's boxes of one picture, each for the name that fits it best.
+    """Grounding DINO's boxes of one image, each for the name that fits it best.
 
     Args:
         logits: ``(Q, T)`` of each token of the text.
-        boxes: ``(Q, 4)`` centre and size, as shares of the picture.
+        boxes: ``(Q, 4)`` centre and size, as shares of the image.
         spans: Places of the tokens of each name.
         threshold: Confidence that a box must exceed.
-        original: Height and width of the picture.
+        original: Height and width of the image.
     """
     probabilities = logits.float().sigmoid()
     scores = torch.stack([probabilities[:, list(span)].mean(1) for span in spans.values()], 1)
@@ -473,18 +475,18 @@ def grounded(
     return found
 
 
-def cut_out(picture: Image.Image, detection: Detection) -> Image.Image:
-    """What CLIP sees of an object: its box, with all but its mask, if it has one, in grey."""
+def cut_out(image: Image.Image, detection: Detection) -> Image.Image:
+    """The crop of an object for CLIP: its box, with everything outside its mask, if it has one, in grey."""
     if detection.mask is not None:
         shape = Image.fromarray(detection.mask.numpy())
-        picture = Image.composite(picture, Image.new("RGB", picture.size, BACKGROUND), shape)
+        image = Image.composite(image, Image.new("RGB", image.size, BACKGROUND), shape)
     x0, y0, x1, y1 = detection.box
     left, top = (
-        max(0, min(math.floor(x0), picture.width - 1)),
-        max(0, min(math.floor(y0), picture.height - 1)),
+        max(0, min(math.floor(x0), image.width - 1)),
+        max(0, min(math.floor(y0), image.height - 1)),
     )
     right, bottom = (
-        min(picture.width, max(math.ceil(x1), left + 1)),
-        min(picture.height, max(math.ceil(y1), top + 1)),
+        min(image.width, max(math.ceil(x1), left + 1)),
+        min(image.height, max(math.ceil(y1), top + 1)),
     )
-    return picture.crop((left, top, right, bottom))
+    return image.crop((left, top, right, bottom))

@@ -1,35 +1,31 @@
-"""What the embedding providers share: pictures in batches, clips as the mean of their frames."""
+"""Base class of feature extractors: images in batches, clips as the mean of their frames."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.model_verifier import LazyModel, UnusableSample, as_image
 from tts_vision.types import Media, Modality, Video
-from tts_vision.verifiers._base import LazyModel, UnusableSample, picture
-from tts_vision.verifiers._frames import clip, evenly, pictures
+from tts_vision.verifiers._frames import clip, evenly, frame_images
 
 
-class PictureFeatures(LazyModel):
-    """Embeds pictures, and clips as the mean of the embeddings of evenly spaced frames.
+class ImageFeatures(LazyModel):
+    """Embeds images, and clips as the mean of the embeddings of evenly spaced frames.
 
     A subclass sets `name`, loads in `_load` and sets `size` there, and embeds one batch in `_embed`.
 
     Args:
-        frames: Frames of a clip that are embedded, from the first to the last; all of a shorter one.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures or frames computed at once.
+        frames: Frames of a clip whose embeddings are averaged, evenly spaced; all of a shorter clip.
     """
 
     name: str
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"image", "video"})
+    accepts: frozenset[Modality] = frozenset({"image", "video"})
     size: int
 
     def __init__(
@@ -41,15 +37,15 @@ class PictureFeatures(LazyModel):
         self.frames = frames
 
     @abstractmethod
-    def _embed(self, pictures: list[Image.Image]) -> Tensor:
-        """``(B, D)`` of at most `batch_size` RGB pictures."""
+    def _embed(self, images: list[Image.Image]) -> Tensor:
+        """``(B, D)`` of at most `batch_size` RGB images."""
 
     @torch.no_grad()
     def features(self, media: Sequence[Media]) -> Tensor:
         """``(B, D)`` float32 on the CPU, one row per sample, not normalised.
 
         Raises:
-            VerifierError: If a sample cannot be embedded; there is no row to stand for it.
+            VerifierError: If a sample cannot be embedded; every sample needs a row.
         """
         self.load()
         if not media:
@@ -65,13 +61,13 @@ class PictureFeatures(LazyModel):
         return found
 
     def _views(self, sample: Media, number: int) -> list[Image.Image]:
-        """The picture, or the frames of a clip."""
+        """The image, or the frames of a clip."""
         try:
             if isinstance(sample, Video):
                 video = clip(sample, self.name)
                 total = len(video.frames)
-                return pictures(video, evenly(total, min(self.frames, total)))
-            return [picture(sample, self.name)]
+                return frame_images(video, evenly(total, min(self.frames, total)))
+            return [as_image(sample, self.name)]
         except UnusableSample as error:
             raise _refused(self.name, number, str(error)) from error
 

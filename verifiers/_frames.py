@@ -1,4 +1,4 @@
-"""Frames of a clip: which ones a paper looks at, and the chosen ones as pictures.
+"""Frames of a clip: which ones a paper looks at, and the chosen ones as images.
 
 Each choice is a pure function of how many frames there are; it returns their indices in order. Where a
 clip is shorter than what is asked for, frames repeat.
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tts_vision.model_verifier import UnusableSample
 from tts_vision.types import Media, Video
-from tts_vision.verifiers._base import UnusableSample
 
 
 def evenly(total: int, count: int, *, nearest: bool = False) -> list[int]:
@@ -64,7 +64,7 @@ def clip(sample: Media, name: str) -> Video:
         UnusableSample: If it is no clip, is not uint8, or has no frames or pixels.
     """
     if not isinstance(sample, Video):
-        raise UnusableSample(f"{name} scores clips but got a picture; use a verifier of pictures")
+        raise UnusableSample(f"{name} scores clips but got an image; use a verifier of images")
     frames = sample.frames
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.numel():
         raise UnusableSample(
@@ -89,6 +89,6 @@ def moving(sample: Media, name: str) -> Video:
     return video
 
 
-def pictures(video: Video, indices: Sequence[int]) -> list[Image.Image]:
-    """The frames at `indices` as RGB pictures, in that order, repeats allowed."""
+def frame_images(video: Video, indices: Sequence[int]) -> list[Image.Image]:
+    """The frames at `indices` as RGB images, in that order, repeats allowed."""
     return [Image.fromarray(video.frames[i].numpy()) for i in indices]

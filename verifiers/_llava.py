@@ -1,6 +1,6 @@
 """LLaVA-OneVision in the layout of LLaVA-NeXT, as its authors and Image-Generation-CoT publish it.
 
-transformers has the model under other names and cuts a picture into tiles; these checkpoints are loaded
+transformers has the model under other names and cuts an image into tiles; these checkpoints are loaded
 key by key and see one square tile, as the reward models of Image-Generation-CoT were trained to.
 """
 
@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.chat import Question, turns
 from tts_vision.errors import VerifierError
-from tts_vision.verifiers._base import UnusableSample
-from tts_vision.verifiers._vlm import Question, VisionLanguageModel, turns
+from tts_vision.model_verifier import UnusableSample
+from tts_vision.verifiers._vlm import VisionLanguageModel
 from tts_vision.verifiers._weights import load_strictly, processor_from, read_state
 
 TOWER = "siglip-so400m-patch14-384"
@@ -43,19 +44,16 @@ LANGUAGE = (
 class LlavaNext(VisionLanguageModel):
     """A LLaVA-OneVision checkpoint in the layout of LLaVA-NeXT.
 
-    A picture is padded to a square with the processor's mean, and is one tile of 384 pixels. It stands at
-    the very beginning of the first turn, in front of its text: questions are worded with that in mind.
+    An image is padded to a square with the processor's mean, and is one tile of 384 pixels. It comes first in
+    the first turn, before the text.
 
     Args:
         checkpoint: A folder, or a repository on the Hugging Face hub, with the folder inside it if there
             is one: ``owner/name`` or ``owner/name/folder``.
-        owner: The verifier, for messages.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Questions computed at once.
+        owner: Name of the plugin, for messages.
     """
 
-    def _load(self) -> Any:
+    def _read_model(self) -> Any:
         from accelerate import init_empty_weights
         from transformers import AutoTokenizer, GenerationConfig, LlavaOnevisionForConditionalGeneration
 
@@ -75,49 +73,49 @@ class LlavaNext(VisionLanguageModel):
         load_strictly(model, state, self.owner, assign=True)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        self._picture_token = config.image_token_index
-        self._tokens_per_picture = (SIDE // PATCH) ** 2 + 1  # the end of the line
+        self._image_token = config.image_token_index
+        self._tokens_per_image = (SIDE // PATCH) ** 2 + 1  # the end of the line
         return model.eval().requires_grad_(False)
 
-    def _inputs(self, pictures: Sequence[Sequence[Image.Image]], questions: Sequence[Question]) -> Any:
+    def _inputs(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[Question]) -> Any:
         from transformers import BatchFeature
 
-        rows = [self._tokens(len(shown), question) for shown, question in zip(pictures, questions)]
+        rows = [self._tokens(len(shown), question) for shown, question in zip(images, questions)]
         longest = max(map(len, rows))
         pad = self._tokenizer.pad_token_id
         inputs: dict[str, Any] = {
             "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
         }
-        tiles = [tile(picture) for shown in pictures for picture in shown]
+        tiles = [tile(image) for shown in images for image in shown]
         if tiles:
             inputs["pixel_values"] = torch.stack(tiles)[:, None]
             inputs["image_sizes"] = torch.full((len(tiles), 2), SIDE)
-            # pictures of one group are not cut into tiles, and a group must have more than one
+            # images of one group are not cut into tiles, and a group must have more than one
             inputs["batch_num_images"] = torch.tensor([len(tiles) + 1])
         return BatchFeature(inputs)
 
-    def _tokens(self, pictures: int, question: Question) -> list[int]:
+    def _tokens(self, images: int, question: Question) -> list[int]:
         """A conversation in ChatML with LLaVA-NeXT's system line, as tokens."""
         if any(MARK in text for text in turns(question)):
-            raise UnusableSample(f"a question must not contain {MARK!r}, which stands for a picture")
+            raise UnusableSample(f"a question must not contain {MARK!r}, which stands for an image")
         text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         for i, turn in enumerate(turns(question)):
-            role, shown = ("assistant", "") if i % 2 else ("user", "" if i else MARK * pictures)
+            role, shown = ("assistant", "") if i % 2 else ("user", "" if i else MARK * images)
             text += f"<|im_start|>{role}\n{shown}{turn}<|im_end|>\n"
         text += "<|im_start|>assistant\n"
         tokens: list[int] = []
         for i, part in enumerate(text.split(MARK)):  # each part by itself
-            tokens += [self._picture_token] * (self._tokens_per_picture if i else 0)
+            tokens += [self._image_token] * (self._tokens_per_image if i else 0)
             tokens += self._tokenizer(part, add_special_tokens=False).input_ids
         return tokens
 
 
-def tile(picture: Image.Image) -> Tensor:
-    """The picture as the tower takes it: padded to a square, resized, normalised; ``(3, 384, 384)``."""
-    side = max(picture.size)
+def tile(image: Image.Image) -> Tensor:
+    """The image as the tower takes it: padded to a square, resized, normalised; ``(3, 384, 384)``."""
+    side = max(image.size)
     square = Image.new("RGB", (side, side), (int(MEAN * 255),) * 3)
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     pixels = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float32)
     return (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - MEAN) / STD
 
@@ -132,7 +130,7 @@ NAMES = {
     "model.layers.": "model.language_model.layers.",
     "model.norm.": "model.language_model.norm.",
 }
-"""Prefixes of LLaVA-NeXT's keys, and what they are in transformers' LLaVA-OneVision."""
+"""Prefixes of LLaVA-NeXT's keys, and their names in transformers' LLaVA-OneVision."""
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, VerifierError
-from tts_vision.verifiers._base import clip_pixels
+from tts_vision.verifiers._backbones import clip_pixels
 from tts_vision.verifiers._rewards import normalised, squashed
 
 SCHEMAS = ("hf-hub:", "local-dir:")
@@ -157,12 +157,12 @@ def encode_texts(model: Any, tokenizer: Any, texts: list[str], device: torch.dev
     return model.encode_text(tokenizer(texts).to(device))
 
 
-def evaluation_pixels(model: Any, pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures as open_clip evaluates this model: ``(B, 3, h, w)``."""
+def evaluation_pixels(model: Any, images: Sequence[Image.Image]) -> Tensor:
+    """RGB images as open_clip evaluates this model: ``(B, 3, h, w)``."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-    return torch.stack([transform(picture) for picture in pictures])
+    return torch.stack([transform(image) for image in images])
 
 
 def fit_pixels(model: Any, pixels: Tensor, owner: str) -> Tensor:

@@ -1,8 +1,8 @@
-"""What a prompt asks for, as predicates that can be checked one by one.
+"""The demands of a prompt, as predicates that can be checked one by one.
 
 A prompt becomes `Demands` from its GenEval record, if it has one, or by the grammar of GenEval's prompts
-(Ghosh et al. 2023), a little widened; what is beyond the grammar is for a language model. `predicates` says
-what a picture must satisfy, each with a readable name and a question whose answer must be yes.
+(Ghosh et al. 2023), slightly extended; other prompts are left to a language model. `Demands.predicates` lists
+the conditions on an image, each with a readable name and a question whose answer must be yes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ _SIDE = r"(?:(?:to|on|at) the )?(?P<side>left|right)(?: side)? of"
 _WORDS = "|".join(sorted((words for words in RELATIONS if not words.endswith("t of")), key=len, reverse=True))
 _RELATION = re.compile(rf" (?:is |are )?(?:{_SIDE}|(?P<words>in front of|{_WORDS})) ")
 _JOIN = re.compile(r"(?:, and | and |, )")
-# words that no name of a thing has: with them, a prompt says more than this grammar can tell
+# words that occur in no name of a thing: a prompt with them is beyond this grammar
 _STOP = """
     a an the of with without at from to for by into onto through across around between among against over
     while that which who is are was were has have or but as its his her their this these those up down off
@@ -156,12 +156,12 @@ class Relation:
 
 @dataclass(frozen=True)
 class Predicate:
-    """One thing that must hold.
+    """One condition on an image.
 
     Attributes:
-        kind: What it is about.
+        kind: Its subject.
         name: Short and readable; no two of a prompt are alike.
-        question: Whose answer must be yes.
+        question: A question whose answer must be yes.
         group: Number of the group that it is about; none for written text.
         value: The colour, attribute, relation or text.
         reference: Number of the group to which a relation places.
@@ -177,7 +177,7 @@ class Predicate:
 
 @dataclass(frozen=True)
 class Demands:
-    """What a prompt asks for."""
+    """The demands of a prompt."""
 
     groups: tuple[Group, ...] = ()
     relations: tuple[Relation, ...] = ()
@@ -188,11 +188,11 @@ class Demands:
         return [group.noun for group in self.groups].count(self.groups[number].noun) > 1
 
     def called(self, number: int) -> str:
-        """What a group is called: its noun, with colour and attributes if another has the same noun."""
+        """The name of a group: its noun, with colour and attributes if another has the same noun."""
         return self.groups[number].described if self.shares_noun(number) else self.groups[number].noun
 
     def predicates(self) -> list[Predicate]:
-        """What must hold, group by group how many, its colour, its attributes; then the rest."""
+        """The predicates: for each group its number, colour and attributes; then relations and texts."""
         found: list[Predicate] = []
         for i, group in enumerate(self.groups):
             called = self.called(i)
@@ -219,7 +219,7 @@ class Demands:
             )
         for text in self.texts:
             found.append(
-                Predicate("text", f'text "{text}"', f'Does the picture show the text "{text}"?', value=text)
+                Predicate("text", f'text "{text}"', f'Does the image show the text "{text}"?', value=text)
             )
         return list({predicate.name: predicate for predicate in found}.values())
 
@@ -229,11 +229,11 @@ def _quantity(i: int, group: Group, called: str) -> Predicate:
     many = plural(called)
     least, most = group.least, group.most
     if least == 1 and most is None:
-        return Predicate("object", called, f"Is there {article(called)} {called} in the picture?", i)
+        return Predicate("object", called, f"Is there {article(called)} {called} in the image?", i)
     if most == 0:
-        return Predicate("count", f"no {many}", f"Is it true that there are no {many} in the picture?", i)
+        return Predicate("count", f"no {many}", f"Is it true that there are no {many} in the image?", i)
     if least == most == 1:
-        return Predicate("count", f"one {called}", f"Is there exactly one {called} in the picture?", i)
+        return Predicate("count", f"one {called}", f"Is there exactly one {called} in the image?", i)
     if least == most:
         words, exactly = f"{number(least)} {many}", "exactly "
     elif most is None:
@@ -243,7 +243,7 @@ def _quantity(i: int, group: Group, called: str) -> Predicate:
     else:
         words, exactly = f"{number(least)} to {number(most)} {many}", ""
     be = "Is" if most == 1 else "Are"
-    return Predicate("count", words, f"{be} there {exactly}{words} in the picture?", i)
+    return Predicate("count", words, f"{be} there {exactly}{words} in the image?", i)
 
 
 def _verb(group: Group, called: str) -> tuple[str, str]:
@@ -318,7 +318,7 @@ def from_record(metadata: Mapping[str, Any]) -> Demands | None:
 
 
 def from_text(text: str) -> Demands | None:
-    """The demands of a prompt in the grammar of GenEval's prompts; none if it says more than that.
+    """The demands of a prompt in the grammar of GenEval's prompts; None if it is beyond that grammar.
 
     An optional "a photo of", then groups joined by "and" or commas, or two groups joined by a relation. A
     group is an article or a number, attributes and a colour, a noun of one to three words, and perhaps what

@@ -1,4 +1,4 @@
-"""What the rewards of pictures share: one computation for scores and for gradients, texts encoded once."""
+"""Base class of image rewards: one computation for scores and for gradients, texts encoded once."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier, clip_pixels
+from tts_vision.verifiers._backbones import clip_pixels
 from tts_vision.verifiers._weights import processor_from
 
 
 class PixelReward(BatchedVerifier):
-    """A verifier that is a differentiable function of the pixels of a picture.
+    """A verifier that is a differentiable function of the pixels of an image.
 
-    A subclass makes pixels of pictures as the published code does (`_preprocess`), makes them of tensors so
-    that the gradient passes (`_fit`), and says what the model thinks of them (`_reward`), whose own weights
-    take no gradient. Its parameters are those of `LazyModel`.
+    A subclass preprocesses images as the published code does (`_preprocess`), preprocesses tensors so that
+    the gradient passes (`_fit`), and computes the rewards of the result (`_reward`) by a model whose weights
+    take no gradient.
     """
+
+    differentiable = True
 
     @abstractmethod
     def _preprocess(self, samples: list[Image.Image]) -> Tensor:
-        """RGB pictures as the model takes them: ``(B, 3, h, w)``."""
+        """RGB images as the model takes them: ``(B, 3, h, w)``."""
 
     @abstractmethod
     def _fit(self, pixels: Tensor) -> Tensor:
@@ -43,17 +46,17 @@ class PixelReward(BatchedVerifier):
         return [Score(value=value) for value in rewards.tolist()]
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards that carry the gradient of `pixels`; as `score`, up to rounding and resizing.
+        """Rewards that carry the gradient of `pixels`; like `score`, up to rounding and resizing.
 
         Args:
             pixels: ``(B, 3, H, W)`` in [0, 1], of any size, on any device.
-            prompts: One per picture.
+            prompts: One per image.
 
         Returns:
             ``(B,)``, higher is better, on the device of `pixels`.
 
         Raises:
-            ValueError: If the pixels have another shape, or there is not one prompt for each picture.
+            ValueError: If the pixels have another shape, or there is not one prompt for each image.
         """
         check_pixels(pixels, prompts, self.name)
         self.load()
@@ -63,11 +66,11 @@ class PixelReward(BatchedVerifier):
 
 
 class TextCache:
-    """What a text encoder says of the last prompts, so that a search encodes its own once.
+    """Embeddings of the last prompts, so that a search encodes its own once.
 
     Args:
-        encode: ``(n, ...)`` of n texts.
-        capacity: Texts that are remembered.
+        encode: Makes ``(n, ...)`` embeddings of n texts.
+        capacity: Number of texts that are remembered.
     """
 
     def __init__(self, encode: Callable[[list[str]], Tensor], capacity: int = 256) -> None:
@@ -87,10 +90,10 @@ class TextCache:
 
 
 def check_pixels(pixels: Tensor, prompts: Sequence[Prompt], owner: str) -> None:
-    """Checks what `rewards` is given.
+    """Checks the arguments of `rewards`.
 
     Raises:
-        ValueError: If the pixels have another shape, or there is not one prompt for each picture.
+        ValueError: If the pixels have another shape, or there is not one prompt for each image.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or not pixels.numel():
         raise ValueError(
@@ -99,7 +102,7 @@ def check_pixels(pixels: Tensor, prompts: Sequence[Prompt], owner: str) -> None:
         )
     if len(prompts) != len(pixels):
         raise ValueError(
-            f"There must be one prompt for each of the {len(pixels)} pictures that {owner!r} rewards but "
+            f"There must be one prompt for each of the {len(pixels)} images that {owner!r} rewards but "
             f"there are {len(prompts)}; repeat the prompt."
         )
 
@@ -110,9 +113,9 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return (F.normalize(a.to(wide), dim=-1) * F.normalize(b.to(wide), dim=-1)).sum(-1)
 
 
-def raw_pixels(picture: Image.Image) -> Tensor:
-    """An RGB picture as ``(1, 3, H, W)`` float32 in [0, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+def raw_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as ``(1, 3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -122,7 +125,7 @@ def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def squashed(pixels: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Pixels ``(B, 3, H, W)`` resized to `size` as height and width, whatever their shape was."""
+    """Pixels ``(B, 3, H, W)`` resized to `size` (height and width); the aspect ratio is not kept."""
     if pixels.shape[-2:] == size:
         return pixels
     return F.interpolate(pixels, size, mode=interpolation, antialias=True).clamp(0, 1)

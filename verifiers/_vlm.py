@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision.errors import ConfigError, VerifierError
-from tts_vision.verifiers._base import DTYPES, UnusableSample, default_device
+from tts_vision.chat import Question, turns
+from tts_vision.errors import VerifierError
+from tts_vision.memory import in_halves, out_of_memory
+from tts_vision.model_verifier import LazyModel, UnusableSample
 from tts_vision.verifiers._weights import from_pretrained, processor_from
-
-Question: TypeAlias = str | Sequence[str]
-"""What the user asks, or a dialogue: turns of user and assistant by turns, the user's first and last."""
 
 YES, NO = ("yes",), ("no",)
 
@@ -29,26 +28,25 @@ class FirstToken:
     """A sampled first token of an answer.
 
     Attributes:
-        text: It as the vocabulary writes it.
-        probabilities: ``(V,)`` what it was drawn from.
+        text: The token as the vocabulary writes it.
+        probabilities: ``(V,)`` probabilities that it was drawn from.
     """
 
     text: str
     probabilities: Tensor
 
 
-class VisionLanguageModel:
+class VisionLanguageModel(LazyModel):
     """Any transformers image-text-to-text model with a chat template; loads on first use.
 
-    Pictures belong to the first turn of a question. Questions of different length are padded on the left,
-    and what cannot be computed together is computed one by one, so that an answer does not depend on the
-    others up to rounding (about 1e-6 in float32, 1e-2 in half precision).
+    Images belong to the first turn of a question. Questions of different length are padded on the left, and
+    those that cannot be batched are computed one by one, so that an answer does not depend on the others up
+    to rounding (about 1e-6 in float32, 1e-2 in half precision). When memory is full, the batch size is halved
+    and stays so.
 
     Args:
         checkpoint: A folder or a repository on the Hugging Face hub.
-        owner: The verifier, for messages.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
+        owner: Name of the plugin, for messages.
         batch_size: Questions computed at once.
     """
 
@@ -61,52 +59,40 @@ class VisionLanguageModel:
         dtype: str | torch.dtype = "float32",
         batch_size: int = 8,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1 but got {batch_size}; raise it.")
-        if isinstance(dtype, str) and dtype not in DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)} but got {dtype!r}; change it.")
+        super().__init__(device=device, dtype=dtype, batch_size=batch_size)
         self.checkpoint = checkpoint
         self.owner = owner
-        self.device = torch.device(device or default_device())
-        self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        self.batch_size = batch_size
         self._model: Any = None
         self._tokenizer: Any = None
         self._processor: Any = None
 
-    def load(self) -> None:
-        """Loads model and processor.
-
-        Raises:
-            VerifierError: If they cannot be found, do not fit, or know no chat template.
-        """
-        if self._model is None:
-            model = self._load()
-            if self._tokenizer.pad_token_id is None:
-                self._tokenizer.pad_token = self._tokenizer.eos_token
-            self._tokenizer.padding_side = "left"
-            self._model = model.to(self.device)
+    def _load(self) -> None:
+        model = self._read_model()
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._tokenizer.padding_side = "left"
+        self._model = model.to(self.device)
 
     def yes_probabilities(
-        self, pictures: Sequence[Sequence[Image.Image]], questions: Sequence[Question]
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[Question]
     ) -> list[float]:
         """P(yes), normalised over yes and no: `answer_probabilities` for these words.
 
         Args:
-            pictures: Those of each question, such as the frames of a clip; may be none.
-            questions: What is asked about them.
+            images: Those of each question, such as the frames of a clip; may be none.
+            questions: The questions about them.
 
         Returns:
             One probability in [0, 1] per question.
 
         Raises:
-            UnusableSample: If the model cannot take a question or its pictures.
+            UnusableSample: If the model cannot take a question or its images.
         """
-        return self.answer_probabilities(pictures, questions, YES, NO)
+        return self.answer_probabilities(images, questions, YES, NO)
 
     def answer_probabilities(
         self,
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         questions: Sequence[Question],
         answers: Sequence[str],
         others: Sequence[str],
@@ -117,16 +103,16 @@ class VisionLanguageModel:
         it, that are one token.
 
         Args:
-            pictures: Those of each question.
-            questions: What is asked about them.
+            images: Those of each question.
+            questions: The questions about them.
             answers: Words whose probability is wanted.
-            others: Words against which it is wanted.
+            others: Words that it is normalised against.
 
         Returns:
             One probability in [0, 1] per question.
 
         Raises:
-            UnusableSample: If the model cannot take a question or its pictures.
+            UnusableSample: If the model cannot take a question or its images.
             VerifierError: If its vocabulary has no token for an answer, or one for both.
         """
         self.load()
@@ -138,12 +124,12 @@ class VisionLanguageModel:
             )
         if not questions:
             return []
-        logits = self.next_token_logits(pictures, questions)
+        logits = self.next_token_logits(images, questions)
         return logits[:, wanted + rest].softmax(-1)[:, : len(wanted)].sum(-1).tolist()
 
     @torch.no_grad()
     def next_token_logits(
-        self, pictures: Sequence[Sequence[Image.Image]], questions: Sequence[Question]
+        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[Question]
     ) -> Tensor:
         """Logits of the first token of each answer; one forward pass per batch.
 
@@ -151,36 +137,36 @@ class VisionLanguageModel:
             ``(B, V)`` float32 on the CPU, as the model gives them, before any sampling rule.
 
         Raises:
-            UnusableSample: If the model cannot take a question or its pictures.
+            UnusableSample: If the model cannot take a question or its images.
         """
 
         def forward(inputs: Mapping[str, Any]) -> list[Tensor]:
             output = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
             return list(output.logits[0].float().cpu())
 
-        rows = self._batched(forward, pictures, questions)
+        rows = self._batched(forward, images, questions)
         return torch.stack(rows) if rows else torch.empty(0, 0)
 
     def first_tokens(
         self,
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         questions: Sequence[Question],
         generators: Sequence[torch.Generator],
     ) -> list[FirstToken]:
         """First tokens of sampled answers, at temperature 1 under the checkpoint's top-k and top-p.
 
-        Top-k is 50 where the checkpoint does not say; its repetition penalty has nothing to act on yet.
+        Top-k is 50 where the checkpoint sets none; its repetition penalty has nothing to act on yet.
 
         Args:
-            pictures: Those of each question.
-            questions: What is asked about them.
+            images: Those of each question.
+            questions: The questions about them.
             generators: One per question, on the CPU.
 
         Raises:
-            UnusableSample: If the model cannot take a question or its pictures.
+            UnusableSample: If the model cannot take a question or its images.
         """
         found = []
-        for logits, generator in zip(self.next_token_logits(pictures, questions), generators, strict=True):
+        for logits, generator in zip(self.next_token_logits(images, questions), generators, strict=True):
             settings = self._model.generation_config
             top_k = 50 if settings.top_k is None else settings.top_k
             top_p = 1.0 if settings.top_p is None else settings.top_p
@@ -192,7 +178,7 @@ class VisionLanguageModel:
     @torch.no_grad()
     def generate(
         self,
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         questions: Sequence[Question],
         *,
         max_new_tokens: int = 512,
@@ -200,12 +186,12 @@ class VisionLanguageModel:
         """Answers, decoded greedily.
 
         Args:
-            pictures: Those of each question.
-            questions: What is asked about them.
+            images: Those of each question.
+            questions: The questions about them.
             max_new_tokens: Longest answer.
 
         Raises:
-            UnusableSample: If the model cannot take a question or its pictures.
+            UnusableSample: If the model cannot take a question or its images.
         """
 
         def forward(inputs: Mapping[str, Any]) -> list[str]:
@@ -215,7 +201,7 @@ class VisionLanguageModel:
                 self._tokenizer.decode(row, skip_special_tokens=True).strip() for row in sequences[:, asked:]
             ]
 
-        return self._batched(forward, pictures, questions)
+        return self._batched(forward, images, questions)
 
     def token_ids(self, words: Sequence[str]) -> list[int]:
         """The tokens that are one of `words`, in any case, with or without a space before it.
@@ -254,8 +240,12 @@ class VisionLanguageModel:
             )
         return int(found)
 
-    def _load(self) -> Any:
-        """Loads the processor and its tokenizer; returns the model, on the CPU."""
+    def _read_model(self) -> Any:
+        """Loads the processor and its tokenizer; returns the model, on the CPU.
+
+        Raises:
+            VerifierError: If they cannot be found, do not fit, or have no chat template.
+        """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self._processor = processor_from(AutoProcessor, self.checkpoint, self.owner)
@@ -267,15 +257,15 @@ class VisionLanguageModel:
         self._tokenizer = self._processor.tokenizer
         return from_pretrained(AutoModelForImageTextToText, self.checkpoint, self.owner, dtype=self.dtype)
 
-    def _inputs(self, pictures: Sequence[Sequence[Image.Image]], questions: Sequence[Question]) -> Any:
-        """What the model takes, for one batch: a mapping with a `to`."""
+    def _inputs(self, images: Sequence[Sequence[Image.Image]], questions: Sequence[Question]) -> Any:
+        """The model's inputs for one batch: a mapping with a `to`."""
         placeholder = getattr(self._processor, "image_token", None)
         conversations = []
-        for shown, question in zip(pictures, questions):
+        for shown, question in zip(images, questions):
             asked = turns(question)
             if placeholder and any(placeholder in text for text in asked):
                 raise UnusableSample(
-                    f"a question must not contain {placeholder!r}, which stands for a picture"
+                    f"a question must not contain {placeholder!r}, which stands for an image"
                 )
             conversations.append(
                 [
@@ -291,7 +281,7 @@ class VisionLanguageModel:
         bos = self._tokenizer.bos_token
         return self._processor(
             text=texts,
-            images=[list(shown) for shown in pictures] if any(pictures) else None,
+            images=[list(shown) for shown in images] if any(images) else None,
             padding=True,
             return_tensors="pt",
             # some templates write it, some leave it to the tokenizer
@@ -314,48 +304,39 @@ class VisionLanguageModel:
     def _batched(
         self,
         forward: Callable[[Mapping[str, Any]], list[Any]],
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         questions: Sequence[Question],
     ) -> list[Any]:
         self.load()
-        if len(pictures) != len(questions):
-            raise ValueError(f"Got {len(pictures)} lists of pictures for {len(questions)} questions.")
+        if len(images) != len(questions):
+            raise ValueError(f"Got {len(images)} lists of images for {len(questions)} questions.")
         for question in questions:
             turns(question)
-        results: list[Any] = []
-        for at in range(0, len(questions), self.batch_size):
-            some = slice(at, at + self.batch_size)
-            results += self._together(forward, pictures[some], questions[some])
-        return results
+
+        def work(start: int, stop: int) -> list[Any]:
+            return self._together(forward, images[start:stop], questions[start:stop])
+
+        parts = in_halves(len(questions), self.batch_size, work, shrunk=self._use_batches_of)
+        return [row for part in parts for row in part]
 
     def _together(
         self,
         forward: Callable[[Mapping[str, Any]], list[Any]],
-        pictures: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image]],
         questions: Sequence[Question],
     ) -> list[Any]:
         try:
-            inputs = self._inputs(pictures, questions)
+            inputs = self._inputs(images, questions)
         except (UnusableSample, ValueError, TypeError, RuntimeError, IndexError) as error:
-            if len(questions) > 1:  # pictures that cannot be stacked, or one that cannot be used
-                each = zip(pictures, questions)
+            if out_of_memory(error):
+                raise
+            if len(questions) > 1:  # images that cannot be stacked, or one that cannot be used
+                each = zip(images, questions)
                 return [row for shown, asked in each for row in self._together(forward, [shown], [asked])]
             if isinstance(error, UnusableSample):
                 raise
             raise UnusableSample(f"the model cannot take this sample: {error}") from error
         return forward(inputs.to(self.device, self.dtype))
-
-
-def turns(question: Question) -> list[str]:
-    """The turns of a question, the user's first.
-
-    Raises:
-        ValueError: If the last turn is not the user's.
-    """
-    asked = [question] if isinstance(question, str) else list(question)
-    if len(asked) % 2 == 0:
-        raise ValueError(f"A dialogue must end with the user's turn but has {len(asked)} turns.")
-    return asked
 
 
 def nucleus(logits: Tensor, top_k: int, top_p: float) -> Tensor:

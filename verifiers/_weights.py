@@ -101,7 +101,7 @@ def load_strictly(
     """Loads `state` into `module`: every key must fit, none may be missing.
 
     Args:
-        module: What gets the weights.
+        module: The model that gets the weights.
         state: Tensors by name.
         owner: The verifier, for messages.
         ignore: Names, or prefixes that end in a dot, in `state` that are known not to be weights (buffers
@@ -192,7 +192,7 @@ def processor_from(processor_class: Any, checkpoint: str, owner: str, **settings
 
 
 def _refuse_missing_path(checkpoint: str, owner: str) -> None:
-    """Refuses what can only be a path, and is not there, before a hub is asked for it."""
+    """Refuses a missing path before a hub is asked for it."""
     looks_like_path = checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1
     if looks_like_path:
         raise VerifierError(

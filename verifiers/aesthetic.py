@@ -1,4 +1,4 @@
-"""Predictors of how people rate the look of a picture, on embeddings of CLIP and SigLIP."""
+"""Predictors of how people rate the look of an image, on embeddings of CLIP and SigLIP."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tts_vision.registry import register
-from tts_vision.verifiers._backbones import clip_embeddings, clip_standard_pixels, load_clip
-from tts_vision.verifiers._base import clip_pixels
+from tts_vision.verifiers._backbones import clip_embeddings, clip_pixels, clip_standard_pixels, load_clip
 from tts_vision.verifiers._rewards import PixelReward, fit_siglip, pillow_processor
 from tts_vision.verifiers._weights import find_file, from_pretrained, load_strictly, read_state
 
@@ -101,9 +100,7 @@ class Aesthetic(_Aesthetic):
         head: ``mlp`` for the improved predictor (V2), ``linear`` for the first one.
         checkpoint: File of the head, or a folder that holds it; by default it is downloaded.
         backbone: Folder or hub id of OpenAI's CLIP ViT-L/14 of transformers.
-        device: Where it computes; by default the accelerator, if there is one.
         dtype: Precision of the backbone's weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "aesthetic"
@@ -151,14 +148,12 @@ class Aesthetic(_Aesthetic):
 class AestheticV25(_Aesthetic):
     """Aesthetic Predictor V2.5 on SigLIP: 1 to 10, 5.5 and more is very good; the prompt is not read.
 
-    It rates illustrations too. Pictures are squashed to a square.
+    It rates illustrations too. Images are squashed to a square.
 
     Args:
         checkpoint: File of the head, or a folder that holds it; by default it is downloaded.
         backbone: Folder or hub id of the SigLIP so400m of transformers that the head was trained on.
-        device: Where it computes; by default the accelerator, if there is one.
         dtype: Precision of the backbone's weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "aesthetic_v2.5"

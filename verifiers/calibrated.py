@@ -1,51 +1,60 @@
-"""Previews as forecasts: the score of a preview becomes the score to expect of the finished sample."""
+"""Previews as forecasts: the score of a preview becomes the expected score of the finished sample."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tts_vision.calibration import RAW, preview_pairs, spearman
+from tts_vision.calibration import RAW, Pairs, preview_pairs, spearman
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
-from tts_vision.scoring import calls_of, free, safe_scores, warm_up
+from tts_vision.scoring import safe_scores
 from tts_vision.trace import read_trace
-from tts_vision.types import (
-    Anchor,
-    Charge,
-    Media,
-    Modality,
-    PooledVerifier,
-    PreviewVerifier,
-    Prompt,
-    Score,
-    Verifier,
-)
+from tts_vision.types import Media, Modality, Prompt, Score
+from tts_vision.verifier import ALONE, Asked, Verifier, as_verifier
 
-Pairs: TypeAlias = Sequence[tuple[float, float]]
 Forecast: TypeAlias = Callable[[float], float]
 
 
-@register("verifier", "calibrated", notes={"licence": "that of its member", "weights": "those of its member"})
-class Calibrated:
-    """Scores previews by what to expect of the finished sample: ``calibrated(clip_score)``.
+@dataclass(frozen=True)
+class Fitted:
+    """A forecast at one step.
 
-    For each step it learns, while a search runs, how scores of previews go with those of the finished
-    samples that came of them. The less a preview says, the closer its forecast lies to the mean. The trace
-    has the rank correlation at each step beside every scoring of previews. Finished samples are scored as
-    the member does. Before enough is known at a step, a preview keeps its own score.
+    Attributes:
+        pairs: The pairs that it was fitted to.
+        forecast: From the score of a preview to the expected score of the finished sample.
+        trust: Spearman's rank correlation of the pairs; None where it is undefined.
+    """
+
+    pairs: Pairs
+    forecast: Forecast
+    trust: float | None
+
+
+@register("verifier", "calibrated", notes={"licence": "that of its member", "weights": "those of its member"})
+class Calibrated(Verifier):
+    """Scores previews by the expected score of the finished sample: ``calibrated(clip_score)``.
+
+    For each step it learns, while a search runs, how scores of previews relate to those of the finished
+    samples that came of them. The less informative previews are, the closer forecasts are to the mean. The
+    score of a preview has the parts ``preview`` (the member's score) and, once there is a forecast, ``pairs``
+    (number of pairs it was fitted to) and ``trust`` (their rank correlation, where it is defined). Finished
+    samples are scored as the member does. Before enough is known at a step, a preview keeps its own score.
 
     Args:
-        how: ``isotonic``: rises wherever the data let it, by any shape; ``linear``: a straight line, which
-            needs less data. Neither ever ranks a worse preview above a better one.
+        how: ``isotonic``: monotone, of any shape; ``linear``: a straight line, which needs less data. Neither
+            ever ranks a worse preview above a better one.
         least: Pairs of a preview and its outcome that are needed at a step.
-        searches: Result folders of earlier searches with the same member, to learn from besides; a search
-            that scores previews once, such as FK steering, has nothing else to learn from.
+        searches: Result folders of earlier searches with the same member, whose pairs are used too; a search
+            that scores previews once, such as FK steering, has no others to learn from.
     """
+
+    learns = True
 
     def __init__(
         self,
@@ -64,8 +73,8 @@ class Calibrated:
             raise ConfigError(f"how must be isotonic or linear but got {how!r}; change it.")
         if least < 2:
             raise ConfigError(f"least must be at least 2 but got {least}; raise it.")
-        (self.member,) = members
-        if isinstance(self.member, (PooledVerifier, PreviewVerifier)):
+        self.member = as_verifier(members[0])
+        if self.member.settles or self.member.learns:
             raise ConfigError(
                 f"The member of calibrated must score each sample by itself but {self.member.name!r} does "
                 "not; name a single verifier."
@@ -73,54 +82,51 @@ class Calibrated:
         self.how, self.least = how, least
         self.name = f"calibrated({self.member.name})"
         self.accepts: frozenset[Modality] = self.member.accepts
-        self._earlier = {Path(folder): _pairs_of(Path(folder)) for folder in searches or []}
-        self._pairs: dict[int, Pairs] = {}
-        self._forecasts: dict[int, Forecast] = {}
-        self.fit({})
+        self.relative = self.member.relative
+        self.checks_demands = self.member.checks_demands
+        self._earlier: dict[int, list[tuple[float, float]]] = {}
+        for folder in dict.fromkeys(map(Path, searches or [])):
+            for step, pairs in _pairs_of(folder).items():
+                self._earlier.setdefault(step, []).extend(pairs)
+        self._fitted: dict[int, Fitted] = {}
 
     def load(self) -> None:
         """Loads the member."""
-        warm_up(self.member)
+        self.member.load()
 
     def calls(self, n: int) -> dict[str, int]:
         """Calls of the member for `n` samples, by name."""
-        return calls_of(self.member, n)
+        return self.member.calls(n)
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """The member's scores."""
-        return self.score_by_members(media, prompts, charge=free, anchor=None)
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        """The member's scores; for previews, the scores to expect of the finished samples."""
+        scores = safe_scores(self.member, media, prompts, asked=asked, paid=True)
+        if asked.step is None:
+            return scores
+        pairs = [*self._earlier.get(asked.step, ()), *asked.history.pairs(asked.step)]
+        fitted = self._fit(asked.step, pairs) if len(pairs) >= self.least else None
+        return [_expected(score, fitted) for score in scores]
 
-    def score_by_members(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], *, charge: Charge, anchor: Anchor | None
-    ) -> list[Score]:
-        """The member's scores, for a caller who has paid for `calls`."""
-        return safe_scores(self.member, media, prompts, charge=charge, anchor=anchor, paid=True)
+    def _fit(self, step: int, pairs: Pairs) -> Fitted:
+        """The forecast from `pairs`; kept until the pairs at this step change."""
+        fitted = self._fitted.get(step)
+        if fitted is None or fitted.pairs != pairs:
+            rule = linear if self.how == "linear" else isotonic
+            fitted = self._fitted[step] = Fitted(pairs, rule(pairs), spearman(pairs))
+        return fitted
 
-    def fit(self, pairs: Mapping[int, Pairs]) -> None:
-        """Learns from pairs of a preview's score and its finished sample's, by step; forgets those before."""
-        known: dict[int, list[tuple[float, float]]] = {}
-        for source in (*self._earlier.values(), pairs):
-            for step, found in source.items():
-                known.setdefault(step, []).extend(found)
-        rule = linear if self.how == "linear" else isotonic
-        self._pairs = {step: found for step, found in known.items() if len(found) >= self.least}
-        self._forecasts = {step: rule(found) for step, found in self._pairs.items()}
 
-    def expected(self, score: Score, step: int) -> Score:
-        """The score to expect of the finished sample, from that of its preview at `step`.
-
-        What the member said of the preview becomes the part ``preview``; beside a forecast stand the number
-        of ``pairs`` that it rests on and, where it is defined, their rank correlation, ``trust``.
-        """
-        parts = {**score.parts, RAW: score.value}
-        if math.isnan(score.value):
-            return score
-        if step not in self._forecasts:
-            return score.model_copy(update={"parts": parts})
-        parts["pairs"] = float(len(self._pairs[step]))
-        if (trust := spearman(self._pairs[step])) is not None:
-            parts["trust"] = trust
-        return Score(value=self._forecasts[step](score.value), parts=parts, reason=score.reason)
+def _expected(score: Score, fitted: Fitted | None) -> Score:
+    """The expected score of the finished sample, from that of its preview."""
+    if math.isnan(score.value):
+        return score
+    parts = {**score.parts, RAW: score.value}
+    if fitted is None:
+        return score.model_copy(update={"parts": parts})
+    parts["pairs"] = float(len(fitted.pairs))
+    if fitted.trust is not None:
+        parts["trust"] = fitted.trust
+    return score.model_copy(update={"value": fitted.forecast(score.value), "parts": parts})
 
 
 def linear(pairs: Pairs) -> Forecast:
@@ -136,7 +142,7 @@ def isotonic(pairs: Pairs) -> Forecast:
     """The least-squares rising curve through pairs, level outside them.
 
     Levels of the usual isotonic regression are joined by straight lines between their centres (Oron and
-    Flournoy 2017), so that previews that differ are told apart wherever the data say that they differ.
+    Flournoy 2017), so that different previews get different forecasts wherever the data support it.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -148,7 +154,7 @@ def isotonic(pairs: Pairs) -> Forecast:
 
 
 def _pairs_of(folder: Path) -> dict[int, list[tuple[float, float]]]:
-    """What the previews of an earlier search came to."""
+    """Pairs of previews and outcomes in the trace of an earlier search, by step."""
     trace = folder / "trace.jsonl"
     if not trace.is_file():
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Two verifiers in a row: a cheap one looks at all samples, a dear one at the best of them."""
+"""Two verifiers in sequence: a cheap one scores all samples, an expensive one the best of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from tts_vision.errors import ConfigError
 from tts_vision.ranking import top_k
 from tts_vision.registry import register
-from tts_vision.types import Anchor, Charge, Media, Prompt, Score, Verifier
+from tts_vision.types import Media, Prompt, Score
+from tts_vision.verifier import Asked, Verifier
 from tts_vision.verifiers._members import Composite, calls_by_member
 
 
@@ -21,15 +22,14 @@ from tts_vision.verifiers._members import Composite, calls_by_member
     notes={"licence": "those of its members", "weights": "those of its members"},
 )
 class Cascade(Composite):
-    """A cheap verifier on all samples, a dear one on the top fraction: ``cascade(clip_score, vqa_score)``.
+    """A cheap verifier on all samples, an expensive one on the best: ``cascade(clip_score, vqa_score)``.
 
-    Each batch that is scored sends its best to the second member, at least one. What that scored keeps its
-    value; all other samples come after those, in the order of the first member, in equal steps below the
-    lowest of them: what was never examined does not win. So values of these change as samples are added.
+    The best samples of each scored batch, at least one, go to the second member and keep its value. All
+    others rank below those, in the order of the first member, in equal steps below the lowest value: a sample
+    that the second member never examined cannot win. Their values change as samples are added.
 
-    A sample that the first member could not score is neither favoured nor held back: it counts as the median
-    of its batch. One that the second could not score takes its place by the first. A sample that neither
-    scored is unscored.
+    A sample that the first member could not score counts as the median of its batch. One that the second
+    could not score is ranked by the first. A sample that neither scored is unscored.
 
     Args:
         fraction: Share of each batch that the second member scores, rounded up.
@@ -52,24 +52,20 @@ class Cascade(Composite):
         return calls_by_member(self.members, [n, self._examined(n)])
 
     def _examined(self, n: int) -> int:
-        """How many of `n` samples the second member scores."""
+        """Number of samples, out of `n`, that the second member scores."""
         return min(n, math.ceil(self.fraction * n - 1e-9))
 
-    def _ask(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], charge: Charge, anchor: Anchor | None
-    ) -> list[Score]:
-        first = self._member_scores(0, media, prompts, charge, anchor)
+    def _ask(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked) -> list[Score]:
+        first = self._member_scores(0, media, prompts, asked)
         values = np.array([s.value if math.isfinite(s.value) else math.nan for s in first])
         if not np.isnan(values).all():
             values = np.where(np.isnan(values), np.nanmedian(values), values)
         chosen = top_k(values.tolist(), self._examined(len(media)))
-        examined = self._member_scores(
-            1, [media[i] for i in chosen], [prompts[i] for i in chosen], charge, anchor
-        )
+        examined = self._member_scores(1, [media[i] for i in chosen], [prompts[i] for i in chosen], asked)
         second = dict(zip(chosen, examined, strict=True))
         return [self._joined([score, second.get(i)]) for i, score in enumerate(first)]
 
-    def pool(self, scores: Sequence[Score]) -> list[float]:
+    def settle(self, scores: Sequence[Score]) -> list[float]:
         """The values of samples that are compared with each other; NaN where neither member scored."""
         if not scores:
             return []

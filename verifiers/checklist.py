@@ -1,4 +1,4 @@
-"""A checklist that is made of the prompt: what must be in the picture, checked point by point."""
+"""A checklist made from the prompt: the demands on the image, checked one by one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tts_vision.chat import ChatEndpoint
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers import _structured
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 from tts_vision.verifiers._cache import DiskCache
 from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DetectorName, ObjectJudge
-from tts_vision.verifiers._endpoint import ChatEndpoint
 from tts_vision.verifiers._predicates import Demands, Group, Predicate, Relation, from_record, from_text
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 INSTRUCTIONS = """\
-List what a picture must show to fit a prompt, so that each point can be checked by looking at the picture.
+List what an image must show to fit a prompt, so that each point can be checked by looking at the image.
 
 - objects: each kind of thing once. name: the thing in the singular, without colour and other attributes; \
 count: the number that the prompt gives, else null; colour: the colour that the prompt gives, else null; \
@@ -32,7 +32,7 @@ attributes: what else the prompt says of it that can be seen, such as material, 
 each in one to three words.
 - relations: how the things lie or act to one another. subject and object: their places in the list of \
 objects, from 0; relation: the words between them, such as "left of", "on" or "holding".
-- texts: what is to be written in the picture, letter by letter.
+- texts: what is to be written in the image, letter by letter.
 Leave out style, mood and quality, and whatever the prompt does not say.
 
 For the prompt "two sleepy brown dogs under a table with a sign that says Open" the answer is
@@ -70,7 +70,7 @@ class Link(BaseModel):
 
 
 class Contents(BaseModel):
-    """What a picture must show."""
+    """The things, relations and texts that an image must show."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -109,41 +109,36 @@ class Contents(BaseModel):
         "weights": "Qwen/Qwen2.5-VL-7B-Instruct, any image-text-to-text model; those of detector",
     },
 )
-class PromptChecklist(BatchedVerifier):
-    """How much of its prompt a picture shows, point by point: objects, counts, colours, relations, text.
+class PromptChecklist(_structured.AsksModel, BatchedVerifier):
+    """How much of its prompt an image shows: objects, counts, colours, relations, text, checked one by one.
 
     A prompt becomes a list of predicates once: by its GenEval record (``include``, ``exclude`` in its
     metadata), by a grammar if it is of GenEval's form ("a photo of two red circles left of a blue star"),
-    and by a language model otherwise. Each predicate is then a question to a vision-language model, and its
-    probability the one of "yes"; or a detector says 1 or 0. These are the ``parts``; the reason names those
-    that failed. A prompt that the language model cannot read leaves its pictures unscored.
+    and by a language model otherwise. Each predicate is a question to a vision-language model, and its
+    probability that of "yes"; or a detector decides, 1 or 0. These are the ``parts``; the reason names those
+    that failed. If the language model cannot parse a prompt, its images are unscored.
 
     Args:
-        verify: ``vqa`` asks the vision-language model; ``detector`` looks, by GenEval's rules, and asks only
-            about attributes, written text and relations that boxes cannot tell.
+        verify: ``vqa`` asks the vision-language model; ``detector`` detects, by GenEval's rules, and asks
+            only about attributes, written text and relations that boxes do not show.
         combine: ``mean`` of the probabilities, or their ``product``.
         threshold: Probability below which a predicate has failed.
         checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template; it
-            answers the questions and, without `base_url`, reads the prompts.
-        template: What is asked; ``{question}`` stands for the question.
-        detector: Which one: ``grounding_dino`` or ``mask2former``.
+            answers the questions and, without `base_url`, parses the prompts.
+        template: The text of a question; ``{question}`` is replaced by the question.
+        detector: ``grounding_dino`` or ``mask2former``.
         detector_checkpoint: Its folder or hub id; by default its published one.
-        detector_size: Shorter side of a picture as the detector sees it.
-        colours: Folder or hub id of the CLIP that names the colours of what was detected.
-        base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, that reads the prompts.
-        model: Name of the model at `base_url`.
-        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
-        structured: Whether the endpoint is told the JSON schema of the answer; not all know how.
-        timeout: Seconds until an attempt at the endpoint is given up.
-        retries: Further attempts at the endpoint after a failure that may pass.
-        cache: Folder of checklists that a language model made, which is not asked again; none by default.
-        max_new_tokens: Longest checklist of a model on this machine.
-        device: Where it computes; by default the accelerator, if there is one.
+        detector_size: Shorter side of an image as the detector sees it.
+        colours: Folder or hub id of the CLIP that names the colours of detected objects.
+        base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, that parses the prompts.
+        cache: Folder for the checklists of the language model; none by default.
+        max_new_tokens: Longest checklist of a model on this machine, in tokens.
         dtype: Precision of the language model: float32, bfloat16 or float16.
-        batch_size: Questions, or pictures for the detector, computed at once.
+        batch_size: Questions, or images for the detector, computed at once.
     """
 
     name = "checklist"
+    checks_demands = True
 
     def __init__(
         self,
@@ -169,7 +164,7 @@ class PromptChecklist(BatchedVerifier):
         dtype: str = "bfloat16",
         batch_size: int = 8,
     ) -> None:
-        # the models see to their own batches
+        # the models have batches of their own
         super().__init__(device=device, dtype=dtype, batch_size=2**20)
         for key, value, known in (
             ("verify", verify, ("vqa", "detector")),
@@ -221,33 +216,34 @@ class PromptChecklist(BatchedVerifier):
     def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
         checklists = self.checklists(prompts)
         rows = [i for i, checklist in enumerate(checklists) if isinstance(checklist, Demands)]
-        wrong: dict[int, dict[str, str] | str] = {}
+        faults: dict[int, dict[str, str] | str] = {}
         if self._judge is not None:
             demands = [checklist for checklist in checklists if isinstance(checklist, Demands)]
-            wrong = dict(zip(rows, self._judge.wrong([samples[i] for i in rows], demands), strict=True))
+            faults = dict(zip(rows, self._judge.faults([samples[i] for i in rows], demands), strict=True))
         return [
             Score.unscored(checklist)
             if isinstance(checklist, str)
-            else self._checked(sample, checklist, wrong.get(i, {}))
+            else self._checked(sample, checklist, faults.get(i, {}))
             for i, (sample, checklist) in enumerate(zip(samples, checklists, strict=True))
         ]
 
-    def _checked(self, sample: Image.Image, demands: Demands, wrong: dict[str, str] | str) -> Score:
-        """The score of a picture, of which a detector may have told what is wrong with some predicates."""
-        if isinstance(wrong, str):
-            return Score.unscored(wrong)
+    def _checked(self, sample: Image.Image, demands: Demands, faults: dict[str, str] | str) -> Score:
+        """The score of an image; `faults` are those of the predicates that a detector has decided."""
+        if isinstance(faults, str):
+            return Score.unscored(faults)
         predicates = demands.predicates()
-        open_ones = [predicate for predicate in predicates if predicate.name not in wrong]
+        open_ones = [predicate for predicate in predicates if predicate.name not in faults]
         try:
             told = dict(zip((p.name for p in open_ones), self._ask(sample, open_ones), strict=True))
         except UnusableSample as error:
             return Score.unscored(str(error))
-        parts = {p.name: told[p.name] if p.name in told else float(not wrong[p.name]) for p in predicates}
+        parts = {p.name: told[p.name] if p.name in told else float(not faults[p.name]) for p in predicates}
         if any(math.isnan(value) for value in parts.values()):
             return Score(value=math.nan, parts=parts, reason="the model answered NaN")
-        failed = [wrong.get(name) or name for name, value in parts.items() if value < self.threshold]
+        failed = [faults.get(name) or name for name, value in parts.items() if value < self.threshold]
         value = math.prod(parts.values()) if self.combine == "product" else sum(parts.values()) / len(parts)
-        return Score(value=value, parts=parts, reason=f"failed: {'; '.join(failed)}" if failed else None)
+        reason = f"failed: {'; '.join(failed)}" if failed else None
+        return Score(value=value, parts=parts, reason=reason, satisfied=not failed)
 
     def _ask(self, sample: Image.Image, predicates: Sequence[Predicate]) -> list[float]:
         """The probability of each predicate by the vision-language model."""
@@ -257,7 +253,7 @@ class PromptChecklist(BatchedVerifier):
         return self._vlm.yes_probabilities([[sample]] * len(questions), questions)
 
     def checklists(self, prompts: Sequence[Prompt]) -> list[Demands | str]:
-        """What each prompt asks for; else why that cannot be said."""
+        """The demands of each prompt; else the reason why there are none."""
         found: list[Demands | str | None] = []
         for prompt in prompts:
             try:
@@ -269,7 +265,7 @@ class PromptChecklist(BatchedVerifier):
         return [read[p.text] if checklist is None else checklist for p, checklist in zip(prompts, found)]
 
     def _read_by_model(self, texts: Sequence[str]) -> dict[str, Demands | str]:
-        """What the language model makes of prompts; it is asked once, until it has answered."""
+        """The demands of prompts by the language model, which is asked until it has answered once."""
         for text in texts:
             kept = self.cache.get(self._key(text)) if self.cache and text not in self._read else None
             contents = _structured.parsed(kept, Contents, CALLED) if kept is not None else None

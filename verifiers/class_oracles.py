@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tts_vision.errors import VerifierError
 from tts_vision.imagenet import CLASSES, class_of
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers._backbones import (
@@ -23,14 +24,13 @@ from tts_vision.verifiers._backbones import (
     load_inception,
     standard_pixels,
 )
-from tts_vision.verifiers._base import BatchedVerifier
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 Value: TypeAlias = Literal["probability", "log_probability", "logit"]
 
 
 class _Classifier(BatchedVerifier):
-    """What a classifier says of the class that was asked for, in the form `value`; `parts` has all forms."""
+    """A classifier's output for the class of the prompt, in the form `value`; `parts` has all forms."""
 
     value: Value
 
@@ -61,7 +61,7 @@ class _Classifier(BatchedVerifier):
     notes={"licence": "BSD-3-Clause", "weights": INCEPTION_WEIGHTS},
 )
 class InceptionConfidence(_Classifier):
-    """Probability that Inception v3 gives to the class that was asked for: what raises the Inception Score.
+    """Probability of the class of the prompt by Inception v3, which the Inception Score rewards.
 
     The class is the prompt's ``class_id``, or its text: a number or a class name of ImageNet. The weights
     are torchvision's, with torchvision's preprocessing, not those that FID and the Inception Score are
@@ -70,9 +70,6 @@ class InceptionConfidence(_Classifier):
     Args:
         checkpoint: File of torchvision's Inception v3, or its address.
         value: ``probability``, ``log_probability`` or ``logit``; `parts` gives all three.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "inception_confidence"
@@ -103,18 +100,15 @@ class InceptionConfidence(_Classifier):
     notes={"licence": "Apache-2.0", "weights": "facebook/dinov2-base-imagenet1k-1-layer"},
 )
 class DinoClassifier(_Classifier):
-    """Logit of the class that was asked for, by DINOv2 with its published linear head.
+    """Logit of the class of the prompt, by DINOv2 with its published linear head.
 
     The class is the prompt's ``class_id``, or its text: a number or a class name of ImageNet. The head reads
-    the class token and the mean of the patch tokens; pictures are resized to 256 and cropped to 224.
+    the class token and the mean of the patch tokens; images are resized to 256 and cropped to 224.
 
     Args:
         checkpoint: Folder or hub id of a DINOv2 (with registers or without) of transformers with a linear
             head for ImageNet.
         value: ``probability``, ``log_probability`` or ``logit``; `parts` gives all three.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "dino_classifier"
@@ -155,7 +149,7 @@ class DinoClassifier(_Classifier):
     notes={"licence": "MIT (OpenAI's weights)", "weights": "openai/clip-vit-large-patch14"},
 )
 class ClipClassifier(BatchedVerifier):
-    """Zero-shot logit of the class that was asked for, by CLIP: its temperature times a cosine.
+    """Zero-shot logit of the class of the prompt, by CLIP: its temperature times a cosine.
 
     The vector of a class is the mean of the normalised embeddings of its name in several phrases. No other
     class is embedded, because the logit does not depend on them. The class is the prompt's ``class_id``, or
@@ -164,9 +158,6 @@ class ClipClassifier(BatchedVerifier):
     Args:
         checkpoint: Folder or hub id of a CLIP of transformers.
         templates: ``openai`` for the 80 phrases of the paper's authors for ImageNet, ``simple`` for their 7.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "clip_classifier"

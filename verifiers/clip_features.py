@@ -1,4 +1,4 @@
-"""Embeddings by CLIP: what a picture means, in the space that it shares with words."""
+"""Embeddings by CLIP: semantic content, in the space that CLIP shares with text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tts_vision.registry import register
 from tts_vision.verifiers._backbones import clip_embeddings, clip_standard_pixels, load_clip
-from tts_vision.verifiers._features import PictureFeatures
+from tts_vision.verifiers._features import ImageFeatures
 
 
 @register(
@@ -16,17 +16,13 @@ from tts_vision.verifiers._features import PictureFeatures
     paper="CLIP (Radford et al. 2021)",
     notes={"licence": "MIT (OpenAI's weights)", "weights": "openai/clip-vit-large-patch14"},
 )
-class ClipFeatures(PictureFeatures):
+class ClipFeatures(ImageFeatures):
     """Projected image embeddings of CLIP, not normalised: divide by the norm for cosines.
 
-    Pictures are resized to the model's resolution on the shorter edge and cropped in the centre, as CLIP's.
+    Images are resized to the model's resolution on the shorter edge and cropped in the centre, as CLIP's.
 
     Args:
         checkpoint: Folder or hub id of a CLIP of transformers.
-        frames: Frames of a clip whose embeddings are averaged, evenly spaced; all of a shorter clip.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures or frames computed at once.
     """
 
     name = "clip_features"
@@ -47,5 +43,5 @@ class ClipFeatures(PictureFeatures):
         self._model = load_clip(self.checkpoint, self.name, self.dtype).to(self.device)
         self.size = self._model.config.projection_dim
 
-    def _embed(self, pictures: list[Image.Image]) -> Tensor:
-        return clip_embeddings(self._model, clip_standard_pixels(self._model, pictures))
+    def _embed(self, images: list[Image.Image]) -> Tensor:
+        return clip_embeddings(self._model, clip_standard_pixels(self._model, images))

@@ -1,4 +1,4 @@
-"""CLIPScore: how well a picture fits its prompt, by any CLIP of open_clip."""
+"""CLIPScore: how well an image fits its prompt, by any CLIP of open_clip."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tts_vision.verifiers._rewards import PixelReward, TextCache, cosines
     },
 )
 class ClipScore(PixelReward):
-    """CLIPScore: 100 x max(0, cos) of the embeddings of picture and prompt, by any CLIP of open_clip.
+    """CLIPScore: 100 x max(0, cos) of the embeddings of image and prompt, by any CLIP of open_clip.
 
     The scale is that of torchmetrics and of most tables; the paper's own is 2.5 in place of 100. OpenAI's
     weights need a model whose name ends in ``-quickgelu``: with the plain one they give other values, so it
@@ -39,11 +39,8 @@ class ClipScore(PixelReward):
     Args:
         model: Name of a model of open_clip, or a folder or hub id with an ``open_clip_config.json``, which
             brings its weights itself.
-        pretrained: Tag of open_clip or file, for a model by name. Of a file, nobody can tell whether the
-            model has the activation that it was trained with.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
+        pretrained: Tag of open_clip or file, for a model by name. For a file it cannot be
+            checked that the model has the activation it was trained with.
     """
 
     name = "clip_score"

@@ -1,18 +1,18 @@
-"""Counts, colours and positions in a picture by an object detector, judged by GenEval's rules."""
+"""Counts, colours and positions in an image by an object detector, judged by GenEval's rules."""
 
 from __future__ import annotations
 
 from PIL import Image
 
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier
 from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DETECTORS, DetectorName, ObjectJudge
 from tts_vision.verifiers._predicates import Demands, from_record, from_text
 
 UNREADABLE = (
     "the prompt is not of GenEval's form ('a photo of two red circles left of a blue star') and has no "
-    "GenEval record; use checklist, which asks a language model what to check"
+    "GenEval record; use checklist, which asks a language model for a list of checks"
 )
 
 
@@ -29,14 +29,14 @@ class Detector(BatchedVerifier):
     """Share of a prompt's demands that a detector finds met: objects, counts, colours, positions; in [0, 1].
 
     The demands are those of the prompt's GenEval record, if its metadata is one (``include``, ``exclude``),
-    or are read from a prompt of GenEval's form. ``parts`` says of each whether it is met, the reason what is
-    wrong. 1 is what GenEval calls correct; the rules are GenEval's, but its detector has other weights, so
-    that results are not those of its leaderboard. Attributes other than colours, and written text, are left
-    out.
+    or are parsed from a prompt of GenEval's form. ``parts`` has 1 for each demand that is met and 0 for the
+    others; the reason names the faults. A value of 1 is GenEval's "correct"; the rules are GenEval's, but the
+    detector has other weights, so results do not compare with its leaderboard. Attributes other than colours,
+    and written text, are not checked; an image of such a prompt never counts as satisfying all demands.
 
     Args:
         model: ``mask2former`` knows the 80 classes of COCO, as GenEval's detector; ``grounding_dino`` finds
-            whatever is named.
+            objects by any name.
         checkpoint: Folder or hub id of the detector; by default its published one.
         threshold: Confidence that a detection must exceed; by default 0.3, as GenEval, for Mask2Former, and
             0.35, its authors' own, for Grounding DINO.
@@ -44,13 +44,13 @@ class Detector(BatchedVerifier):
         max_overlap: Of two boxes of one kind that overlap this much (intersection over union), the weaker is
             dropped; by default 1, which keeps all, as GenEval, and 0.8 for Grounding DINO.
         max_objects: Most detections of a kind.
-        size: Shorter side of a picture as the detector sees it; smaller is faster.
+        size: Shorter side of an image as the detector sees it; smaller is faster.
         colours: Folder or hub id of the CLIP that names colours; ``none`` leaves colours out.
-        device: Where it computes; by default the accelerator, if there is one.
-        batch_size: Pictures computed at once; those of one size only.
+        batch_size: Images computed at once; those of one size only.
     """
 
     name = "detector"
+    checks_demands = True
 
     def __init__(
         self,
@@ -85,29 +85,40 @@ class Detector(BatchedVerifier):
         self._judge.load()
 
     def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
-        asked = [demands_of(prompt) for prompt in prompts]
-        rows = [i for i, demands in enumerate(asked) if isinstance(demands, Demands)]
-        scores = [Score.unscored(demands) if isinstance(demands, str) else None for demands in asked]
-        found = self._judge.wrong([samples[i] for i in rows], [d for d in asked if isinstance(d, Demands)])
-        for i, wrong in zip(rows, found, strict=True):
-            scores[i] = share_met(wrong)
-        return [score for score in scores if score is not None]
+        found = [demands_of(prompt) for prompt in prompts]
+        demands = {i: each for i, each in enumerate(found) if isinstance(each, Demands)}
+        scores = {i: Score.unscored(each) for i, each in enumerate(found) if isinstance(each, str)}
+        faults = self._judge.faults([samples[i] for i in demands], list(demands.values()))
+        for (i, each), theirs in zip(demands.items(), faults, strict=True):
+            scores[i] = share_met(theirs, len(each.predicates()))
+        return [scores[i] for i in range(len(samples))]
 
 
 def demands_of(prompt: Prompt) -> Demands | str:
-    """The demands of a prompt by its record or its grammar; else why there are none."""
+    """The demands of a prompt by its record or its grammar; else the reason why there are none."""
     try:
         return from_record(prompt.metadata) or from_text(prompt.text) or UNREADABLE
     except ValueError as error:
         return str(error)
 
 
-def share_met(wrong: dict[str, str] | str) -> Score:
-    """The share of predicates with which nothing is wrong; each of them is a part."""
-    if isinstance(wrong, str):
-        return Score.unscored(wrong)
-    if not wrong:
-        return Score.unscored("the prompt asks for nothing that a detector can tell; use checklist")
-    parts = {name: float(not what) for name, what in wrong.items()}
-    failed = [what for what in wrong.values() if what]
-    return Score(value=sum(parts.values()) / len(parts), parts=parts, reason="; ".join(failed) or None)
+def share_met(faults: dict[str, str] | str, total: int) -> Score:
+    """The share of predicates without a fault; each of them is a part.
+
+    Args:
+        faults: By the name of each checked predicate, its fault, empty if it holds; or a reason why there
+            are none.
+        total: Number of predicates of the prompt; all must be checked for the prompt to be satisfied.
+    """
+    if isinstance(faults, str):
+        return Score.unscored(faults)
+    if not faults:
+        return Score.unscored("the prompt asks for nothing that a detector can check; use checklist")
+    parts = {name: float(not fault) for name, fault in faults.items()}
+    failed = [fault for fault in faults.values() if fault]
+    return Score(
+        value=sum(parts.values()) / len(parts),
+        parts=parts,
+        reason="; ".join(failed) or None,
+        satisfied=False if failed else True if len(faults) == total else None,
+    )

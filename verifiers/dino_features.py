@@ -1,4 +1,4 @@
-"""Embeddings by DINO and DINOv2: what a picture shows and how it is laid out, without words."""
+"""Embeddings by DINO and DINOv2: visual content and layout, learnt without text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tts_vision.registry import register
 from tts_vision.types import Media
 from tts_vision.verifiers._backbones import dino_tokens, load_dino, standard_pixels
-from tts_vision.verifiers._features import PictureFeatures
+from tts_vision.verifiers._features import ImageFeatures
 
 _SIDE = 224
 
@@ -26,22 +26,18 @@ _SIDE = 224
         "weights": "facebook/dinov2-base; facebook/dinov2-with-registers-large, facebook/dino-vitb16, ...",
     },
 )
-class DinoFeatures(PictureFeatures):
+class DinoFeatures(ImageFeatures):
     """Last tokens of DINO, after its final layer norm and not normalised further.
 
-    Pictures are resized to 256 on the shorter edge and cropped to 224 in the centre, as both papers evaluate;
+    Images are resized to 256 on the shorter edge and cropped to 224 in the centre, as both papers evaluate;
     squeezed whole to 224 x 224 where patches are reduced by principal components, as TTS-VAR does.
 
     Args:
         checkpoint: Folder or hub id of a DINO, DINOv2 or DINOv2-with-registers backbone of transformers.
         pool: ``cls`` for the class token, ``patches_mean`` for the mean of the patch tokens; ``patches_pca``
-            for one number of each patch, its share of the picture's first principal component; ``pca_all``
-            for the same by one component of all pictures that are embedded at once, so that a row depends on
+            for one number of each patch, its share of the image's first principal component; ``pca_all``
+            for the same by one component of all images that are embedded at once, so that a row depends on
             the others.
-        frames: Frames of a clip whose embeddings are averaged, evenly spaced; all of a shorter clip.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures or frames computed at once.
     """
 
     name = "dino_features"
@@ -72,11 +68,11 @@ class DinoFeatures(PictureFeatures):
             return first_component(tokens.flatten(0, 1)[None])[0].unflatten(0, (len(rows), self._patches))
         return rows
 
-    def _embed(self, pictures: list[Image.Image]) -> Tensor:
+    def _embed(self, images: list[Image.Image]) -> Tensor:
         if self.pool in {"cls", "patches_mean"}:
-            cls, patches = dino_tokens(self._model, standard_pixels(pictures, resize=256, crop=_SIDE))
+            cls, patches = dino_tokens(self._model, standard_pixels(images, resize=256, crop=_SIDE))
             return cls if self.pool == "cls" else patches.mean(1)
-        squeezed = [picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR) for picture in pictures]
+        squeezed = [image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR) for image in images]
         _, patches = dino_tokens(self._model, standard_pixels(squeezed, resize=_SIDE, crop=_SIDE))
         return first_component(patches.float()) if self.pool == "patches_pca" else patches.flatten(1)
 
@@ -85,9 +81,9 @@ def first_component(tokens: Tensor) -> Tensor:
     """Each token's share of the first principal component of its group.
 
     Tokens are centred over their group and projected on the first right singular vector. The sign of that
-    vector is arbitrary, so that near-identical pictures could end up opposite to each other. It is fixed by
+    vector is arbitrary, so that near-identical images could end up opposite to each other. It is fixed by
     the third moment of the shares: the rarer and larger deviations, usually a thing before its ground, are
-    positive. The moment changes continuously with the tokens, so near-identical pictures agree unless it is
+    positive. The moment changes continuously with the tokens, so near-identical images agree unless it is
     nearly zero for both.
 
     Args:
@@ -97,7 +93,7 @@ def first_component(tokens: Tensor) -> Tensor:
         ``(B, N)`` float32.
     """
     centred = tokens.double() - tokens.double().mean(1, keepdim=True)
-    # the left singular vectors times the singular values are what the tokens project to
+    # the projections of the tokens are the left singular vectors times the singular values
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     shares = u[..., 0] * s[..., :1]
     moment = shares.pow(3).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Several verifiers at once: their verdicts on the samples of one search, joined to one value."""
+"""Several verifiers at once: their scores of the samples of one search, joined to one value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from scipy.stats import rankdata
 
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
-from tts_vision.types import Anchor, Charge, Media, Prompt, Score, Verifier
+from tts_vision.types import Media, Prompt, Score
+from tts_vision.verifier import Asked, Verifier
 from tts_vision.verifiers._members import Composite, calls_by_member
 
 Floats = NDArray[np.float64]
@@ -29,9 +30,9 @@ class Ensemble(Composite):
     """Several verifiers at once: ``ensemble(hpsv2.1, clip_score)``; by default the mean of their ranks.
 
     Samples of one search are compared with each other, so values change as samples are added; previews are
-    compared with those that are scored together with them. A member that could not score a sample has no say
-    there: it counts as its own average (the middle rank, z-score 0, for ``product`` the median of its other
-    values). A sample that no member scored is unscored.
+    compared with those that are scored together with them. Where a member could not score a sample, its own
+    average stands in (the middle rank, z-score 0, for ``product`` the median of its other values). A sample
+    that no member scored is unscored.
 
     Args:
         how: ``rank``: weighted mean of ranks, from 0 (worst) to 1 (best), ties sharing the mean of theirs;
@@ -39,7 +40,7 @@ class Ensemble(Composite):
             members that are never negative, such as probabilities; ``minimum``: the least z-score, so that
             every member must agree; ``pareto``: minus the number of the Pareto front (0 is undominated),
             plus the mean of ranks to order a front.
-        weights: One per member, not negative; all equal by default. Of no use to minimum and pareto.
+        weights: One per member, not negative; all equal by default. Not for minimum and pareto.
     """
 
     def __init__(
@@ -72,10 +73,8 @@ class Ensemble(Composite):
         """Calls of the members for `n` samples, by name."""
         return calls_by_member(self.members, [n] * len(self.members))
 
-    def _ask(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], charge: Charge, anchor: Anchor | None
-    ) -> list[Score]:
-        found = [self._member_scores(i, media, prompts, charge, anchor) for i in range(len(self.members))]
+    def _ask(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked) -> list[Score]:
+        found = [self._member_scores(i, media, prompts, asked) for i in range(len(self.members))]
         scores = [self._joined(verdicts) for verdicts in zip(*found, strict=True)]
         return [self._refused(score) for score in scores] if self.how == "product" else scores
 
@@ -89,7 +88,7 @@ class Ensemble(Composite):
         reason = f"a product needs members that are never negative but got {', '.join(negative)}"
         return score.model_copy(update={"reason": "; ".join(filter(None, (reason, score.reason)))})
 
-    def pool(self, scores: Sequence[Score]) -> list[float]:
+    def settle(self, scores: Sequence[Score]) -> list[float]:
         """The values of samples that are compared with each other; NaN where no member scored."""
         if not scores:
             return []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
-from tts_vision.verifiers._base import BatchedVerifier
 from tts_vision.verifiers._frames import moving
 
 
@@ -34,12 +33,12 @@ def steadiness(frames: Tensor) -> float:
 class Flicker(BatchedVerifier):
     """How little a clip flickers: one minus the mean difference of neighbouring frames, in [0, 1].
 
-    A clip that stands still gets 1; VBench looks at it only after a filter has dropped those. As a reward
-    it needs one of motion beside it. The prompt is not read.
+    A still clip gets 1; VBench measures flicker only after a filter has dropped still clips. As a reward,
+    combine it with one of motion. The prompt is not read.
     """
 
     name = "flicker"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(self) -> None:
         super().__init__(device="cpu")

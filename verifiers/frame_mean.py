@@ -1,29 +1,20 @@
-"""A verifier of pictures as a verifier of clips: the mean over their frames."""
+"""A verifier of images as a verifier of clips: the mean over their frames."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import cast
 
 from PIL import Image
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.model_verifier import UnusableSample
 from tts_vision.registry import register
-from tts_vision.scoring import calls_of, warm_up
-from tts_vision.types import (
-    DifferentiableVerifier,
-    Media,
-    Modality,
-    PooledVerifier,
-    Prompt,
-    Score,
-    Verifier,
-)
-from tts_vision.verifiers._base import UnusableSample
-from tts_vision.verifiers._frames import clip, evenly, pictures
+from tts_vision.types import Media, Modality, Prompt, Score
+from tts_vision.verifier import ALONE, Asked, Verifier, as_verifier
+from tts_vision.verifiers._frames import clip, evenly, frame_images
 
 REMEDY = "join verifiers around it: 'ensemble(frame_mean(clip_score), frame_mean(pickscore))'"
 
@@ -38,8 +29,8 @@ def over_frames(scores: Sequence[Score]) -> Score:
 
 
 @register("verifier", "frame_mean", notes={"licence": "that of its member", "weights": "those of its member"})
-class FrameMean:
-    """Mean score of evenly spaced frames of a clip, by a verifier of pictures: ``frame_mean(clip_score)``.
+class FrameMean(Verifier):
+    """Mean score of evenly spaced frames of a clip, by a verifier of images: ``frame_mean(clip_score)``.
 
     Frames that the member cannot score are left out; ``parts`` gives the mean and the minimum of the others.
 
@@ -55,32 +46,31 @@ class FrameMean:
             raise ConfigError(f"frame_mean is made of one verifier but got {names}; {REMEDY}.")
         if frames < 1:
             raise ConfigError(f"frames must be at least 1 but got {frames}; raise it.")
-        (self.member,) = members
+        self.member = as_verifier(members[0])
         if "image" not in self.member.accepts:
             raise ConfigError(
-                f"The member of frame_mean must score pictures but {self.member.name!r} scores "
+                f"The member of frame_mean must score images but {self.member.name!r} scores "
                 f"{' and '.join(sorted(self.member.accepts))}; use it without frame_mean."
             )
-        if isinstance(self.member, PooledVerifier):
+        if self.member.settles:
             raise ConfigError(
                 f"The member of frame_mean must score each frame by itself but {self.member.name!r} compares "
                 f"samples; {REMEDY}."
             )
-        if isinstance(self.member, DifferentiableVerifier):
-            # a verifier that has rewards is taken to give gradients, so it must have none otherwise
-            self.rewards = self._rewards
         self.frames = frames
         self.name = f"frame_mean({self.member.name})"
+        self.relative = self.member.relative
+        self.differentiable = self.member.differentiable
 
     def load(self) -> None:
         """Loads the member."""
-        warm_up(self.member)
+        self.member.load()
 
     def calls(self, n: int) -> dict[str, int]:
         """Calls of the member for `n` clips, by name; fewer are made for clips shorter than `frames`."""
-        return calls_of(self.member, n * self.frames)
+        return self.member.calls(n * self.frames)
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         """One score per clip, on the scale of the member.
 
         Raises:
@@ -88,8 +78,9 @@ class FrameMean:
         """
         views = [self._views(sample) for sample in media]
         frames = [frame for view in views if not isinstance(view, str) for frame in view]
-        asked = [p for view, p in zip(views, prompts) if not isinstance(view, str) for _ in view]
-        found = list(self.member.score(frames, asked)) if frames else []
+        theirs = [p for view, p in zip(views, prompts) if not isinstance(view, str) for _ in view]
+        # the best sample and the history are of clips, so the member does not get them
+        found = list(self.member.score(frames, theirs, Asked(charge=asked.charge))) if frames else []
         if len(found) != len(frames):
             raise VerifierError(
                 f"Verifier {self.member.name!r} must return one score per frame, {len(frames)} here, but "
@@ -101,18 +92,18 @@ class FrameMean:
             for view in views
         ]
 
-    def _rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Rewards of clips ``(B, T, 3, H, W)`` in [0, 1], with their gradient, where the member gives any."""
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Rewards of clips ``(B, T, 3, H, W)`` in [0, 1], with their gradient, if the member gives any."""
         frames = pixels[:, evenly(pixels.shape[1], min(self.frames, pixels.shape[1]))]
-        asked = [prompt for prompt in prompts for _ in range(frames.shape[1])]
-        rewards = cast(DifferentiableVerifier, self.member).rewards(frames.flatten(0, 1), asked)
+        theirs = [prompt for prompt in prompts for _ in range(frames.shape[1])]
+        rewards = self.member.rewards(frames.flatten(0, 1), theirs)
         return rewards.view(len(frames), -1).nanmean(1)
 
     def _views(self, sample: Media) -> list[Image.Image] | str:
-        """The frames that are scored, or why there are none."""
+        """The frames that are scored, or the reason why there are none."""
         try:
             video = clip(sample, self.name)
         except UnusableSample as error:
             return str(error)
         total = len(video.frames)
-        return pictures(video, evenly(total, min(self.frames, total)))
+        return frame_images(video, evenly(total, min(self.frames, total)))

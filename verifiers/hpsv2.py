@@ -1,4 +1,4 @@
-"""HPSv2 and HPSv2.1: human preference by a CLIP ViT-H/14 that was tuned on comparisons of pictures."""
+"""HPSv2 and HPSv2.1: human preference by a CLIP ViT-H/14 that was tuned on comparisons of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.registry import register
-from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD
+from tts_vision.verifiers._backbones import CLIP_MEAN, CLIP_STD
 from tts_vision.verifiers._open_clip import build, encode_texts, tokenizer_of
 from tts_vision.verifiers._rewards import PixelReward, TextCache, cosines, normalised, raw_pixels
 from tts_vision.verifiers._weights import find_file, load_strictly, read_state
@@ -46,17 +46,14 @@ def padded_pixels(pixels: Tensor, size: int) -> Tensor:
     notes={**NOTES, "weights": "xswu/HPSv2, HPS_v2_compressed.pt"},
 )
 class HPSv2(PixelReward):
-    """Human Preference Score v2: the cosine of picture and prompt by a tuned CLIP ViT-H/14.
+    """Human Preference Score v2: the cosine of image and prompt by a tuned CLIP ViT-H/14.
 
-    Tables give 100 times this value, 27 or so. Only pictures of one prompt can be compared. Pictures are not
+    Tables give 100 times this value, 27 or so. Only images of one prompt can be compared. Images are not
     cropped but framed in black, as the authors do; prompts are cut at 77 tokens.
 
     Args:
         checkpoint: The published file, a folder that holds it, or a repository on the hub.
         model: The architecture: a name of open_clip, or a folder or hub id with an ``open_clip_config.json``.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "hpsv2"
@@ -100,15 +97,7 @@ class HPSv2(PixelReward):
     notes={**NOTES, "weights": "xswu/HPSv2, HPS_v2.1_compressed.pt"},
 )
 class HPSv21(HPSv2):
-    """Human Preference Score v2.1: HPSv2 tuned on better data; its values cannot be compared with v2's.
-
-    Args:
-        checkpoint: The published file, a folder that holds it, or a repository on the hub.
-        model: The architecture: a name of open_clip, or a folder or hub id with an ``open_clip_config.json``.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
-    """
+    """Human Preference Score v2.1: HPSv2 tuned on better data; its values cannot be compared with v2's."""
 
     name = "hpsv2.1"
     filename = "HPS_v2.1_compressed.pt"

@@ -1,4 +1,4 @@
-"""ImageReward: human preference by BLIP, whose text encoder looks at the picture, with a small head."""
+"""ImageReward: human preference by BLIP, whose text encoder looks at the image, with a small head."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tts_vision.registry import register
-from tts_vision.verifiers._backbones import standard_pixels
-from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD, clip_pixels
+from tts_vision.verifiers._backbones import CLIP_MEAN, CLIP_STD, clip_pixels, standard_pixels
 from tts_vision.verifiers._rewards import PixelReward, TextCache
 from tts_vision.verifiers._weights import check_keys, find_file, load_strictly, processor_from, read_state
 
@@ -72,7 +71,7 @@ class RewardModel(nn.Module):
 
 
 def published_name(key: str) -> str:
-    """What a weight of `RewardModel` is called in the published file."""
+    """Name of a weight of `RewardModel` in the published file."""
     part, _, rest = key.partition(".")
     if part == "mlp":
         return f"mlp.layers.{rest}"
@@ -105,17 +104,15 @@ def load_published(model: RewardModel, state: Mapping[str, Tensor], owner: str) 
     },
 )
 class ImageReward(PixelReward):
-    """ImageReward: BLIP's text encoder reads the prompt while it looks at the picture; about -2 to 2.
+    """ImageReward: BLIP's text encoder reads the prompt while it looks at the image; about -2 to 2.
 
     The reward has zero mean and unit variance over the authors' data. Prompts are cut at 35 tokens, which is
-    shorter than many: what comes later is not read.
+    shorter than many prompts.
 
     Args:
         checkpoint: The published file, a folder that holds ``ImageReward.pt``, or a repository on the hub.
         tokenizer: Folder or hub id of BERT's tokenizer.
-        device: Where it computes; by default the accelerator, if there is one.
         dtype: Precision of BLIP's weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "image_reward"
@@ -149,7 +146,7 @@ class ImageReward(PixelReward):
         self._model = RewardModel(self.vision_sizes, self.text_sizes)
         load_published(self._model, state, self.name)
         self._model.eval().requires_grad_(False).to(self.device, self.dtype)
-        self._model.mlp.float()  # the head is small and computes in float32 whatever BLIP does
+        self._model.mlp.float()  # the head is small and always computes in float32
         self._words = TextCache(self._tokens)
 
     def _tokens(self, texts: list[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Technical quality of a picture (MUSIQ and others) by pyiqa, an optional package for non-commercial use."""
+"""Technical quality of an image (MUSIQ and others) by pyiqa, an optional package for non-commercial use."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 
 
-def vbench_pixels(picture: Image.Image, longest: int) -> Tensor:
-    """A picture as VBench gives it to MUSIQ: its longer side at most `longest`, bilinear and unfiltered.
+def vbench_pixels(image: Image.Image, longest: int) -> Tensor:
+    """An image as VBench gives it to MUSIQ: its longer side at most `longest`, bilinear and unfiltered.
 
     Returns:
         ``(1, 3, H, W)`` in [0, 1].
     """
     from torchvision.transforms import functional as TF
 
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     height, width = pixels.shape[-2:]
     if max(height, width) > longest:
         scale = longest / max(height, width)
@@ -44,7 +44,7 @@ def vbench_pixels(picture: Image.Image, longest: int) -> Tensor:
     },
 )
 class ImagingQuality(BatchedVerifier):
-    """Technical quality of a picture by a no-reference metric of pyiqa; by default VBench's imaging quality.
+    """Technical quality of an image by a no-reference metric of pyiqa; by default VBench's imaging quality.
 
     pyiqa is not installed with this project and may be used for non-commercial purposes only. MUSIQ's values
     lie around 0 to 100; divided by 100, as VBench does. Metrics where lower is better are negated. The
@@ -53,9 +53,8 @@ class ImagingQuality(BatchedVerifier):
     Args:
         metric: Name of a no-reference metric of pyiqa.
         checkpoint: File of its weights; by default pyiqa downloads them.
-        longest: Larger pictures are reduced to this many pixels on the longer side.
-        scale: What the metric is divided by.
-        device: Where it computes; by default the accelerator, if there is one.
+        longest: Larger images are reduced to this many pixels on the longer side.
+        scale: Divisor of the metric.
     """
 
     name = "imaging_quality"
@@ -101,7 +100,7 @@ class ImagingQuality(BatchedVerifier):
             ) from error
         if self._model.metric_mode != "NR":
             raise ConfigError(
-                f"The metric of {self.name!r} must need no reference picture but {self.metric!r} compares "
+                f"The metric of {self.name!r} must need no reference image but {self.metric!r} compares "
                 "with one; choose one of pyiqa.list_models(metric_mode='NR')."
             )
 
@@ -113,8 +112,8 @@ class ImagingQuality(BatchedVerifier):
         pixels = vbench_pixels(sample, self.longest).to(self.device)
         try:
             return float(self._model(pixels))
-        except Exception as error:  # a metric may not take a picture that is tiny, and says so in its own way
+        except Exception as error:  # metrics refuse tiny images with errors of their own
             raise UnusableSample(
-                f"{self.metric} cannot take a picture of {sample.width}x{sample.height}: "
+                f"{self.metric} cannot take an image of {sample.width}x{sample.height}: "
                 f"{type(error).__name__}: {error}"
             ) from error

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tts_vision.registry import register
 from tts_vision.verifiers._backbones import INCEPTION_WEIGHTS, inception_pixels, load_inception
-from tts_vision.verifiers._features import PictureFeatures
+from tts_vision.verifiers._features import ImageFeatures
 
 
 @register(
@@ -16,20 +16,16 @@ from tts_vision.verifiers._features import PictureFeatures
     paper="Inception v3 (Szegedy et al. 2016)",
     notes={"licence": "BSD-3-Clause", "weights": INCEPTION_WEIGHTS},
 )
-class InceptionFeatures(PictureFeatures):
+class InceptionFeatures(ImageFeatures):
     """The 2048 globally pooled features of Inception v3 before its classifier, not normalised.
 
     The weights are torchvision's, and so is the preprocessing: 342 on the shorter edge, 299 cropped from the
     centre. FID is defined by other weights of nearly the same network (TensorFlow's ``inception-2015-12-05``
-    with 1008 classes), on pictures squeezed to 299 x 299: these features serve diversity and clustering, and
-    what is computed from them is no FID.
+    with 1008 classes), on images squeezed to 299 x 299: these features serve diversity and clustering, and
+    a distance computed from them is not FID.
 
     Args:
         checkpoint: File of torchvision's Inception v3, or its address.
-        frames: Frames of a clip whose embeddings are averaged, evenly spaced; all of a shorter clip.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures or frames computed at once.
     """
 
     name = "inception_features"
@@ -52,5 +48,5 @@ class InceptionFeatures(PictureFeatures):
         self._model.fc = nn.Identity()
         self._model.to(self.device, self.dtype)
 
-    def _embed(self, pictures: list[Image.Image]) -> Tensor:
-        return self._model(inception_pixels(pictures).to(self.device, self.dtype))
+    def _embed(self, images: list[Image.Image]) -> Tensor:
+        return self._model(inception_pixels(images).to(self.device, self.dtype))

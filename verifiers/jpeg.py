@@ -1,4 +1,4 @@
-"""How well a picture compresses as JPEG: cheap, exact rewards without a model."""
+"""How well an image compresses as JPEG: cheap, exact rewards without a model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import io
 
 from PIL import Image
 
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 
 
-def jpeg_kilobytes(picture: Image.Image) -> float:
-    """Size of an RGB picture as JPEG of quality 95, in kB (1000 bytes).
+def jpeg_kilobytes(image: Image.Image) -> float:
+    """Size of an RGB image as JPEG of quality 95, in kB (1000 bytes).
 
     Raises:
         UnusableSample: If JPEG cannot hold it (more than 65535 pixels on a side).
     """
     buffer = io.BytesIO()
     try:
-        picture.save(buffer, format="JPEG", quality=95)
+        image.save(buffer, format="JPEG", quality=95)
     except OSError as error:
-        raise UnusableSample(f"the picture cannot be a JPEG: {error}") from error
+        raise UnusableSample(f"the image cannot be a JPEG: {error}") from error
     return buffer.tell() / 1000
 
 
@@ -45,7 +45,7 @@ class _Jpeg(BatchedVerifier):
     notes={"licence": "no model", "weights": "none"},
 )
 class JpegCompressibility(_Jpeg):
-    """Minus the size of a picture as JPEG of quality 95, in kB; the prompt is not read."""
+    """Minus the size of an image as JPEG of quality 95, in kB; the prompt is not read."""
 
     name = "jpeg_compressibility"
     sign = -1.0
@@ -58,7 +58,7 @@ class JpegCompressibility(_Jpeg):
     notes={"licence": "no model", "weights": "none"},
 )
 class JpegIncompressibility(_Jpeg):
-    """The size of a picture as JPEG of quality 95, in kB; the prompt is not read."""
+    """The size of an image as JPEG of quality 95, in kB; the prompt is not read."""
 
     name = "jpeg_incompressibility"
     sign = 1.0

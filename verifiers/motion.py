@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tts_vision.errors import ConfigError
+from tts_vision.memory import in_halves
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
 from tts_vision.verifiers._backbones import load_torchvision
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 from tts_vision.verifiers._frames import moving
 
 RAFT_WEIGHTS = "https://download.pytorch.org/models/raft_large_C_T_V1-22a6c225.pth"
@@ -78,9 +78,8 @@ class Motion(BatchedVerifier):
 
     The flow is between neighbours of frames taken at about 8 per second. The value is the mean over pairs,
     scaled to frames with a shorter side of 256 pixels, 0 or more and without a bound; VBench counts a pair
-    as moving above 6. ``parts["dynamic"]`` is VBench's verdict, 1 or 0, and ``parts["pairs"]`` how many
-    pairs there were. More motion is not always better: set another verifier beside it. The prompt is not
-    read.
+    as moving above 6. ``parts["dynamic"]`` is VBench's verdict, 1 or 0, and ``parts["pairs"]`` the number of
+    pairs. More motion is not always better: combine it with another verifier. The prompt is not read.
 
     VBench uses the authors' weights ``raft-things``; these are torchvision's C_T_V1, ported from the authors
     and trained on the same data.
@@ -88,12 +87,11 @@ class Motion(BatchedVerifier):
     Args:
         checkpoint: File of torchvision's RAFT (large), or its address.
         updates: Refinements of the flow.
-        device: Where it computes; by default the accelerator, if there is one.
         batch_size: Pairs of frames computed at once.
     """
 
     name = "motion"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(
         self,
@@ -132,8 +130,12 @@ class Motion(BatchedVerifier):
 
     def _score(self, video: Video) -> Score:
         frames = raft_pixels(video.frames[at_eight_fps(len(video.frames), video.fps)])
-        chunks = zip(frames[:-1].split(self.batch_size), frames[1:].split(self.batch_size))
-        magnitudes = torch.cat([top_magnitude(self.flow(a, b)) for a, b in chunks]).tolist()
+
+        def work(start: int, stop: int) -> Tensor:
+            return top_magnitude(self.flow(frames[start:stop], frames[start + 1 : stop + 1]))
+
+        found = in_halves(len(frames) - 1, self.batch_size, work, shrunk=self._use_batches_of)
+        magnitudes = torch.cat(found).tolist()
         shorter_side = min(video.frames.shape[1:3])
         return Score(
             value=sum(magnitudes) / len(magnitudes) * 256 / shorter_side,

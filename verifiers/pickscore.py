@@ -21,17 +21,14 @@ from tts_vision.verifiers._weights import processor_from
     notes={"licence": "MIT", "weights": "yuvalkirstain/PickScore_v1", "gradients": "yes"},
 )
 class PickScore(PixelReward):
-    """PickScore: the learned scale times the cosine of picture and prompt; around 20 for most pictures.
+    """PickScore: the learned scale times the cosine of image and prompt; around 20 for most images.
 
-    A softmax over the pictures of one prompt gives the probability that each is chosen. Prompts are cut at
+    A softmax over the images of one prompt gives the probability that each is chosen. Prompts are cut at
     77 tokens.
 
     Args:
         checkpoint: Folder or hub id of the weights.
         processor: Folder or hub id of the tokenizer and the image processor.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "pickscore"

@@ -16,54 +16,58 @@ from tts_vision.pipelines.playground.checker import evaluate
 from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score
+from tts_vision.verifier import ALONE, Asked, Verifier
 from tts_vision.verifiers._backbones import clip_embeddings, load_clip
 from tts_vision.verifiers._rewards import PixelReward, TextCache, cosines, fit_clip
 from tts_vision.verifiers._weights import processor_from
 
 
-def _picture(media: Media) -> Image.Image:
+def _image(media: Media) -> Image.Image:
     if isinstance(media, Image.Image):
         return media.convert("RGB")
     raise ConfigError(
-        f"The playground's oracle scores pictures; got a {type(media).__name__}. Use a verifier that "
+        f"The playground's oracle scores images; got a {type(media).__name__}. Use a verifier that "
         "accepts it."
     )
 
 
 @register("verifier", "playground_oracle", paper="GenEval (Ghosh et al. 2023)")
-class PlaygroundOracle:
-    """The playground's exact checker: 1 for a right picture, else the share of demands that are met.
+class PlaygroundOracle(Verifier):
+    """The playground's exact checker: 1 for a right image, else the share of demands that are met.
 
     Args:
-        graded: Whether a wrong picture gets its share of met demands, to tell the better from the worse;
-            else it gets 0, so that a mean over pictures is the share of right ones.
+        graded: Whether a wrong image gets its share of met demands, to tell the better from the worse;
+            else it gets 0, so that a mean over images is the share of right ones.
     """
 
     name = "playground_oracle"
     accepts: frozenset[Modality] = frozenset({"image"})
+    checks_demands = True
 
     def __init__(self, *, graded: bool = True) -> None:
         self.graded = graded
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """One score per picture.
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        """One score per image.
 
         Args:
-            media: Pictures.
-            prompts: Their prompts; a GenEval record among the metadata is used, otherwise the text is read.
+            media: Images.
+            prompts: Their prompts; a GenEval record in the metadata takes precedence over the text.
+            asked: Not used.
 
         Returns:
             Scores in [0, 1].
 
         Raises:
-            ConfigError: If a prompt speaks of something that the playground's world does not have.
+            ConfigError: If a prompt names something that the playground's world does not have.
         """
         scores = []
         for item, prompt in zip(media, prompts, strict=True):
-            verdict = evaluate(np.asarray(_picture(item)), _record(prompt))
+            verdict = evaluate(np.asarray(_image(item)), _record(prompt))
             parts = {"correct": float(verdict.correct), "fraction": verdict.fraction}
             value = verdict.fraction if self.graded else parts["correct"]
-            scores.append(Score(value=value, parts=parts, reason=verdict.reason or None))
+            reason = verdict.reason or None
+            scores.append(Score(value=value, parts=parts, reason=reason, satisfied=verdict.correct))
         return scores
 
 
@@ -90,12 +94,10 @@ def _record(prompt: Prompt) -> dict[str, Any]:
     notes={"licence": "Apache-2.0", "weights": "bundled", "gradients": "yes"},
 )
 class PlaygroundClip(PixelReward):
-    """The playground's small CLIP: the cosine of picture and prompt. Useful and fallible.
+    """The playground's small CLIP: the cosine of image and prompt. Useful and fallible.
 
     Args:
         path: Folder of the model; the bundled one by default.
-        device: Where it computes; by default the accelerator, if there is one.
-        batch_size: Pictures computed at once.
     """
 
     name = "playground_clip"

@@ -12,7 +12,7 @@ from tts_vision.pipelines.playground import weights_path
 from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.registry import register
 from tts_vision.verifiers._backbones import clip_embeddings, load_clip
-from tts_vision.verifiers._features import PictureFeatures
+from tts_vision.verifiers._features import ImageFeatures
 from tts_vision.verifiers._weights import processor_from
 
 
@@ -22,14 +22,11 @@ from tts_vision.verifiers._weights import processor_from
     paper="CLIP (Radford et al. 2021)",
     notes={"licence": "Apache-2.0", "weights": "bundled"},
 )
-class PlaygroundFeatures(PictureFeatures):
+class PlaygroundFeatures(ImageFeatures):
     """Projected image embeddings of the playground's CLIP, not normalised.
 
     Args:
         path: Folder of the model; the bundled one by default.
-        frames: Frames of a clip whose embeddings are averaged, evenly spaced; all of a shorter clip.
-        device: Where it computes; by default the accelerator, if there is one.
-        batch_size: Pictures or frames computed at once.
     """
 
     name = "playground_features"
@@ -49,5 +46,5 @@ class PlaygroundFeatures(PictureFeatures):
         self._processor: Any = processor_from(CLIPImageProcessor, folder, self.name)
         self.size = self._model.config.projection_dim
 
-    def _embed(self, pictures: list[Image.Image]) -> Tensor:
-        return clip_embeddings(self._model, self._processor(pictures, return_tensors="pt").pixel_values)
+    def _embed(self, images: list[Image.Image]) -> Tensor:
+        return clip_embeddings(self._model, self._processor(images, return_tensors="pt").pixel_values)

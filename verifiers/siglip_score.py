@@ -1,4 +1,4 @@
-"""SigLIP: how well a picture fits its prompt, as the logit of a pair of its own."""
+"""SigLIP: how well an image fits its prompt, as the logit of a pair of its own."""
 
 from __future__ import annotations
 
@@ -27,17 +27,14 @@ from tts_vision.verifiers._weights import from_pretrained, processor_from
     },
 )
 class SiglipScore(PixelReward):
-    """SigLIP's logit of picture and prompt, which unlike CLIP's does not depend on other pairs.
+    """SigLIP's logit of image and prompt, which unlike CLIP's does not depend on other pairs.
 
     The probability of a match is its sigmoid; it is close to 0 or 1 for most pairs, so that the logit tells
-    more. Pictures are squashed to a square; prompts are padded and cut at 64 tokens, as in training.
+    more. Images are squashed to a square; prompts are padded and cut at 64 tokens, as in training.
 
     Args:
         checkpoint: Folder or hub id of a SigLIP or SigLIP 2 of transformers with a fixed resolution.
         value: ``logit``, ``probability`` or ``cosine``; `parts` gives all three.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
     """
 
     name = "siglip_score"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tts_vision.memory import in_halves
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
 from tts_vision.verifiers._backbones import (
+    CLIP_MEAN,
+    CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     clip_embeddings,
@@ -18,7 +22,6 @@ from tts_vision.verifiers._backbones import (
     load_clip,
     load_dino,
 )
-from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD, BatchedVerifier
 from tts_vision.verifiers._frames import moving
 
 CHECKPOINTS = {"dino": "facebook/dino-vitb16", "clip": "openai/clip-vit-base-patch32"}
@@ -71,18 +74,16 @@ class TemporalConsistency(BatchedVerifier):
     """How alike the frames of a clip are: VBench's subject (DINO) or background (CLIP) consistency.
 
     In [0, 1]: the mean over all frames but the first of max(0, cosine) to the previous and to the first
-    frame, of which `parts` gives each. A clip that stands still gets 1. The prompt is not read.
+    frame, of which `parts` gives each. A still clip gets 1. The prompt is not read.
 
     Args:
         features: ``dino`` for subjects, ``clip`` for backgrounds.
         checkpoint: Folder or hub id; by default the one of VBench for these features.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
         batch_size: Frames computed at once.
     """
 
     name = "temporal_consistency"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(
         self,
@@ -107,8 +108,11 @@ class TemporalConsistency(BatchedVerifier):
         return [self._score(video) for video in samples]
 
     def _score(self, video: Video) -> Score:
-        chunks = video.frames.split(self.batch_size)
-        previous, first = consistency(torch.cat([self._embed(frames) for frames in chunks]))
+        def work(start: int, stop: int) -> Tensor:
+            return self._embed(video.frames[start:stop])
+
+        found = in_halves(len(video.frames), self.batch_size, work, shrunk=self._use_batches_of)
+        previous, first = consistency(torch.cat(found))
         return Score(value=(previous + first) / 2, parts={"previous": previous, "first": first})
 
     def _embed(self, frames: Tensor) -> Tensor:

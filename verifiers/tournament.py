@@ -13,16 +13,18 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.special import expit
 
+from tts_vision.chat import ChatEndpoint
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import UnusableSample, as_image
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score
-from tts_vision.verifiers._base import UnusableSample, picture
+from tts_vision.verifier import ALONE, Asked, Verifier
 from tts_vision.verifiers._cache import key_of
-from tts_vision.verifiers._endpoint import ChatEndpoint
+from tts_vision.verifiers._structured import AsksModel
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 QUESTION = (
-    'Here are two pictures that were made for the prompt "{prompt}". Which one shows better what the prompt '
+    'Here are two images that were made for the prompt "{prompt}". Which one shows better what the prompt '
     "asks for? If both show it equally well, which one looks better? Answer with one word, first or second."
 )
 FORM = ' Write it as JSON: {"winner": "first"} or {"winner": "second"}.'
@@ -30,7 +32,7 @@ ELO_START, ELO_STEP = 1000.0, 32.0
 
 
 class Winner(BaseModel):
-    """Which of two pictures is better."""
+    """Which of two images is better."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,16 +41,16 @@ class Winner(BaseModel):
 
 @dataclass
 class Table:
-    """The samples of one prompt, and how they played.
+    """The samples of one prompt, and their games.
 
     Attributes:
-        prompt: What they were generated for.
+        prompt: The prompt.
         players: The samples.
-        order: Players by what they look like, so that ratings do not depend on the order of samples.
-        games: Pairs of players and what the first won: 1, 0, or 0.5 in a tie.
+        order: Players sorted by their content, so that ratings do not depend on the order of samples.
+        games: Pairs of players and the points of the first: 1, 0, or 0.5 for a tie.
         met: Pairs that were asked about.
         rests: Rounds in which a player had no partner.
-        failures: Why games of a player have no result.
+        failures: Reasons why games of a player have no result.
     """
 
     prompt: Prompt
@@ -84,35 +86,26 @@ class Table:
         "weights": "Qwen/Qwen2.5-VL-7B-Instruct, any image-text-to-text model, or an endpoint",
     },
 )
-class Tournament:
+class Tournament(AsksModel, Verifier):
     """Ratings from pairwise comparisons by a vision-language model; breaks ties that single scores leave.
 
-    Samples of one prompt play a few rounds in the Swiss manner: those that have done equally well so far
-    meet, and none meet twice. A pair is shown in both orders; who is preferred in only one of them has a
-    tie. Ratings compare the samples of one call, and of later calls through `score_beside`.
+    Samples of one prompt play a few rounds of a Swiss tournament: those with equal points so far meet, and
+    none meet twice. A pair is shown in both orders; it is a tie unless the same sample wins both. Ratings
+    compare the samples of one call. The best sample of a search so far plays along with its rating fixed, so
+    that ratings of successive calls are on one scale.
 
     Args:
         aggregate: How games become ratings: ``bradley_terry`` (log-odds, 0 is average strength) or
             ``elo`` (points, from 1000 on, 32 at stake in a game).
         rounds: Games of a sample, at most.
-        prior: For Bradley-Terry: wins, and as many losses, that everybody is given against average
-            strength, which keeps the undefeated finite.
-        checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template.
-        base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, to ask instead.
-        model: Name of the model at `base_url`.
-        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
-        structured: Whether the endpoint is told the JSON schema of the answer; not all know how.
-        temperature: Of the endpoint's sampling; none leaves it to the server.
-        timeout: Seconds until an attempt at the endpoint is given up.
-        retries: Further attempts at the endpoint after a failure that may pass.
-        parallel: Requests to the endpoint under way at once.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
+        prior: For Bradley-Terry: wins, and as many losses, that every sample is given against average
+            strength, which keeps the ratings of the undefeated finite.
         batch_size: Pairs computed at once on this machine.
     """
 
     name = "tournament"
     accepts: frozenset[Modality] = frozenset({"image"})
+    relative = True
 
     def __init__(
         self,
@@ -160,46 +153,28 @@ class Tournament:
 
     def load(self) -> None:
         """Loads the model, if it is on this machine."""
-        if isinstance(self._judge, VisionLanguageModel):
-            self._judge.load()
+        self._judge.load()
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        """Ratings, and the games that a sample won, lost and tied; samples of one prompt compete."""
-        return self._play(media, prompts, None, math.nan)
-
-    def score_beside(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], best: Media, best_score: Score
-    ) -> list[Score]:
-        """As `score`, with the best sample so far among them, whose rating stays what it was.
-
-        So ratings of one call after the other are on one scale.
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        """Ratings, and the games that a sample won, lost and tied; samples of one prompt compete.
 
         Args:
             media: Samples.
-            prompts: What each was generated for.
-            best: The best sample so far; it plays at the table of every prompt.
-            best_score: Its score; if it has none, or it cannot be compared, the others play alone.
+            prompts: The prompt of each.
+            asked: Its best sample plays at the table of every prompt and keeps its rating; if it has none, or
+                cannot be compared, the others play alone.
         """
-        try:
-            anchor = None if math.isnan(best_score.value) else picture(best, self.name)
-        except UnusableSample:
-            anchor = None
-        return self._play(media, prompts, anchor, best_score.value)
-
-    def _play(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], anchor: Image.Image | None, rating: float
-    ) -> list[Score]:
+        guests, rating = self._guest(asked)
         scores: dict[int, Score] = {}
         seats: dict[str, list[int]] = {}
-        pictures: dict[int, Image.Image] = {}
+        images: dict[int, Image.Image] = {}
         for i, (sample, prompt) in enumerate(zip(media, prompts, strict=True)):
             try:
-                pictures[i] = picture(sample, self.name)
+                images[i] = as_image(sample, self.name)
                 seats.setdefault(prompt.text, []).append(i)
             except UnusableSample as error:
                 scores[i] = Score.unscored(str(error))
-        guests = [] if anchor is None else [anchor]
-        tables = [Table(prompts[s[0]], [pictures[i] for i in s] + guests) for s in seats.values()]
+        tables = [Table(prompts[s[0]], [images[i] for i in s] + guests) for s in seats.values()]
         for _ in range(self.rounds):
             self._play_round(tables)
         for table, seated in zip(tables, seats.values()):
@@ -207,6 +182,15 @@ class Tournament:
             ratings = self._ratings(table, fixed)
             scores |= {i: _score(table, player, ratings[player]) for player, i in enumerate(seated)}
         return [scores[i] for i in range(len(media))]
+
+    def _guest(self, asked: Asked) -> tuple[list[Image.Image], float]:
+        """The best sample so far, if it can be compared, and its rating."""
+        if asked.best is None or math.isnan(asked.best.score.value):
+            return [], math.nan
+        try:
+            return [as_image(asked.best.load(), self.name)], asked.best.score.value
+        except UnusableSample:
+            return [], math.nan
 
     def _play_round(self, tables: Sequence[Table]) -> None:
         """One round at all tables, asked together."""
@@ -222,7 +206,7 @@ class Tournament:
                 table.games.append((a, b, verdict(one, two)))
 
     def _firsts(self, shown: list[list[Image.Image]], questions: list[str]) -> list[float | str]:
-        """P(the first of two is better) for each pair, or the reason why it is not known."""
+        """P(the first of two is better) for each pair, or the reason why it is unknown."""
         if isinstance(self._judge, ChatEndpoint):
             schema = Winner.model_json_schema() if self.structured else None
             asked = [question + FORM for question in questions]
@@ -254,7 +238,7 @@ def swiss_pairs(order: Sequence[int], met: set[frozenset[int]]) -> list[tuple[in
         met: Pairs that have met.
 
     Returns:
-        Pairs; who finds no partner rests.
+        Pairs; a player without a partner rests.
     """
     free, pairs = list(order), []
     while free:
@@ -267,7 +251,7 @@ def swiss_pairs(order: Sequence[int], met: set[frozenset[int]]) -> list[tuple[in
 
 
 def verdict(one: float, two: float) -> float:
-    """What the first of a pair wins, from P(the one shown first is better) in either order: 1, 0 or 0.5."""
+    """Points of the first of a pair, from P(the one shown first is better) in either order: 1, 0 or 0.5."""
     if one > 0.5 > two:
         return 1.0
     return 0.0 if one < 0.5 < two else 0.5
@@ -280,7 +264,7 @@ def bradley_terry(
 
     Args:
         wins: ``(n, n)`` how often the row beat the column; a tie is half a win for each.
-        prior: Wins, and as many losses, that everybody is given against a strength of 0; positive.
+        prior: Wins, and as many losses, that each is given against a strength of 0; positive.
         fixed: Log-strengths that are known, by player.
 
     Returns:
@@ -322,11 +306,11 @@ def elo(
     step: float = ELO_STEP,
     fixed: Mapping[int, float] | None = None,
 ) -> list[float]:
-    """Elo ratings after games in their order: a rating moves by `step` times what was unexpected.
+    """Elo ratings after games in their order: a rating moves by `step` times (result - expected result).
 
     Args:
         n: Players.
-        games: Pairs of players and what the first won: 1, 0, or 0.5 in a tie.
+        games: Pairs of players and the points of the first: 1, 0, or 0.5 for a tie.
         start: Rating before the first game.
         step: Points at stake in a game.
         fixed: Ratings that do not move, by player.
@@ -349,7 +333,7 @@ def _score(table: Table, player: int, rating: float) -> Score:
 
 
 def _winner(text: str) -> float | str:
-    """1 if an endpoint answers that the first is better, 0 if the second; else what is wrong with that."""
+    """1 if an endpoint answers that the first is better, 0 if the second; else the fault of the answer."""
     start, end = text.find("{"), text.rfind("}")
     try:
         found: Any = Winner.model_validate_json(text[start : end + 1] if start >= 0 else text)

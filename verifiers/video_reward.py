@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
 from tts_vision.verifiers._frames import clip, evenly
 from tts_vision.verifiers._weights import check_keys, find_file, load_strictly, processor_from, read_state
 
@@ -44,13 +44,10 @@ class VideoReward(BatchedVerifier):
             are used, its weights are not.
         fps: Frames a second that it looks at, evenly spread, an even number of them and at least 4 where
             there are as many.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Clips computed at once.
     """
 
     name = "video_reward"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(
         self,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
-from tts_vision.verifiers._base import BatchedVerifier
-from tts_vision.verifiers._frames import clip, pictures, starts
+from tts_vision.verifiers._frames import clip, frame_images, starts
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 Aspect: TypeAlias = Literal[
@@ -63,15 +63,12 @@ class VideoScore(BatchedVerifier):
 
     Args:
         checkpoint: Folder or hub id; for the first version TIGER-Lab/VideoScore, with frames=16.
-        aspect: What the value is: the mean of all five, or one of them.
+        aspect: The value: the mean of all five aspects, or one of them.
         frames: Most frames it looks at: the first of as many equal intervals, or all of a shorter clip.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Clips computed at once.
     """
 
     name = "video_score"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(
         self,
@@ -103,7 +100,7 @@ class VideoScore(BatchedVerifier):
         return clip(sample, self.name)
 
     def _score_batch(self, samples: list[Video], prompts: list[Prompt]) -> list[Score]:
-        frames = [pictures(video, starts(len(video.frames), self.frames)) for video in samples]
+        frames = [frame_images(video, starts(len(video.frames), self.frames)) for video in samples]
         texts = [
             # an image token in a prompt would ask for a frame that is not there
             TEMPLATE.format(prompt=prompt.text.replace("<image>", "")) + "<image> " * len(stills)

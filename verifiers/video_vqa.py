@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
-from tts_vision.verifiers._frames import clip, middles, pictures
+from tts_vision.verifiers._frames import clip, frame_images, middles
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 TEMPLATE = 'These are frames of a video in order. Does this video show "{prompt}"? Please answer yes or no.'
@@ -26,20 +24,17 @@ TEMPLATE = 'These are frames of a video in order. Does this video show "{prompt}
 class VideoVQA(BatchedVerifier):
     """P(yes) of any transformers vision-language model to whether a clip shows its prompt, in [0, 1].
 
-    The frames are given as so many pictures, which every model that takes several can read; what a model
-    makes of video input of its own is not used.
+    The frames are given as separate images, which every model that takes several supports; a model's own
+    video input is not used.
 
     Args:
-        checkpoint: Folder or hub id of an instruction-tuned model that takes several pictures.
-        template: The question; ``{prompt}`` stands for the prompt.
+        checkpoint: Folder or hub id of an instruction-tuned model that takes several images.
+        template: The question; ``{prompt}`` is replaced by the prompt.
         frames: Frames it looks at: the middle ones of as many equal intervals, or all of a shorter clip.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Clips computed at once.
     """
 
     name = "video_vqa"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(
         self,
@@ -69,7 +64,7 @@ class VideoVQA(BatchedVerifier):
 
     def _score_batch(self, samples: list[Video], prompts: list[Prompt]) -> list[Score]:
         frames = [
-            pictures(video, middles(len(video.frames), min(self.frames, len(video.frames))))
+            frame_images(video, middles(len(video.frames), min(self.frames, len(video.frames))))
             for video in samples
         ]
         questions = [self.template.replace("{prompt}", prompt.text) for prompt in prompts]

@@ -1,8 +1,8 @@
-"""VisionReward's checklists: yes-or-no questions with weights, for clips and for pictures.
+"""VisionReward's checklists: yes-or-no questions with weights, for clips and for images.
 
 The models that VisionReward asks (CogVLM2 of its own training) are not in transformers and cannot be loaded.
 These verifiers keep the published arithmetic, and ask another model. Their values are on the published
-scale, but they are not VisionReward's: another model says yes to other things, and the weights were fitted
+scale, but they are not VisionReward's: another model answers differently, and the weights were fitted
 to the answers of the authors' model.
 
 Questions and weights are read from files as published (`VisionReward_video_qa_select.txt` and `weight.json`;
@@ -15,20 +15,20 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from PIL import Image
 
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
-from tts_vision.verifiers._base import BatchedVerifier, UnusableSample
-from tts_vision.verifiers._frames import clip, each_second, pictures
+from tts_vision.verifiers._frames import clip, each_second, frame_images
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 PLACEHOLDER = "[[prompt]]"
 ALIGNMENT = 'Does this figure show "{prompt}"? Please answer yes or no.'
-# of the picture's checklist, by their numbers from 0: a no to body, face or hands voids what asks about them
+# of the image's checklist, by their numbers from 0: a no to body, face or hands voids questions about them
 MASKS = {0: (22, 23, 24, 28, 29), 1: (25, 26), 2: (27,)}
 NOTES = {
     "licence": "questions and weights: the user's files; checkpoint: its own (Qwen2.5-VL-7B: Apache-2.0)",
@@ -37,7 +37,12 @@ NOTES = {
 
 
 class Checklist(BatchedVerifier):
-    """A vision-language model that answers a list of questions about each sample."""
+    """A vision-language model that answers a list of questions about each sample.
+
+    Args:
+        soft: Whether an answer is 2 P(yes) - 1 instead of +1 or -1, so that fewer samples tie.
+        batch_size: Questions computed at once.
+    """
 
     def __init__(
         self, questions: Path, checkpoint: str, soft: bool, device: str | None, dtype: str, batch_size: int
@@ -60,14 +65,14 @@ class Checklist(BatchedVerifier):
         """The score that follows from the answers."""
         raise NotImplementedError
 
-    def _pictures(self, sample: Any) -> list[Image.Image]:
-        """What the model looks at."""
+    def _images(self, sample: Any) -> list[Image.Image]:
+        """The images that the model sees."""
         return [sample]
 
     def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
         scores = []
         for sample, prompt in zip(samples, prompts, strict=True):
-            shown = self._pictures(sample)
+            shown = self._images(sample)
             asked = [question.replace(PLACEHOLDER, prompt.text) for question in self.questions]
             try:
                 yes = self._vlm.yes_probabilities([shown] * len(asked), asked)
@@ -87,16 +92,12 @@ class VisionReward(Checklist):
     Args:
         questions: The published file of questions, one a line, ``[[prompt]]`` for the prompt.
         weights: The published JSON list of as many weights.
-        checkpoint: Folder or hub id of an instruction-tuned model that takes several pictures.
-        soft: Whether an answer is 2 P(yes) - 1 instead of +1 or -1, so that fewer clips tie.
+        checkpoint: Folder or hub id of an instruction-tuned model that takes several images.
         frames: Most frames it looks at: the one nearest to each second from 0 on.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Questions computed at once.
     """
 
     name = "vision_reward"
-    accepts: ClassVar[frozenset[Modality]] = frozenset({"video"})
+    accepts: frozenset[Modality] = frozenset({"video"})
 
     def __init__(
         self,
@@ -119,8 +120,8 @@ class VisionReward(Checklist):
     def _usable(self, sample: Media) -> Video:
         return clip(sample, self.name)
 
-    def _pictures(self, sample: Video) -> list[Image.Image]:
-        return pictures(sample, each_second(len(sample.frames), sample.fps, self.frames))
+    def _images(self, sample: Video) -> list[Image.Image]:
+        return frame_images(sample, each_second(len(sample.frames), sample.fps, self.frames))
 
     def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
         value = linear(answers, self.weights) / len(answers)
@@ -129,7 +130,7 @@ class VisionReward(Checklist):
 
 @register("verifier", "vision_reward_image", paper="VisionReward (Xu et al. 2024)", notes=NOTES)
 class VisionRewardImage(Checklist):
-    """VisionReward's checklist for pictures, asked of any transformers vision-language model.
+    """VisionReward's checklist for images, asked of any transformers vision-language model.
 
     The value is a linear function of the alignment with the prompt (VQAScore, by the same model) and of the
     answers, +1 for yes, -1 for no and 0 where there is no body, face or hand to ask about; these are also
@@ -139,10 +140,6 @@ class VisionRewardImage(Checklist):
         questions: The published file of 30 questions, one a line.
         weights: The published JSON file with ``coef`` (28) and ``intercept``.
         checkpoint: Folder or hub id of an instruction-tuned model.
-        soft: Whether an answer is 2 P(yes) - 1 instead of +1 or -1, so that fewer pictures tie.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Questions computed at once.
     """
 
     name = "vision_reward_image"
@@ -182,7 +179,7 @@ class VisionRewardImage(Checklist):
 
 
 def answer(yes: float, soft: bool) -> float:
-    """The answer of a model that says yes with this probability; NaN stays NaN, lest it pass for a no."""
+    """The answer of a model that says yes with this probability; NaN stays NaN, not a no."""
     if soft or math.isnan(yes):
         return 2 * yes - 1
     return 1.0 if yes > 0.5 else -1.0
@@ -194,7 +191,7 @@ def linear(features: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def unmasked(answers: Sequence[float]) -> dict[int, float]:
-    """Answers by question number without those of the masks; 0 for what a mask voids."""
+    """Answers by question number without those of the masks; 0 for questions that a mask voids."""
     void = {i for mask, about in MASKS.items() if answers[mask] <= 0 for i in about}
     return {i: 0.0 if i in void else answer for i, answer in enumerate(answers) if i not in MASKS}
 

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tts_vision.chat import ChatEndpoint
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier
 from tts_vision.verifiers._cache import DiskCache, key_of
-from tts_vision.verifiers._endpoint import ChatEndpoint
-from tts_vision.verifiers._structured import AGAIN, ask, parsed
+from tts_vision.verifiers._structured import AGAIN, AsksModel, ask, parsed
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 Metric = Literal[
@@ -49,7 +49,7 @@ class Rubric(BaseModel):
 
 
 INSTRUCTIONS = """\
-You judge a picture that a text-to-image model made for this prompt:
+You judge an image that a text-to-image model made for this prompt:
 {prompt}
 
 Give each aspect a score from 0 (worst) to 10 (best), and explain it in one or two sentences that name what \
@@ -60,7 +60,7 @@ colours, attributes, actions, positions, written text?
 - visual_quality_and_realism: Light, texture, anatomy, perspective, sharpness; or skill in the style that \
 is asked for. Flaws such as blur, artefacts or deformed parts cost points.
 - consistency_and_cohesion: Do all parts belong to one scene and one style, without contradiction?
-- emotional_or_thematic_resonance: Does the picture carry the mood or theme that the prompt calls for?
+- emotional_or_thematic_resonance: Does the image carry the mood or theme that the prompt calls for?
 - overall_score: All of it together; accuracy to the prompt counts most.
 
 Answer with one JSON object that has these six keys, each with an object of the form \
@@ -76,28 +76,15 @@ Answer with one JSON object that has these six keys, each with an object of the 
         "weights": "Qwen/Qwen2.5-VL-7B-Instruct, any image-text-to-text model, or an endpoint",
     },
 )
-class VLMJudge(BatchedVerifier):
+class VLMJudge(AsksModel, BatchedVerifier):
     """A vision-language model that judges six aspects by a rubric, each from 0 to 10.
 
     The value is one aspect, all are parts, and the explanation of the value is the reason. An answer that
-    does not follow the rubric is asked for once more; then the picture is unscored.
+    does not follow the rubric is asked for once more; then the image is unscored.
 
     Args:
         metric: The aspect that is the value.
-        checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template.
-        base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, to ask instead.
-        model: Name of the model at `base_url`.
-        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
-        structured: Whether the endpoint is told the JSON schema of the answer; not all know how.
-        temperature: Of the endpoint's sampling; none leaves it to the server.
-        timeout: Seconds until an attempt at the endpoint is given up.
-        retries: Further attempts at the endpoint after a failure that may pass.
-        parallel: Requests to the endpoint under way at once.
-        cache: Folder of answers that are not asked for again; none by default.
-        max_new_tokens: Longest answer of a model on this machine.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once on this machine.
+        batch_size: Images computed at once on this machine.
     """
 
     name = "vlm_judge"
@@ -121,7 +108,7 @@ class VLMJudge(BatchedVerifier):
         dtype: str = "bfloat16",
         batch_size: int = 4,
     ) -> None:
-        # an endpoint sees to its own parallelism
+        # an endpoint has parallel requests of its own
         super().__init__(device=device, dtype=dtype, batch_size=batch_size if base_url is None else 2**20)
         if metric not in Rubric.model_fields:
             raise ConfigError(f"metric must be one of {', '.join(Rubric.model_fields)} but got {metric!r}.")
@@ -148,8 +135,7 @@ class VLMJudge(BatchedVerifier):
         )
 
     def _load(self) -> None:
-        if isinstance(self._judge, VisionLanguageModel):
-            self._judge.load()
+        self._judge.load()
 
     def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
         questions = [INSTRUCTIONS.replace("{prompt}", prompt.text) for prompt in prompts]

@@ -1,13 +1,13 @@
-"""VQAScore: how likely a vision-language model finds that a picture shows its prompt."""
+"""VQAScore: how likely a vision-language model finds that an image shows its prompt."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
-from tts_vision.verifiers._base import BatchedVerifier
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 
@@ -21,17 +21,14 @@ from tts_vision.verifiers._vlm import VisionLanguageModel
     },
 )
 class VQAScore(BatchedVerifier):
-    """VQAScore: P(yes) of a vision-language model asked whether the picture shows the prompt, in [0, 1].
+    """VQAScore: P(yes) of a vision-language model asked whether the image shows the prompt, in [0, 1].
 
     The paper reads P("Yes") over the whole vocabulary; here it is normalised over yes and no in all their
     spellings, so that no probability is lost to a model's way of writing.
 
     Args:
         checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template.
-        template: The question; ``{prompt}`` stands for the prompt.
-        device: Where it computes; by default the accelerator, if there is one.
-        dtype: Precision of its weights: float32, bfloat16 or float16.
-        batch_size: Pictures computed at once.
+        template: The question; ``{prompt}`` is replaced by the prompt.
     """
 
     name = "vqa_score"
