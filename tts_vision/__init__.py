@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tts_vision.comparisons import Comparison, compare
-    from tts_vision.config import ModelOptions, RunConfig, SamplerOptions
     from tts_vision.candidates import Candidate
+    from tts_vision.comparisons import Comparison, compare
     from tts_vision.condition import Condition
+    from tts_vision.config import ModelOptions, RunConfig, SamplerOptions
     from tts_vision.context import SearchContext
     from tts_vision.errors import (
         CapabilityError,

@@ -19,7 +19,7 @@ from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.figures import Point, draw_scaling
 from tts_vision.journal import storage
-from tts_vision.resolve import Live, find_verifier, load_model, load_verifier, fill_defaults
+from tts_vision.resolve import Live, fill_defaults, find_verifier, load_model, load_verifier
 from tts_vision.results import Result, is_finished, load_result, replace_file
 from tts_vision.runner import run
 from tts_vision.scoring import safe_scores

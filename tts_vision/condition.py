@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -182,6 +182,31 @@ class Condition:
             **assets,
             overrides=described.get("overrides", {}),
         )
+
+
+def conditions_of(
+    given: Condition | str | Sequence[Condition] | None, n: int, default: Condition
+) -> list[Condition]:
+    """The conditions of `n` particles.
+
+    Args:
+        given: One for all, or one each; a string is a prompt.
+        n: How many.
+        default: The condition where none is given.
+
+    Raises:
+        ConfigError: If there is neither one nor one each.
+    """
+    if given is None or isinstance(given, (str, Condition)):
+        one = default if given is None else default.with_text(given) if isinstance(given, str) else given
+        return [one] * n
+    conditions = list(given)
+    if len(conditions) != n:
+        raise ConfigError(
+            f"There must be one condition for each of {n} particles but got {len(conditions)}; give one, or "
+            "one each."
+        )
+    return conditions
 
 
 def distinct(conditions: Iterable[Condition]) -> list[Condition]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,22 +12,20 @@ import torch
 from torch import Tensor
 
 from tts_vision.candidates import Candidate, MediaStore
-from tts_vision.condition import Condition
-from tts_vision.engine import Engine, check_repeats
-from tts_vision.errors import BudgetSpent, ConfigError, ForkError
+from tts_vision.condition import Condition, conditions_of
+from tts_vision.engine import Engine, check_repeats, check_steps
+from tts_vision.errors import ConfigError
 from tts_vision.features import load_extractor
-from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
+from tts_vision.gradients import compute_gradient
 from tts_vision.journal import Journal
 from tts_vision.judging import Judging, Target
 from tts_vision.ledger import Ledger, Remaining
 from tts_vision.moves import Move, Recondition, Renoise, Select, carried
 from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
-from tts_vision.trace import Answer, Event
+from tts_vision.trace import Event
 from tts_vision.types import Cost, FeatureExtractor, Prompt, State
 from tts_vision.verifier import Verifier, as_verifier
-
-_OWN = {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout"}
 
 
 class SearchContext:
@@ -69,10 +66,8 @@ class SearchContext:
         open_sampler: Callable[[str], Sampler] | None = None,
     ) -> None:
         self._engine = Engine(seed, ledger or Ledger(), journal or Journal(), max_batch)
-        self._judging = Judging(
-            self._engine, as_verifier(verifier), prompt, store or MediaStore(), target
-        )
-        self._condition = Condition(prompt.text)
+        self._judging = Judging(self._engine, as_verifier(verifier), prompt, store or MediaStore(), target)
+        self._condition = sampler.condition_of(prompt)
         self._chunk = max_batch or 16
         self.open_sampler = open_sampler
         self._others: dict[str, Sampler] = {}
@@ -174,7 +169,7 @@ class SearchContext:
         return step <= self._sampler.last_noisy_step
 
     def mutation(self, step: int, strength: float) -> Move | None:
-        """The sampler's move that redoes part of the randomness behind a state at `step`; see `Sampler.move`."""
+        """The move that redoes part of the randomness behind a state at `step`; see `Sampler.move`."""
         return self._sampler.move(step, strength)
 
     def cost(
@@ -229,9 +224,13 @@ class SearchContext:
                     f"A generator can be named only in tts_vision.search but got {name!r}; pass a Sampler."
                 )
             self._others[name] = self.open_sampler(name)
-        sampler = self._others.setdefault(name, generator) if isinstance(generator, Sampler) else self._others[name]
+        sampler = (
+            self._others.setdefault(name, generator) if isinstance(generator, Sampler) else self._others[name]
+        )
         if isinstance(generator, Sampler) and sampler is not generator:
-            raise ConfigError(f"Samplers of one search need different names but two are {name!r}; rename one.")
+            raise ConfigError(
+                f"Samplers of one search need different names but two are {name!r}; rename one."
+            )
         sampler.bind(self.ledger)
         other = copy.copy(self)
         other._sampler, other._name = sampler, name
@@ -248,7 +247,7 @@ class SearchContext:
         """
         if n < 1:
             raise ConfigError(f"A population must have at least 1 particle but got {n}; raise it.")
-        conditions = self._conditions(condition, n)
+        conditions = conditions_of(condition, n, self._condition)
         return self._engine.init(self._sampler, self._name, conditions, default=self._condition)
 
     def select(self, state: State, index: Sequence[int]) -> State:
@@ -260,17 +259,8 @@ class SearchContext:
         Raises:
             ForkError: If a row is duplicated and nothing later could make the copies differ.
         """
-        if len(set(index)) < len(index) and not self.can_fork_at(state.step):
-            last = self._sampler.last_noisy_step
-            raise ForkError(
-                "Copies of a particle must be able to differ, but "
-                + (
-                    f"no step after {last} adds noise and this is step {state.step}"
-                    if self.can_fork
-                    else f"sampler {self._sampler.name!r} adds no noise after its start"
-                )
-                + "; build it with stochastic=True, fork earlier, or use ctx.mutate or ctx.renoise."
-            )
+        if len(set(index)) < len(index):
+            self._sampler.requires_fork(state.step)
         return self._birth(state, Select(), index, keeps_first=True)
 
     def mutate(self, state: State, move: Move, parents: Sequence[int] | None = None) -> State:
@@ -308,7 +298,7 @@ class SearchContext:
             CapabilityError: If it cannot at this step.
         """
         index = range(len(state)) if parents is None else parents
-        conditions = self._conditions(condition, len(index))
+        conditions = conditions_of(condition, len(index), self._condition)
         return self._birth(state, Recondition(), index, conditions=conditions)
 
     # Computed rows
@@ -319,7 +309,7 @@ class SearchContext:
         Raises:
             BudgetSpent: If the steps cannot be paid for; ends the search.
         """
-        self._check_steps(state, steps, least=0)
+        check_steps(self._sampler, state, steps, least=0)
         engine, sampler = self._engine, self._sampler
         op, past = engine.begin("advance")
         if not steps:
@@ -340,9 +330,9 @@ class SearchContext:
     def gradient(self, state: State, steps: int = 1) -> tuple[State, Tensor]:
         """The state `steps` steps later, carrying the gradient of its reward; and the rewards.
 
-        The reward is that of the final sample, or of the x0 estimate if the trajectory is unfinished: over one
-        step, of the preview of `state` itself. The gradient, by the latents of `state`, is carried for moves
-        to use; see `tts_vision.gradients`. Going back through a step is charged like going forth, and a call
+        The reward is that of the final sample, or of the x0 estimate if the trajectory is unfinished: over
+        one step, of the preview of `state` itself. The gradient, by the latents of `state`, is carried for
+        moves to use; see `tts_vision.gradients`. Going back through a step is charged like going forth, and a call
         of the verifier for each row.
 
         Returns:
@@ -352,45 +342,8 @@ class SearchContext:
             BudgetSpent: If it cannot be paid for; ends the search.
             CapabilityError: If the sampler or the verifier gives no gradients.
         """
-        self._check_steps(state, steps, least=1)
-        engine, sampler, verifier = self._engine, self._sampler, self.verifier
-        sampler.requires("differentiable", "a gradient")
-        require_gradients(verifier, "a gradient")
-        step = state.step + steps
-        if step < self.num_steps:
-            sampler.requires("preview", f"the gradient of a preview at step {step} of {self.num_steps}")
-        op, past = engine.begin("gradient")
-
-        def price(rows: State) -> Cost:
-            each = [sampler.gradient_cost(c, rows.step, steps) + self.score_cost for c in rows.conditions]
-            return sum(each, Cost())
-
-        def work(rows: State) -> tuple[State, dict[str, Any]]:
-            why: dict[int, str | None] = {}
-
-            def differentiate(part: State) -> State:
-                def reward(pixels: Tensor) -> Tensor:
-                    with self.ledger.phase("verify"):
-                        rewards, reasons = safe_rewards(verifier, pixels, [self.prompt] * len(part))
-                    why.update(zip(part.uids, reasons))
-                    return rewards
-
-                return with_gradient(sampler, part, steps, reward)
-
-            self.ledger.charge(Cost(decodes=len(rows)))
-            self.ledger.charge_calls(verifier.calls(len(rows)))
-            ahead = State.cat(engine.halving(rows, differentiate))
-            there = [sampler.cost(c, rows.step, steps).nfe for c in rows.conditions]
-            facts = {
-                "rewards": tuple(carried(ahead, "reward").tolist()),
-                "reasons": tuple(why.get(uid) for uid in rows.uids),
-                "backwards": price(rows).nfe - sum(there),
-            }
-            return ahead, facts
-
-        ahead, computed = engine.compute(op, past, "gradient", state, step, price, work)
-        rewards = [reward for event in computed for reward in event.rewards]
-        return ahead, torch.tensor(rewards, dtype=torch.float64)
+        check_steps(self._sampler, state, steps, least=1)
+        return compute_gradient(self._engine, self._judging, self._sampler, state, steps)
 
     # Answers
 
@@ -493,7 +446,7 @@ class SearchContext:
         Example:
             >>> better = ctx.ask("critic", critic, image, cost={"critic": 1}, expected="a red circle")
         """
-        return self._ask(name, lambda: function(*arguments), cost=cost)
+        return self._engine.ask(name, lambda: function(*arguments), cost=cost)
 
     def measure(self, state: State, key: str) -> Tensor:
         """The numbers that the rows of a state carry under `key`, ``(B,)`` float64; recorded by `ask`."""
@@ -503,44 +456,11 @@ class SearchContext:
             values: list[float] = carried(state, key).double().tolist()
             return values
 
-        return torch.tensor(self._ask(f"measure {key}", numbers, uids=state.uids), dtype=torch.float64)
+        return torch.tensor(self._engine.ask(f"measure {key}", numbers, uids=state.uids), dtype=torch.float64)
 
     def note(self, **values: float) -> None:
         """Records numbers about the search itself (effective sample size, generation)."""
-        self._ask("note", lambda: {key: float(value) for key, value in values.items()})
-
-    def _ask(
-        self,
-        name: str,
-        function: Callable[[], Any],
-        *,
-        cost: Cost | Mapping[str, int] | None = None,
-        uids: tuple[int, ...] = (),
-    ) -> Any:
-        if name in _OWN:
-            raise ConfigError(f"Answers need a name of their own but {name!r} is an operation; rename it.")
-        op, past = self._engine.begin(name)
-        for event in past:
-            if event.kind == "answer":
-                check_repeats(event.uids == uids)
-                return event.value
-        if self._engine.journal.is_spent and cost is not None:
-            raise BudgetSpent
-        if isinstance(cost, Cost):
-            self.ledger.charge(cost)
-        elif cost is not None:
-            self.ledger.charge_calls(cost)
-        with self.ledger.phase("ask"):
-            answer = function()
-        try:
-            value = json.loads(json.dumps(answer))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"An answer must be made of values that JSON can hold but that of {name!r} is not: {error}; "
-                "convert it inside the function."
-            ) from error
-        self._engine.record(Answer(op=op, what=name, uids=uids, value=value))
-        return value
+        self._engine.ask("note", lambda: {key: float(value) for key, value in values.items()})
 
     # The end
 
@@ -568,26 +488,3 @@ class SearchContext:
         return self._engine.birth(
             self._sampler, self._name, state, move, index, keeps_first=keeps_first, conditions=conditions
         )
-
-    def _conditions(
-        self, given: Condition | str | Sequence[Condition] | None, n: int
-    ) -> Sequence[Condition]:
-        if given is None:
-            return [self._condition] * n
-        if isinstance(given, str):
-            given = self._condition.with_text(given)
-        conditions = [given] * n if isinstance(given, Condition) else list(given)
-        if len(conditions) != n:
-            raise ConfigError(
-                f"There must be one condition for each of {n} particles but got {len(conditions)}; give one, "
-                "or one each."
-            )
-        return conditions
-
-    def _check_steps(self, state: State, steps: int, *, least: int) -> None:
-        most = self.num_steps - state.step
-        if not least <= steps <= most:
-            raise ConfigError(
-                f"A state can be advanced by {least} to {most} more steps but got {steps}; "
-                f"it is at step {state.step} of {self.num_steps}."
-            )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from tts_vision.condition import Condition
-from tts_vision.errors import BudgetSpent, PipelineError, StorageError
+from tts_vision.errors import BudgetSpent, ConfigError, PipelineError, StorageError
 from tts_vision.journal import Journal
 from tts_vision.ledger import Ledger
 from tts_vision.memory import in_halves, out_of_memory
 from tts_vision.moves import Move, describe
 from tts_vision.rng import row_seed
 from tts_vision.sampler import Sampler
-from tts_vision.trace import Birth, Checkpoint, Computed, Done, Event
+from tts_vision.trace import OPERATIONS, Answer, Birth, Checkpoint, Computed, Done, Event
 from tts_vision.types import Cost, State
 
 Result = TypeVar("Result")
@@ -85,7 +86,7 @@ class Engine:
         first, self._next_uid = self._next_uid, self._next_uid + n
         return tuple(range(first, first + n))
 
-    def init(self, sampler: Sampler, name: str, conditions: Sequence[Condition], *, default: Condition) -> State:
+    def init(self, sampler: Sampler, name: str, conditions: Sequence[Condition], default: Condition) -> State:
         """Fresh particles, one for each condition."""
         op, past = self.begin("init")
         uids = self.new_uids(len(conditions))
@@ -249,9 +250,52 @@ class Engine:
             if not out_of_memory(error):
                 raise
             raise PipelineError(
-                f"One sample at a time must fit into memory but the system says: {error}; use a smaller image, "
-                "half precision or offloading."
+                f"One sample at a time must fit into memory but the system says: {error}; use a smaller "
+                "image, half precision or offloading."
             ) from error
+
+    # Answers
+
+    def ask(
+        self,
+        name: str,
+        function: Callable[[], Any],
+        *,
+        cost: Cost | Mapping[str, int] | None = None,
+        uids: tuple[int, ...] = (),
+    ) -> Any:
+        """The answer of `function`, recorded under `name`; on resume from the record.
+
+        Args:
+            name: How the record calls it.
+            function: Gives an answer of values that JSON can hold.
+            cost: Charged before it is asked.
+            uids: The particles that it is about.
+        """
+        if name in OPERATIONS:
+            raise ConfigError(f"Answers need a name of their own but {name!r} is an operation; rename it.")
+        op, past = self.begin(name)
+        for event in past:
+            if event.kind == "answer":
+                check_repeats(event.uids == uids)
+                return event.value
+        if self.journal.is_spent and cost is not None:
+            raise BudgetSpent
+        if isinstance(cost, Cost):
+            self.ledger.charge(cost)
+        elif cost is not None:
+            self.ledger.charge_calls(cost)
+        with self.ledger.phase("ask"):
+            answer = function()
+        try:
+            value = json.loads(json.dumps(answer))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"An answer must be made of values that JSON can hold but that of {name!r} is not: {error}; "
+                "convert it inside the function."
+            ) from error
+        self.record(Answer(op=op, what=name, uids=uids, value=value))
+        return value
 
     # The end
 
@@ -281,6 +325,20 @@ def check_repeats(repeats: bool) -> None:
     """
     if not repeats:
         raise StorageError(DIVERGED)
+
+
+def check_steps(sampler: Sampler, state: State, steps: int, *, least: int) -> None:
+    """Checks that a state can be advanced by so many steps.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    most = sampler.num_steps - state.step
+    if not least <= steps <= most:
+        raise ConfigError(
+            f"A state can be advanced by {least} to {most} more steps but got {steps}; "
+            f"it is at step {state.step} of {sampler.num_steps}."
+        )
 
 
 def _same_birth(recorded: Event, event: Birth) -> bool:

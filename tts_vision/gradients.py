@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tts_vision.engine import Engine
 from tts_vision.errors import BudgetSpent, CapabilityError, VerifierError
+from tts_vision.judging import Judging
 from tts_vision.memory import out_of_memory
 from tts_vision.moves import carried
 from tts_vision.sampler import RewardFunction, Sampler
-from tts_vision.types import Prompt, Rows, State
+from tts_vision.types import Cost, Prompt, Rows, State
 from tts_vision.verifier import Verifier
 
 OWN = "own/"
@@ -38,9 +41,52 @@ def require_gradients(verifier: Verifier, what: str) -> None:
     if not verifier.differentiable:
         raise CapabilityError(
             f"{what[0].upper()}{what[1:]} needs a verifier that gives gradients but {verifier.name!r} gives "
-            "none; use one with a method rewards(pixels, prompts), such as a reward model of the CLIP family, "
-            "or another algorithm."
+            "none; use one with a method rewards(pixels, prompts), such as a reward model of the CLIP "
+            "family, or another algorithm."
         )
+
+
+def compute_gradient(
+    engine: Engine, judging: Judging, sampler: Sampler, state: State, steps: int
+) -> tuple[State, Tensor]:
+    """The state `steps` steps later with the gradient of its reward; see `SearchContext.gradient`."""
+    verifier, prompt, score_cost = judging.verifier, judging.prompt, judging.score_cost
+    sampler.requires("differentiable", "a gradient")
+    require_gradients(verifier, "a gradient")
+    step = state.step + steps
+    if step < sampler.num_steps:
+        sampler.requires("preview", f"the gradient of a preview at step {step} of {sampler.num_steps}")
+    op, past = engine.begin("gradient")
+
+    def price(rows: State) -> Cost:
+        return sum((sampler.gradient_cost(c, rows.step, steps) + score_cost for c in rows.conditions), Cost())
+
+    def work(rows: State) -> tuple[State, dict[str, Any]]:
+        why: dict[int, str | None] = {}
+
+        def differentiate(part: State) -> State:
+            def reward(pixels: Tensor) -> Tensor:
+                with engine.ledger.phase("verify"):
+                    rewards, reasons = safe_rewards(verifier, pixels, [prompt] * len(part))
+                why.update(zip(part.uids, reasons))
+                return rewards
+
+            return with_gradient(sampler, part, steps, reward)
+
+        engine.ledger.charge(Cost(decodes=len(rows)))
+        engine.ledger.charge_calls(verifier.calls(len(rows)))
+        ahead = State.cat(engine.halving(rows, differentiate))
+        forth = sum(sampler.cost(c, rows.step, steps).nfe for c in rows.conditions)
+        facts = {
+            "rewards": tuple(carried(ahead, "reward").tolist()),
+            "reasons": tuple(why.get(uid) for uid in rows.uids),
+            "backwards": price(rows).nfe - forth,
+        }
+        return ahead, facts
+
+    ahead, computed = engine.compute(op, past, "gradient", state, step, price, work)
+    rewards = [reward for event in computed for reward in event.rewards]
+    return ahead, torch.tensor(rewards, dtype=torch.float64)
 
 
 def with_gradient(sampler: Sampler, state: State, steps: int, reward: RewardFunction) -> State:
@@ -106,3 +152,21 @@ def safe_rewards(
         )
     answers = rewards.tolist()
     return rewards, [None if math.isfinite(a) else f"{verifier.name} answered {a}" for a in answers]
+
+
+def norm_penalty(x: Tensor) -> Tensor:
+    """``|x|^2 / 2 - (d - 1) log |x|`` of each row: minus the log-density of the norm of Gaussian noise."""
+    norm = x.flatten(1).norm(dim=1)
+    return norm.square() / 2 - (x[0].numel() - 1) * norm.log()
+
+
+def norm_penalty_gradient(x: Tensor) -> Tensor:
+    """``x (1 - (d - 1) / |x|^2)``: zero at the norm ``sqrt(d - 1)``."""
+    square = x.flatten(1).square().sum(1)
+    return x * per_row(1 - (x[0].numel() - 1) / square, x)
+
+
+def clipped(gradient: Tensor, most: float) -> Tensor:
+    """The gradient with the norm of each row at most `most`."""
+    norm = gradient.flatten(1).norm(dim=1)
+    return gradient * per_row(torch.clamp(most / (norm + 1e-6), max=1.0), gradient)

@@ -31,8 +31,8 @@ _INSENSITIVE = 32  # a cost that is the same at so many times the size does not 
 class StandInSampler(Sampler):
     """Charges like the sampler that it stands for, and computes nothing.
 
-    Where rows of equal latents share forwards, latents are the uids by which each step was drawn, so that rows
-    share as much as those of the real sampler do, unless these agree by chance.
+    Where rows of equal latents share forwards, latents are the uids by which each step was drawn, so that
+    rows share as much as those of the real sampler do, unless these agree by chance.
     """
 
     def __init__(self, real: Sampler) -> None:
@@ -106,9 +106,7 @@ class StandInVerifier(Verifier):
         self.differentiable = real.differentiable
         self._asked = 0
 
-    def score(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
-    ) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         self._asked += 1
         return [Score(value=float(self._asked))] * len(media)
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tts_vision.condition import Condition
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, Spec
 from tts_vision.errors import (
     CapabilityError,
@@ -26,7 +27,6 @@ from tts_vision.registry import Entry, entries, entry_of, lookup, registered
 from tts_vision.sampler import Sampler
 from tts_vision.types import Cost, Prompt
 from tts_vision.verifier import FunctionVerifier, Verifier, as_verifier
-from tts_vision.condition import Condition
 
 HUB_LOADER = "diffusers"
 
@@ -156,8 +156,8 @@ def _check_target(config: RunConfig, verifier: Verifier) -> None:
         )
     if config.target not in (None, "satisfied") and verifier.settles:
         raise ConfigError(
-            f"A target needs scores that stay as they are but those of {verifier.name!r} compare samples with "
-            f"each other; use a single verifier or leave out target={config.target:g}."
+            f"A target needs scores that stay as they are but those of {verifier.name!r} compare samples "
+            f"with each other; use a single verifier or leave out target={config.target:g}."
         )
 
 

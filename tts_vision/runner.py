@@ -240,8 +240,8 @@ def conduct(
     """Runs an algorithm at the size that its budget pays for.
 
     Where the size is left open, the largest affordable one is found by rehearsal, and the rest of the budget
-    goes to independent samples. Under a limit of time, one plain sample is drawn first to measure speeds; it is
-    a candidate like any other.
+    goes to independent samples. Under a limit of time, one plain sample is drawn first to measure speeds; it
+    is a candidate like any other.
 
     Args:
         context: What the algorithm runs on.
@@ -305,8 +305,8 @@ def _check_affordable(
     has = " and ".join(f"{getattr(left, unit):g} {unit.replace('_', ' ')}" for unit in limited)
     needs = " and ".join(f"{getattr(price, unit):g}" for unit in limited)
     raise ConfigError(
-        f"A search must fit its budget of {has} but {sizes} costs {needs}; lower it, leave it out to fill the "
-        "budget, or raise the budget."
+        f"A search must fit its budget of {has} but {sizes} costs {needs}; lower it, leave it out to fill "
+        "the budget, or raise the budget."
     )
 
 

@@ -10,11 +10,11 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tts_vision.condition import Condition
-from tts_vision.errors import CapabilityError
+from tts_vision.errors import CapabilityError, ForkError
 from tts_vision.moves import PREVIEW, Blend, Move, StepNoise
 from tts_vision.rng import row_noise
 from tts_vision.tokens import groups
-from tts_vision.types import Cost, Media, Meter, Modality, NoMeter, State
+from tts_vision.types import Cost, Media, Meter, Modality, NoMeter, Prompt, State
 
 RewardFunction: TypeAlias = "Callable[[Tensor], Tensor]"
 
@@ -59,6 +59,10 @@ class Sampler(ABC):
     def bind(self, meter: Meter) -> None:
         """Reports all spending to `meter` from now on."""
         self.meter = meter
+
+    def condition_of(self, prompt: Prompt) -> Condition:
+        """The condition for a user's prompt: its text, and the metadata that the generator reads."""
+        return Condition(prompt.text)
 
     @abstractmethod
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
@@ -181,6 +185,25 @@ class Sampler(ABC):
         """
         if capability and capability not in self.capabilities:
             raise self._cannot(capability, what)
+
+    def requires_fork(self, step: int) -> None:
+        """Checks that copies of a particle made at `step` would diverge.
+
+        Raises:
+            ForkError: If they would not.
+        """
+        last = self.last_noisy_step
+        if step <= last:
+            return
+        why = (
+            f"no step after {last} adds noise and this is step {step}"
+            if last >= 0
+            else f"sampler {self.name!r} adds no noise after its start"
+        )
+        raise ForkError(
+            f"Copies of a particle must be able to differ, but {why}; build it with stochastic=True, fork "
+            "earlier, or use ctx.mutate or ctx.renoise."
+        )
 
     def _cannot(self, capability: str, what: str) -> CapabilityError:
         remedy = (

@@ -142,6 +142,10 @@ class Done(_Event):
 
 Event = Annotated[Birth | Computed | Answer | Checkpoint | Done, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+OPERATIONS = frozenset(
+    {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout", "select"}
+)
+"""Names that no answer of an algorithm can have."""
 _FORMER = {"init", "advance", "select", "mutate", "renoise", "measure", "decode", "score", "features"}
 _FORMER |= {"gradient", "note", "holdout"}
 

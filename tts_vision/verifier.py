@@ -87,9 +87,7 @@ class Verifier(ABC):
     checks_demands: bool = False
 
     @abstractmethod
-    def score(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
-    ) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         """One score per sample, in order.
 
         Args:
@@ -99,14 +97,14 @@ class Verifier(ABC):
         """
 
     def calls(self, n: int) -> dict[str, int]:
-        """Calls of which verifier it takes to score `n` samples of one prompt; one made of others names them."""
+        """Calls that scoring `n` samples of one prompt takes, by the name of the verifier that is called."""
         return {self.name: n}
 
     def settle(self, scores: Sequence[Score]) -> list[float]:
         """The values of all finished samples, from their scores; NaN for those that are unscored."""
         return [score.value for score in scores]
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027
         """Loads the model; called by a search before it spends anything.
 
         Raises:
@@ -128,8 +126,8 @@ class Verifier(ABC):
             CapabilityError: If it gives no gradients (`differentiable` is False).
         """
         raise CapabilityError(
-            f"Gradients need a verifier with a differentiable reward but {self.name!r} has none; use a reward "
-            "model of the CLIP family."
+            f"Gradients need a verifier with a differentiable reward but {self.name!r} has none; use a "
+            "reward model of the CLIP family."
         )
 
 
@@ -142,9 +140,7 @@ class FunctionVerifier(Verifier):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
 
-    def score(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
-    ) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         values = self.function(list(media), [prompt.text for prompt in prompts])
         return [Score(value=float(value)) for value in values]
 
@@ -161,9 +157,7 @@ class ObjectVerifier(Verifier):
         self.accepts: frozenset[Modality] = frozenset(wrapped.accepts)
         self.differentiable = callable(getattr(wrapped, "rewards", None))
 
-    def score(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
-    ) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         scores: list[Score] = self.wrapped.score(media, prompts)
         return scores
 

@@ -52,7 +52,7 @@ class Schedule:
             for step, size in zip(self.evolution, self.population[1:]):
                 if (at := round(step / self.steps * ctx.num_steps)) in able:
                     sizes.setdefault(at, size)
-            sizes = sizes or {at: self.population[1] for at in able[:1]}
+            sizes = sizes or dict.fromkeys(able[:1], self.population[1])
         else:
             _check_steps(steps, able, ctx.num_steps)
             sizes = {at: self.population[min(i, len(self.evolution))] for i, at in enumerate(steps, start=1)}
@@ -91,7 +91,7 @@ def planned(
     if population is not None:
         if n is not None:
             raise ConfigError(
-                f"A population_schedule says how many initial noises there are but n={n} does so too; drop one."
+                f"A population_schedule gives the number of initial noises but so does n={n}; drop one."
             )
         plan = replace(plan, population=tuple(population))
     elif n is not None:

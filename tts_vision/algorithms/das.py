@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,13 +15,10 @@ from tts_vision.errors import ConfigError
 from tts_vision.gradients import gradient_by_step
 from tts_vision.moves import STEP_NOISE, Move, register_move, step_noise
 from tts_vision.registry import register
-from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
+from tts_vision.resampling import SCHEMES, ess, fill_unscored, normalise
 from tts_vision.sampler import Sampler
+from tts_vision.tempering import Tempering, adaptive, known, tempered
 from tts_vision.types import State
-
-Tempering: TypeAlias = Literal["exp", "polynomial", "adaptive"]
-# the paper's 0.008 for 100 steps reaches the full target after this share of them
-_HEATED = 0.87
 
 
 @register(
@@ -47,8 +44,8 @@ def das(
 
     At each step the particles are weighed by the rise of the tempered reward of their previews, resampled
     when the effective sample size is low, and moved by the model's step shifted along the gradient of that
-    reward; the weights correct for the shift. With the returned state's carried ``log_weight`` the particles follow the
-    target.
+    reward; the weights correct for the shift. With the returned state's carried ``log_weight`` the particles
+    follow the target.
 
     Args:
         n: Particles.
@@ -114,43 +111,3 @@ class Twist(Move):
         log_ratio = -(drawn * g + std.square() * g.square() / 2).double().flatten(1).sum(1)
         carry = {**state.carry, STEP_NOISE: drawn.to(injected.dtype), "log_ratio": log_ratio}
         return replace(state, latents=latents, carry=carry)
-
-
-def tempered(tempering: Tempering, i: int, num_steps: int, gamma: float | None, power: float) -> float:
-    """The share of the reward that counts at step `i`, from 0 at the first to 1."""
-    if tempering == "exp":
-        rate = 2 ** (1 / (_HEATED * num_steps)) - 1 if gamma is None else gamma
-        return min((1 + rate) ** i - 1, 1.0)
-    rate = 1 / (_HEATED * num_steps) if gamma is None else gamma
-    return min(rate * i, 1.0) ** power if i else 0.0
-
-
-def adaptive(log_w: Floats, r: Floats, floor: float, ess_threshold: float) -> float:
-    """The largest share of the rewards `r`, from `floor` to 1, that keeps the effective sample size.
-
-    Found by bisection; `floor` where even that is too much.
-
-    Args:
-        log_w: ``(n,)`` log-weights without the rewards.
-        r: ``(n,)`` rewards over the temperature; NaN where there is none.
-        floor: The share so far.
-        ess_threshold: The effective sample size to keep, as a share of n.
-    """
-
-    def enough(lam: float) -> bool:
-        return ess(normalise(log_w + lam * r)) >= ess_threshold * len(r)
-
-    if enough(1.0):
-        return 1.0
-    if not enough(floor):
-        return floor
-    low, high = floor, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if enough(middle) else (low, middle)
-    return low
-
-
-def known(values: Floats, before: Floats) -> Floats:
-    """The values, and those before where there is none."""
-    return np.where(np.isnan(values), before, values)

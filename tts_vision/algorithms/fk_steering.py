@@ -8,9 +8,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from tts_vision.algorithms._common import at_least, fraction
+from tts_vision.algorithms._common import at_least, check_steps, fraction, resampling_steps
 from tts_vision.context import SearchContext
-from tts_vision.errors import ConfigError
 from tts_vision.registry import register
 from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
 from tts_vision.types import State
@@ -108,34 +107,3 @@ def log_potential(
 def log_terminal(lam: float, rewards: Floats, log_product: Floats) -> Floats:
     """The log-potential at the end, ``lam r - log product``: with it all multiply to ``exp(lam r)``."""
     return fill_unscored(lam * rewards - log_product)
-
-
-def resampling_steps(num_steps: int, start: float, every: float, end: float) -> list[int]:
-    """The steps at shares `start`, `start + every`, ... up to `end` of a trajectory.
-
-    Raises:
-        ConfigError: If the shares are no increasing sequence.
-    """
-    fraction(start=start, every=every, end=end)
-    if not every > 0 or end < start:
-        raise ConfigError(
-            f"Resampling must go from start to a later end in positive strides but got start={start:g}, "
-            f"every={every:g}, end={end:g}; the paper uses 0.2, 0.2, 0.8."
-        )
-    count = int((end - start) / every + 1e-9) + 1
-    steps = {round((start + i * every) * num_steps) for i in range(count)}
-    return sorted(steps & set(range(1, num_steps)))
-
-
-def check_steps(steps: list[int], num_steps: int) -> list[int]:
-    """The steps, if they increase and lie inside the trajectory.
-
-    Raises:
-        ConfigError: If they do not.
-    """
-    if sorted(set(steps)) != steps or any(not 1 <= step < num_steps for step in steps):
-        raise ConfigError(
-            f"resample_steps must increase and lie between 1 and {num_steps - 1} but got {steps}; "
-            "reorder or drop some."
-        )
-    return steps

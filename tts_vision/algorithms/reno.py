@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from tts_vision.algorithms._common import at_least, fraction
 from tts_vision.context import SearchContext
-from tts_vision.gradients import OWN, per_row
+from tts_vision.gradients import OWN, clipped, norm_penalty_gradient
 from tts_vision.moves import Move, carried, register_move
 from tts_vision.registry import register
 from tts_vision.sampler import Sampler
@@ -113,21 +112,3 @@ class NoiseAscent(Move):
         x = x - self.lr * (loss + self.momentum * velocity)
         carry = {f"{OWN}noise": x, f"{OWN}velocity": velocity}
         return replace(state, latents=x.to(origin.dtype), step=state.step - self.back, carry=carry, shared={})
-
-
-def norm_penalty(x: Tensor) -> Tensor:
-    """``|x|^2 / 2 - (d - 1) log |x|`` of each row: minus the log-density of the norm of Gaussian noise."""
-    norm = x.flatten(1).norm(dim=1)
-    return norm.square() / 2 - (x[0].numel() - 1) * norm.log()
-
-
-def norm_penalty_gradient(x: Tensor) -> Tensor:
-    """``x (1 - (d - 1) / |x|^2)``: zero at the norm ``sqrt(d - 1)``."""
-    square = x.flatten(1).square().sum(1)
-    return x * per_row(1 - (x[0].numel() - 1) / square, x)
-
-
-def clipped(gradient: Tensor, most: float) -> Tensor:
-    """The gradient with the norm of each row at most `most`."""
-    norm = gradient.flatten(1).norm(dim=1)
-    return gradient * per_row(torch.clamp(most / (norm + 1e-6), max=1.0), gradient)

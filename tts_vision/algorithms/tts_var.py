@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from tts_vision.algorithms._batches import batch_schedule_of
 from tts_vision.algorithms._common import at_least
 from tts_vision.context import SearchContext
+from tts_vision.diversity import representatives
 from tts_vision.features import PAPER_FEATURES
 from tts_vision.registry import register
 from tts_vision.resampling import SCHEMES, Floats, ess, normalise
@@ -41,9 +42,9 @@ def tts_var(
     """TTS-VAR: candidates pruned by diversity at coarse scales, by reward at fine ones (Chen et al. 2025).
 
     A selection comes after its scale was generated and acts from the next one on. The batch is that of the
-    paper, 8, 6, 4, 2, 1 before and after the four selections, in proportion to `n`; at other numbers of scales
-    selections come at the same shares of the trajectory, and at other numbers of selections the batch falls
-    along the same line.
+    paper, 8, 6, 4, 2, 1 before and after the four selections, in proportion to `n`; at other numbers of
+    scales selections come at the same shares of the trajectory, and at other numbers of selections the batch
+    falls along the same line.
 
     Args:
         n: Candidates at first; 8 without a budget.
@@ -118,26 +119,3 @@ def _last_scored(history: Floats) -> Floats:
     for row in history:
         last = np.where(np.isnan(row), last, row)
     return last
-
-
-def representatives(features: Any, k: int) -> list[int]:
-    """`k` rows that stand for all: of each k-means cluster the one nearest to the centroid, in order.
-
-    Where fewer than `k` rows differ, equal ones fill up.
-
-    Args:
-        features: ``(B, D)``.
-        k: At most B.
-    """
-    from sklearn.cluster import KMeans
-
-    rows = np.asarray(features, dtype=np.float64)
-    clusters = min(k, len(np.unique(rows, axis=0)))
-    means = KMeans(n_clusters=clusters, random_state=0, n_init=10).fit(rows)
-    distance = np.linalg.norm(rows - means.cluster_centers_[means.labels_], axis=1)
-    nearest: dict[int, int] = {}
-    for i in np.argsort(distance, kind="stable").tolist():
-        nearest.setdefault(int(means.labels_[i]), i)
-    chosen = list(nearest.values())
-    others = [i for i in range(len(rows)) if i not in chosen]
-    return sorted(chosen + others[: k - len(chosen)])

@@ -85,7 +85,9 @@ class SamplerContract:
         assert torch.equal(state.latents, sampler.init(condition, (4, 9), seed=SEED).latents)
         assert torch.equal(state.latents[1:], sampler.init(condition, (9,), seed=SEED).latents)
 
-    def test_steps_compose(self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float) -> None:
+    def test_steps_compose(
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
+    ) -> None:
         start = sampler.init(condition, (0, 1), seed=SEED)
         one_by_one = start
         for _ in range(sampler.num_steps):
@@ -122,9 +124,13 @@ class SamplerContract:
         assert before.uids == after.uids
         assert close(before.latents, after.latents, tolerance)
 
-    def test_forks_differ_while_noise_is_left(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
+    def test_forks_differ_while_noise_is_left(
+        self, sampler: Sampler, ledger: Ledger, condition: Condition
+    ) -> None:
         for step in range(1, sampler.num_steps):
-            state = sampler.advance(sampler.init(condition, (0,), seed=SEED), step).select([0, 0], uids=(0, 1))
+            state = sampler.advance(sampler.init(condition, (0,), seed=SEED), step).select(
+                [0, 0], uids=(0, 1)
+            )
             first, second = sampler.advance(state, sampler.num_steps - step).latents
             assert torch.equal(first, second) == (step > sampler.last_noisy_step)
 
@@ -153,7 +159,9 @@ class SamplerContract:
             sampler.advance(sampler.init(condition, (0,), seed=SEED), sampler.num_steps)
         assert ledger.spent.nfe <= limit
 
-    def test_can_be_stored(self, sampler: Sampler, ledger: Ledger, condition: Condition, tmp_path: Path) -> None:
+    def test_can_be_stored(
+        self, sampler: Sampler, ledger: Ledger, condition: Condition, tmp_path: Path
+    ) -> None:
         state = halfway(sampler, condition)
         plain = {k: v for k, v in state.shared.items() if not isinstance(v, Tensor)}
         assert json.loads(json.dumps(plain)) == plain
@@ -169,7 +177,8 @@ class SamplerContract:
         if "preview" in sampler.capabilities:
             for step in range(1, sampler.num_steps):
                 assert (
-                    len(sampler.preview(sampler.advance(sampler.init(condition, (0, 1), seed=SEED), step))) == 2
+                    len(sampler.preview(sampler.advance(sampler.init(condition, (0, 1), seed=SEED), step)))
+                    == 2
                 )
 
     def test_step_noise_is_part_of_the_latents(
@@ -195,6 +204,7 @@ class SamplerContract:
     ) -> None:
         if "differentiable" not in sampler.capabilities:
             pytest.skip("gradients do not go back through the sampler")
+
         def reward(pixels: Tensor) -> Tensor:
             weights = torch.linspace(0.5, 1.5, pixels[0].numel(), dtype=pixels.dtype, device=pixels.device)
             return pixels.flatten(1) @ weights / pixels[0].numel()
@@ -258,7 +268,9 @@ class SamplerContract:
     ) -> None:
         other = condition.with_text(condition.text + " and a blue star")
         try:
-            parts = [sampler.init(c, (uid,), seed=SEED) for uid, c in enumerate((condition, other, condition))]
+            parts = [
+                sampler.init(c, (uid,), seed=SEED) for uid, c in enumerate((condition, other, condition))
+            ]
         except ConfigError:
             pytest.skip("the sampler takes no other text")
         mixed = sampler.advance(State.cat(parts), sampler.num_steps)
@@ -350,15 +362,13 @@ class DifferentiableVerifierContract(VerifierContract):
         prompt: Prompt,
         resize_tolerance: float,
     ) -> None:
-        assert isinstance(verifier, DifferentiableVerifier)
+        assert as_verifier(verifier).differentiable
         rewards = verifier.rewards(pixels, [prompt] * len(media))
         assert rewards.shape == (len(media),)
         expected = values(verifier.score(media, [prompt] * len(media)))
         assert rewards.tolist() == pytest.approx(expected, abs=resize_tolerance)
 
-    def test_gradient_is_the_slope(
-        self, verifier: Verifier, pixels: Tensor, prompt: Prompt
-    ) -> None:
+    def test_gradient_is_the_slope(self, verifier: Verifier, pixels: Tensor, prompt: Prompt) -> None:
         x = pixels.clamp(0.1, 0.9).requires_grad_()
         prompts = [prompt] * len(x)
         (gradient,) = torch.autograd.grad(verifier.rewards(x, prompts).sum(), x)
