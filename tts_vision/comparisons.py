@@ -23,7 +23,8 @@ from tts_vision.resolve import Live, fill_defaults, find_verifier, load_model, l
 from tts_vision.results import Result, is_finished, load_result, replace_file
 from tts_vision.runner import run
 from tts_vision.scoring import safe_scores
-from tts_vision.types import Prompt, Verifier
+from tts_vision.types import Prompt
+from tts_vision.verifier import Verifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

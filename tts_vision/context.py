@@ -218,22 +218,17 @@ class SearchContext:
             ConfigError: If two samplers have one name, or none can be found by name here.
         """
         name = generator if isinstance(generator, str) else generator.name
-        if isinstance(generator, str) and name not in self._others:
+        if isinstance(generator, Sampler):
+            if self._others.setdefault(name, generator) is not generator:
+                raise ConfigError(f"Samplers of one search need names of their own but two are {name!r}.")
+        elif name not in self._others:
             if self.open_sampler is None:
-                raise ConfigError(
-                    f"A generator can be named only in tts_vision.search but got {name!r}; pass a Sampler."
-                )
+                raise ConfigError(f"Here a generator must be a Sampler but got {name!r}; load it before.")
             self._others[name] = self.open_sampler(name)
-        sampler = (
-            self._others.setdefault(name, generator) if isinstance(generator, Sampler) else self._others[name]
-        )
-        if isinstance(generator, Sampler) and sampler is not generator:
-            raise ConfigError(
-                f"Samplers of one search need different names but two are {name!r}; rename one."
-            )
-        sampler.bind(self.ledger)
         other = copy.copy(self)
-        other._sampler, other._name = sampler, name
+        other._sampler, other._name = self._others[name], name
+        other._condition = other._sampler.condition_of(self.prompt)
+        other._sampler.bind(self.ledger)
         return other
 
     # Births
@@ -332,8 +327,8 @@ class SearchContext:
 
         The reward is that of the final sample, or of the x0 estimate if the trajectory is unfinished: over
         one step, of the preview of `state` itself. The gradient, by the latents of `state`, is carried for
-        moves to use; see `tts_vision.gradients`. Going back through a step is charged like going forth, and a call
-        of the verifier for each row.
+        moves to use; see `tts_vision.gradients`. Going back through a step is charged like going forth, and a
+        call of the verifier for each row.
 
         Returns:
             The state and ``(B,)`` float64 rewards; NaN, with a gradient of 0, where there is none.

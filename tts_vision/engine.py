@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tts_vision.condition import Condition
 from tts_vision.errors import BudgetSpent, ConfigError, PipelineError, StorageError
@@ -175,7 +175,7 @@ class Engine:
         self,
         op: int,
         past: Sequence[Event],
-        what: str,
+        what: Literal["advance", "gradient"],
         state: State,
         step: int,
         price: Callable[[State], Cost],

@@ -41,6 +41,9 @@ class StandInSampler(Sampler):
         self.last_noisy_step, self.shares_forwards = real.last_noisy_step, real.shares_forwards
         self.capabilities = real.capabilities
 
+    def condition_of(self, prompt: Prompt) -> Condition:
+        return self.real.condition_of(prompt)
+
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
         return State.initial(torch.zeros(len(uids), 0 if self.shares_forwards else 1), uids, condition, seed)
 

@@ -102,7 +102,7 @@ def recreate(
     name = chain[0].sampler
     sampler = ctx.sampler if name is None else (samplers or {}).get(name) or ctx.using(name).sampler
     sampler.bind(Ledger())
-    own = Condition(ctx.prompt.text)
+    own = sampler.condition_of(ctx.prompt)
     first = chain[0].condition
     condition = own if first is None else Condition.from_description(first, asset)
     state = sampler.init(condition, [chain[0].uid], seed=ctx.seed).to("cpu")

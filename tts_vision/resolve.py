@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tts_vision.condition import Condition
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, Spec
 from tts_vision.errors import (
     CapabilityError,
@@ -128,7 +127,8 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
             judge.load()
     _check_target(config, verifier)
     calls = sum(verifier.calls(1).values())
-    sample = sampler.cost(Condition(config.prompt), 0, sampler.num_steps)
+    prompt = Prompt(config.prompt, config.prompt_metadata)
+    sample = sampler.cost(sampler.condition_of(prompt), 0, sampler.num_steps)
     return Setup(
         config=config,
         sampler=sampler,
@@ -137,7 +137,7 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
         algorithm=entry.target,
         params=_given(entry, config),
         size=entry.size,
-        prompt=Prompt(config.prompt, config.prompt_metadata),
+        prompt=prompt,
         budget=Budget.parse(config.budget).resolve(sample + Cost(decodes=1, verifier_calls=calls)),
     )
 
