@@ -9,24 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tts_vision.condition import Condition, distinct
 from tts_vision.config import SamplerOptions
-from tts_vision.errors import CapabilityError
-from tts_vision.pipelines.segment import NoMeter
+from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, gather, rows_of
-from tts_vision.pipelines.var.plan import ScalePipeline, pictures
+from tts_vision.pipelines.var.model import ScalePipeline, images_of
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
-from tts_vision.tokens import draw, groups
-from tts_vision.types import Cost, Media, Meter, Modality, Prompt, Rows, State
+from tts_vision.sampler import Sampler, shared_rows
+from tts_vision.tokens import draw
+from tts_vision.types import Cost, Media, Prompt, Rows, State
+
+CACHE = "cache"
 
 
 @register("sampler", "var", paper="Tian et al. 2024; Han et al. 2024", notes={"drives": "Infinity and VAR"})
-class ScaleSampler:
+class ScaleSampler(Sampler):
     """Drives a model that predicts the tokens of one scale after the other.
 
-    The state's latents are the tokens of all scales done. Particles whose tokens agree, such as fresh forks
-    or all of them before the first scale, share one forward pass; each then draws with noise of its own.
+    The state's latents are the tokens of all scales done. Particles whose tokens and conditions agree, such
+    as fresh forks or all of them before the first scale, share one forward pass; each then draws with noise
+    of its own.
 
     Args:
         pipe: The model.
@@ -36,47 +41,68 @@ class ScaleSampler:
         ConfigError: If a setting is none of the model's.
     """
 
-    name: str
-    modality: Modality = "image"
-    capabilities = frozenset({"stochastic", "preview", "renoise", "tokens"})
+    shares_forwards = True
+    capabilities = frozenset({"stochastic", "preview", "renoise", "moves"})
 
     def __init__(self, pipe: ScalePipeline, *, options: SamplerOptions | None = None) -> None:
         options = options or SamplerOptions()
         self.name = pipe.name
-        self._plan = pipe.plan(options.pipeline_kwargs)
+        self._model = pipe.configured(options.pipeline_kwargs)
         self._preview_size = options.preview_size
-        self.num_steps = len(self._plan.schedule)
+        self.num_steps = len(self._model.schedule)
         self.last_noisy_step = self.num_steps - 1
-        self._meter: Meter = NoMeter()
-        self._known: tuple[Prompt, Any] | None = None
-        self._words: dict[str, int] = {}
+        self._encoded: dict[Condition, Any] = {}
+        self._words: dict[Condition, int] = {}
 
     @staticmethod
     def accepts(pipe: Any) -> bool:
         """Whether `pipe` is a visual autoregressive model."""
         return isinstance(pipe, ScalePipeline)
 
-    def bind(self, meter: Meter) -> None:
-        self._meter = meter
+    def condition_of(self, prompt: Prompt) -> Condition:
+        known = {name: prompt.metadata[name] for name in self._model.overrides if name in prompt.metadata}
+        return Condition(prompt.text, overrides=known)
 
-    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
-        self._condition(prompt)
-        tokens = self._plan.empty(len(uids))
-        return State(tokens, 0, tuple(uids), prompt, seed, carry={"cache": Rows([None] * len(uids))})
+    def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
+        self._check(condition)
+        self._encode(condition)
+        carry = {CACHE: Rows([None] * len(uids))}
+        return State.initial(self._model.empty(len(uids)), uids, condition, seed, carry)
+
+    def recondition(self, state: State) -> State:
+        """Takes up new conditions before the first scale, and none later.
+
+        Raises:
+            ConfigError: If the model cannot take one of them.
+            CapabilityError: If scales are done.
+        """
+        if state.step:
+            raise CapabilityError(
+                "A new condition must come before the first scale, because the scales done and their cached "
+                f"keys follow the old text, but the state is at scale {state.step}; go back to step 0 or "
+                "start with fresh particles."
+            )
+        for condition in distinct(state.conditions):
+            self._check(condition)
+            self._encode(condition)
+        return super().recondition(state)
 
     def advance(self, state: State, steps: int = 1) -> State:
         for _ in range(steps):
-            state = self._next_scale(state)
+            state = state.in_groups(lambda condition: condition, self._next_scale)
         return state
+
+    def move(self, step: int, strength: float) -> Move | None:
+        return TokenNoise(strength**2) if 1 <= step < self.num_steps else None
 
     def renoise(self, state: State, to_step: int) -> State:
         """The state with only its first `to_step` scales, so that new ones are drawn."""
-        tokens = self._plan.schedule.starts[to_step]
+        tokens = self._model.schedule.starts[to_step]
         places = Rows(
             None if place is None else replace(place, length=min(place.length, tokens))
             for place in self._places(state)
         )
-        return replace(state, latents=state.latents[:, :tokens], step=to_step, carry={"cache": places})
+        return replace(state, latents=state.latents[:, :tokens], step=to_step, carry={CACHE: places})
 
     def preview(self, state: State) -> list[Media]:
         if not state.step:
@@ -88,44 +114,44 @@ class ScaleSampler:
     def decode(self, state: State) -> list[Media]:
         return self._decoded(state, None)
 
-    def cost(self, state: State, steps: int) -> Cost:
-        return sum((self._cost(state.prompt, k) for k in range(state.step, state.step + steps)), Cost())
+    def cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        return sum((self._cost(condition, scale) for scale in range(step, step + steps)), Cost())
 
-    def _cost(self, prompt: Prompt, scale: int) -> Cost:
-        """What one row pays for one scale."""
-        if prompt.text not in self._words:
-            self._words[prompt.text] = self._plan.words(prompt)
-        n = self._plan.branches
-        macs = n * self._plan.macs(scale, self._words[prompt.text])
-        return Cost(nfe=n, tokens=n * self._plan.schedule.lengths[scale], macs=macs)
+    def _cost(self, condition: Condition, scale: int) -> Cost:
+        """The cost of one scale for one row."""
+        if condition not in self._words:
+            self._words[condition] = self._model.words(condition)
+        n = self._model.branches
+        macs = n * self._model.macs(scale, self._words[condition])
+        return Cost(nfe=n, tokens=n * self._model.schedule.lengths[scale], macs=macs)
 
     def _next_scale(self, state: State) -> State:
-        plan, scale = self._plan, state.step
-        first, of_row = groups(state.latents)
-        distinct = state if len(first) == len(state) else state.select(first)
-        condition = self._condition(state.prompt)
-        self._meter.charge(self._cost(state.prompt, scale) * len(first))
-        with self._meter.phase("denoise"):
-            cache = self._cache(distinct, condition)
-            probability = plan.probability(condition, distinct.latents, scale, cache)[of_row]
+        """The state one scale later, whose rows have one condition."""
+        model, scale, condition = self._model, state.step, state.conditions[0]
+        first, of_row = shared_rows(state)
+        computed = state if len(first) == len(state) else state.select(first)
+        encoded = self._encode(condition)
+        self.meter.charge(self._cost(condition, scale) * len(first))
+        with self.meter.phase("denoise"):
+            cache = self._cache(computed, encoded)
+            probability = model.probability(encoded, computed.latents, scale, cache)[of_row]
             like = probability if probability.ndim == state.latents.ndim else probability[..., 0]
             uniform = row_uniform(state.seed, "step", state.uids, scale, like)
             tokens = draw(probability, uniform)
-        places = rows_of(cache)
         carry: dict[str, Tensor | Rows] = {
-            "cache": places.select(of_row),
-            "token_noise": uniform,
-            "token_probability": probability,
+            CACHE: rows_of(cache).select(of_row),
+            TOKEN_NOISE: uniform,
+            TOKEN_PROBABILITY: probability,
         }
         return replace(
             state, latents=torch.cat((state.latents, tokens), 1), step=scale + 1, carry=carry, shared={}
         )
 
     def _places(self, state: State) -> Sequence[CacheRow | None]:
-        places = state.carry.get("cache")
+        places = state.carry.get(CACHE)
         return places if isinstance(places, Rows) else Rows([None] * len(state))
 
-    def _cache(self, state: State, condition: Any) -> KVCache:
+    def _cache(self, state: State, encoded: Any) -> KVCache:
         """Keys and values of all scales of `state`, ready to be added to.
 
         They are made again where a state was read from disk; that was paid for in the session before.
@@ -133,24 +159,44 @@ class ScaleSampler:
         places = [place for place in self._places(state) if place is not None]
         if len(places) == len(state):
             return gather(places)
-        cache = self._plan.cache(len(state))
-        starts = self._plan.schedule.starts
+        cache = self._model.cache(len(state))
+        starts = self._model.schedule.starts
         for scale in range(state.step):
-            self._plan.probability(condition, state.latents[:, : starts[scale]], scale, cache)
+            self._model.probability(encoded, state.latents[:, : starts[scale]], scale, cache)
         return cache
 
-    def _condition(self, prompt: Prompt) -> Any:
-        """What the prompt contributes, computed once."""
-        if self._known is None or self._known[0] != prompt:
-            with self._meter.phase("encode"):
-                self._known = (prompt, self._plan.condition(prompt))
-        return self._known[1]
+    def _check(self, condition: Condition) -> None:
+        """Refuses a condition that says more than the model can take."""
+        if condition.negative_text is not None:
+            raise ConfigError(
+                f"A condition of {self.name} must have no negative text but got "
+                f"{condition.negative_text!r}; set negative_prompt in pipeline_kwargs if the model has one."
+            )
+        if condition.assets:
+            raise ConfigError(
+                f"A condition of {self.name} must have no images or embeddings but got "
+                f"{', '.join([*condition.images, *condition.embeddings])}; leave them out."
+            )
+        unknown = sorted(condition.overrides.keys() - self._model.overrides)
+        if unknown:
+            known = ", ".join(sorted(self._model.overrides)) or "none"
+            raise ConfigError(
+                f"Overrides of a condition of {self.name} must be among {known} but got "
+                f"{', '.join(unknown)}; set them in pipeline_kwargs, for all particles."
+            )
+
+    def _encode(self, condition: Condition) -> Any:
+        """The condition as the transformer takes it, computed once."""
+        if condition not in self._encoded:
+            with self.meter.phase("encode"):
+                self._encoded[condition] = self._model.encode(condition)
+        return self._encoded[condition]
 
     def _decoded(self, state: State, size: int | None) -> list[Media]:
-        with self._meter.phase("decode"):
-            features = self._plan.features(state.latents)
+        with self.meter.phase("decode"):
+            features = self._model.features(state.latents)
             height, width = features.shape[-2:]
-            if size is not None and size < self._plan.stride * max(height, width):
-                ratio = size / (self._plan.stride * max(height, width))
+            if size is not None and size < self._model.stride * max(height, width):
+                ratio = size / (self._model.stride * max(height, width))
                 features = resized(features, (max(1, round(ratio * height)), max(1, round(ratio * width))))
-            return [*pictures(self._plan.pixels(features))]
+            return [*images_of(self._model.pixels(features))]

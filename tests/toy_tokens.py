@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from tts_vision.condition import Condition
 from tts_vision.context import SearchContext
-from tts_vision.rng import row_generator
+from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
+from tts_vision.rng import row_uniform
+from tts_vision.sampler import Sampler
 from tts_vision.testing.contracts import SEED, AlgorithmContract, check_result, results
-from tts_vision.testing.toys import picture, position_of
+from tts_vision.testing.toys import draw_position, position_of
 from tts_vision.tokens import draw
-from tts_vision.types import Cost, Media, Meter, Modality, Prompt, Sampler, State, Verifier
+from tts_vision.types import Cost, Media, Modality, Prompt, State
+from tts_vision.verifier import Verifier
 
 ROUND = 2 * math.pi * torch.arange(5) / 5
 VALUES = torch.stack([ROUND.cos(), ROUND.sin()], 1)  # what each of five ids adds to the position
 
 
-class TokenSampler:
+class TokenSampler(Sampler):
     """Tokens add up to a position in the plane; each scale refines what the coarser ones said.
 
     A bit is set with probability ``sigmoid(bias + pull * position so far)`` of its coordinate, an id drawn by
@@ -38,8 +41,8 @@ class TokenSampler:
     """
 
     name = "toy_tokens"
-    modality: Modality = "image"
-    capabilities = frozenset({"stochastic", "preview", "renoise", "tokens"})
+    shares_forwards = True
+    capabilities = frozenset({"stochastic", "preview", "renoise", "moves"})
 
     def __init__(
         self,
@@ -54,22 +57,20 @@ class TokenSampler:
         self.num_steps = len(self.lengths)
         self.last_noisy_step = self.num_steps - 1
         self.previewed = 0
-        self.bind(_NoMeter())
 
-    def bind(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def init(self, prompt: Prompt, uids: Sequence[int], *, seed: int) -> State:
+    def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
         shape = (len(uids), 0) if self.ids else (len(uids), 0, 2)
-        return State(torch.empty(shape, dtype=self._dtype), 0, tuple(uids), prompt, seed)
+        return State.initial(torch.empty(shape, dtype=self._dtype), uids, condition, seed)
 
     def advance(self, state: State, steps: int = 1) -> State:
         for _ in range(steps):
-            distinct = len({row.numpy().tobytes() for row in state.latents})
-            self._meter.charge(self.cost(state, 1) * distinct)
-            with self._meter.phase("denoise"):
+            self.meter.charge(self.price(state, 1))
+            with self.meter.phase("denoise"):
                 state = self._next_scale(state)
         return state
+
+    def move(self, step: int, strength: float) -> Move | None:
+        return TokenNoise(strength**2) if 1 <= step < self.num_steps else None
 
     def renoise(self, state: State, to_step: int) -> State:
         return replace(state, latents=state.latents[:, : self.starts[to_step]], step=to_step, carry={})
@@ -79,11 +80,11 @@ class TokenSampler:
         return self.decode(state)
 
     def decode(self, state: State) -> list[Media]:
-        with self._meter.phase("decode"):
-            return [picture(row) for row in self.positions(state.latents).numpy()]
+        with self.meter.phase("decode"):
+            return [draw_position(row) for row in self.positions(state.latents).numpy()]
 
-    def cost(self, state: State, steps: int) -> Cost:
-        scales = range(state.step, state.step + steps)
+    def cost(self, condition: Condition, step: int, steps: int) -> Cost:
+        scales = range(step, step + steps)
         tokens = sum(self.lengths[k] for k in scales)
         macs = sum(self.lengths[k] * (10 + self.starts[k + 1]) for k in scales)
         return Cost(nfe=steps, tokens=tokens, macs=macs)
@@ -106,16 +107,9 @@ class TokenSampler:
     def _next_scale(self, state: State) -> State:
         probability = self.probability(state.latents, state.step)
         like = probability[..., 0] if self.ids else probability
-        uniform = torch.stack(
-            [
-                torch.rand(
-                    like.shape[1:], generator=row_generator(state.seed, "step", uid, state.step, "cpu")
-                )
-                for uid in state.uids
-            ]
-        )
+        uniform = row_uniform(state.seed, "step", state.uids, state.step, like)
         tokens = draw(probability, uniform).to(self._dtype)
-        carry = {"token_noise": uniform, "token_probability": probability}
+        carry = {TOKEN_NOISE: uniform, TOKEN_PROBABILITY: probability}
         latents = torch.cat([state.latents, tokens], 1)
         return replace(state, latents=latents, step=state.step + 1, carry=carry)
 
@@ -144,7 +138,7 @@ def positions(*, scale: float = 1.0) -> PositionFeatures:
 
 
 class ClipsOnly(PositionFeatures):
-    """Embeds no pictures."""
+    """Embeds no images."""
 
     name = "clips_only"
     accepts: frozenset[Modality] = frozenset({"video"})
@@ -161,14 +155,6 @@ def nothing() -> object:
 
 
 FEATURES = f"{__file__}@positions"
-
-
-class _NoMeter:
-    def charge(self, cost: Cost) -> None:
-        pass
-
-    def phase(self, name: Any) -> Any:
-        return nullcontext()
 
 
 class TokenAlgorithmContract(AlgorithmContract):

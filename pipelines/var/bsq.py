@@ -1,6 +1,6 @@
 """Binary spherical quantisation over scales, as in Infinity (Han et al. 2024; BSQ: Zhao et al. 2024).
 
-A picture's feature map is a sum: at each scale, the sign of what is still missing, scaled to unit length
+An image's feature map is a sum: at each scale, the sign of what is still missing, scaled to unit length
 and brought to full size.
 """
 
@@ -69,7 +69,7 @@ class MultiScaleBSQ:
         return torch.zeros(n, self.channels, *self.size(schedule.final))
 
     def next_input(self, features: Tensor, grid: Grid) -> Tensor:
-        """What the transformer reads before it predicts `grid`: ``(B, L, D)`` of the sum so far."""
+        """The transformer's input before it predicts `grid`: ``(B, L, D)`` of the sum so far."""
         return self.tokens(resized(features, self.size(grid)))
 
     def encode(

@@ -1,4 +1,4 @@
-"""VAR as a pipeline: pictures of an ImageNet class."""
+"""VAR as a pipeline: images of an ImageNet class."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.condition import Condition
 from tts_vision.imagenet import class_of
 from tts_vision.pipelines.var.cache import KVCache
-from tts_vision.pipelines.var.plan import OutputType, empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.model import OutputType, empty_cache, per_scale, plain_samples, settings_of
 from tts_vision.pipelines.var.sampling import guided, ramped, token_probability
 from tts_vision.pipelines.var.schedules import Schedule
 from tts_vision.pipelines.var.var import VAR, ClassCondition, macs_of_scale
@@ -25,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {"guidance_scale": 4.0, "tau": 1.0, "top_k": 900, "t
 
 @dataclass(frozen=True)
 class VARPipeline:
-    """Draws pictures of a class, scale by scale; a prompt is a class of ImageNet, by number or name.
+    """Draws images of a class, scale by scale; a prompt is a class of ImageNet, by number or name.
 
     Attributes:
         transformer: Predicts tokens.
@@ -50,8 +51,8 @@ class VARPipeline:
         self.vae.to(device)
         return self
 
-    def plan(self, call: Mapping[str, Any]) -> VARPlan:
-        """The pipeline with the settings of a call; see `VARPlan`.
+    def configured(self, call: Mapping[str, Any]) -> ConfiguredVAR:
+        """The pipeline with the settings of a call; see `ConfiguredVAR`.
 
         Raises:
             ConfigError: If a setting is unknown or out of range.
@@ -59,32 +60,34 @@ class VARPipeline:
         settings = settings_of(self.name, _DEFAULTS, self.defaults, call)
         schedule = self.transformer.config.schedule
         tau = per_scale("tau", settings["tau"], len(schedule))
-        return VARPlan(
+        return ConfiguredVAR(
             self, schedule, float(settings["guidance_scale"]), tau, settings["top_k"], settings["top_p"]
         )
 
     def __call__(
         self, label: int | str, *, seed: int = 0, n: int = 1, output_type: OutputType = "pil", **call: Any
     ) -> list[Image.Image] | Tensor:
-        """Draws pictures: the plain samples of a seed.
+        """Draws images: the plain samples of a seed.
 
         Args:
             label: Number or name of a class of ImageNet.
-            seed: Root seed; picture ``i`` is that of particle ``i`` of a search with this seed.
+            seed: Root seed; image ``i`` is that of particle ``i`` of a search with this seed.
             n: How many.
-            output_type: ``pil`` for pictures, ``tokens`` for the tokens of all scales, which a plan of the
-                same settings decodes: ``plan.pixels(plan.features(tokens))``.
-            call: Settings, as in `VARPlan`.
+            output_type: ``pil`` for images, ``tokens`` for the tokens of all scales, which
+                ``model = pipe.configured(call)`` decodes: ``model.pixels(model.features(tokens))``.
+            call: Settings, as in `ConfiguredVAR`.
 
         Raises:
             ConfigError: If a setting is unknown or out of range, or there is no such class.
         """
-        return plain_samples(self.plan(call), Prompt(str(label)), seed, n, output_type)
+        return plain_samples(self.configured(call), Condition(str(label)), seed, n, output_type)
 
 
 @dataclass(frozen=True)
-class VARPlan:
+class ConfiguredVAR:
     """VAR with the settings of a call.
+
+    The class of a condition is its override ``class_id``, or its text: a number or a name.
 
     Attributes:
         pipe: The models.
@@ -117,13 +120,18 @@ class VARPlan:
     def empty(self, n: int) -> Tensor:
         return torch.empty(n, 0, dtype=torch.int64)
 
-    def words(self, prompt: Prompt) -> int:
+    @property
+    def overrides(self) -> frozenset[str]:
+        return frozenset({"class_id"})
+
+    def words(self, condition: Condition) -> int:
         return 0
 
     @torch.no_grad()
-    def condition(self, prompt: Prompt) -> ClassCondition:
+    def encode(self, condition: Condition) -> ClassCondition:
         model = self.pipe.transformer
-        labels = [class_of(prompt), model.no_class][: self.branches]
+        label = class_of(Prompt(condition.text, condition.overrides))
+        labels = [label, model.no_class][: self.branches]
         return model.condition(torch.tensor(labels, device=self.device))
 
     def cache(self, rows: int) -> KVCache:
@@ -132,13 +140,13 @@ class VARPlan:
         return empty_cache(model.config, self.schedule, self.branches, rows, weight)
 
     @torch.no_grad()
-    def probability(self, condition: ClassCondition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+    def probability(self, encoded: ClassCondition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
         inputs = None
         if scale:
             features = self.features(tokens)
             inputs = self.pipe.vae.quantizer.next_input(features, self.schedule.grids[scale])
             inputs = inputs.repeat(self.branches, 1, 1)
-        logits = self.pipe.transformer.scale(condition.rows(len(tokens)), inputs, scale, cache)
+        logits = self.pipe.transformer.scale(encoded.rows(len(tokens)), inputs, scale, cache)
         if self.branches == 2:
             cond, uncond = logits.chunk(2)
             logits = guided(cond, uncond, ramped(self.guidance_scale, scale, len(self.schedule)))

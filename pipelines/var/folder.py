@@ -33,7 +33,7 @@ def save_pipeline(pipe: InfinityPipeline, folder: Path, *, dtype: torch.dtype = 
 
 
 def load_pipeline(folder: Path, *, dtype: torch.dtype = torch.float32) -> InfinityPipeline:
-    """Reads what `save_pipeline` wrote.
+    """Reads a folder that `save_pipeline` wrote.
 
     Raises:
         PipelineError: If a file is missing or does not fit.

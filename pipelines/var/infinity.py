@@ -67,8 +67,8 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What a text contributes to every scale; computed once per prompt.
+class TextCondition:
+    """A text as all scales take it; computed once per prompt.
 
     Attributes:
         pooled: ``(N, W)``, also the input of scale 0.
@@ -84,7 +84,7 @@ class Condition:
     text: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None = None
 
-    def rows(self, copies: int) -> Condition:
+    def rows(self, copies: int) -> TextCondition:
         """Each row `copies` times: of one text per branch of guidance, a batch of particles."""
 
         def of(x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Condition:
                 else x.expand(copies, *x.shape[1:])
             )
 
-        return Condition(
+        return TextCondition(
             of(self.pooled),
             of(self.modulation),
             of(self.head),
@@ -138,8 +138,8 @@ class Infinity(nn.Module):
         """All blocks, first to last."""
         return [block for chunk in self.block_chunks for block in chunk["module"]]  # type: ignore[index]
 
-    def condition(self, text: Tensor, mask: Tensor | None = None) -> Condition:
-        """What the text contributes.
+    def condition(self, text: Tensor, mask: Tensor | None = None) -> TextCondition:
+        """The text as all scales take it.
 
         Args:
             text: ``(N, L, text_dim)`` last hidden states of the text encoder, or rows of `cfg_uncond`.
@@ -148,7 +148,7 @@ class Infinity(nn.Module):
         text = F.rms_norm(text.float(), text.shape[-1:], self.text_norm.weight.float(), EPS)
         pooled = self.text_proj_for_sos["ca"](text, mask).to(self.head.weight.dtype)
         words = self.text_proj_for_ca(text.to(self.head.weight.dtype))
-        return Condition(
+        return TextCondition(
             pooled=pooled,
             modulation=self.shared_ada_lin(pooled).view(-1, 1, 6, self.config.width),
             head=self.head_nm["ada_lin"](pooled)[:, None],
@@ -160,7 +160,7 @@ class Infinity(nn.Module):
         """The text features of no text, ``(1, length, text_dim)``."""
         return self.cfg_uncond[None, :length]
 
-    def embed(self, condition: Condition, inputs: Tensor | None, scale: int) -> Tensor:
+    def embed(self, condition: TextCondition, inputs: Tensor | None, scale: int) -> Tensor:
         """The tokens ``(N, L, W)`` that go into the first block.
 
         Args:
@@ -175,7 +175,7 @@ class Infinity(nn.Module):
         return x.float() + self.lvl_embed.weight[scale]
 
     def scale(
-        self, condition: Condition, inputs: Tensor | None, scale: int, schedule: Schedule, cache: KVCache
+        self, condition: TextCondition, inputs: Tensor | None, scale: int, schedule: Schedule, cache: KVCache
     ) -> Tensor:
         """Logits ``(N, L, D, 2)`` of the bits of one scale, and its keys and values into the cache.
 
@@ -195,7 +195,7 @@ class Infinity(nn.Module):
         cache.grow(x.shape[1])
         return self.logits(x, condition)
 
-    def forward(self, condition: Condition, inputs: Tensor, schedule: Schedule) -> Tensor:
+    def forward(self, condition: TextCondition, inputs: Tensor, schedule: Schedule) -> Tensor:
         """Logits ``(N, T, D, 2)`` of all scales at once, each given the scales before it.
 
         Args:
@@ -215,7 +215,7 @@ class Infinity(nn.Module):
             x = block(x, condition.modulation, condition.text[layer], condition.mask, rope, None, mask)
         return self.logits(x, condition)
 
-    def logits(self, x: Tensor, condition: Condition) -> Tensor:
+    def logits(self, x: Tensor, condition: TextCondition) -> Tensor:
         """Logits ``(N, L, D, 2)``; the second of a pair is that of a set bit."""
         scale, shift = condition.head.float().chunk(2, -1)
         x = modulated(x, scale, shift)

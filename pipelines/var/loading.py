@@ -485,7 +485,7 @@ def _fitted(
     """A module on the meta device with weights: every key must fit, none may be missing.
 
     Args:
-        module: What gets the tensors themselves.
+        module: Gets the tensors themselves.
         state: Tensors by name.
         owner: The model, for messages.
         path: Where they are from, for messages.
@@ -533,7 +533,7 @@ def _index(folder: Path) -> Path | None:
 
 
 def _read_shards(folder: Path, owner: str) -> dict[str, Tensor]:
-    """The tensors of all shards, which must hold just what their index says."""
+    """The tensors of all shards, which must hold the tensors that their index names and no others."""
     index = _index(folder)
     if index is None:
         raise PipelineError(
@@ -569,7 +569,7 @@ def _t5_beside(folder: str) -> str:
 
 
 def _refuse_missing_path(path: str, owner: str) -> None:
-    """Refuses what can only be a path, and is not there, before a hub is asked for it."""
+    """Refuses a source that can only be a path, and is not there, before a hub is asked for it."""
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise PipelineError(
             f"The weights of {owner!r} must be an existing path or a hub id 'owner/name' but got {path!r}; "

@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.bsq_vae import BSQVAE
 from tts_vision.pipelines.var.cache import KVCache
-from tts_vision.pipelines.var.infinity import Condition, Infinity, macs_of_scale
-from tts_vision.pipelines.var.plan import OutputType, empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.infinity import Infinity, TextCondition, macs_of_scale
+from tts_vision.pipelines.var.model import OutputType, empty_cache, per_scale, plain_samples, settings_of
 from tts_vision.pipelines.var.sampling import bit_probability, guided
 from tts_vision.pipelines.var.schedules import Schedule, nearest_ratio, schedule_for
-from tts_vision.types import Prompt
 
 
 @dataclass(frozen=True)
 class InfinityPipeline:
-    """Draws pictures of a text, scale by scale.
+    """Draws images of a text, scale by scale.
 
     Attributes:
         transformer: Predicts bits.
@@ -53,8 +53,8 @@ class InfinityPipeline:
             module.to(device)
         return self
 
-    def plan(self, call: Mapping[str, Any]) -> InfinityPlan:
-        """The pipeline with the settings of a call; see `InfinityPlan`.
+    def configured(self, call: Mapping[str, Any]) -> ConfiguredInfinity:
+        """The pipeline with the settings of a call; see `ConfiguredInfinity`.
 
         Raises:
             ConfigError: If a setting is unknown or out of range.
@@ -67,9 +67,9 @@ class InfinityPipeline:
                 ratio = _ratio(ratio)
             schedule = schedule_for(float(ratio), settings["size"])
         elif {"aspect_ratio", "size"} & call.keys():
-            raise ConfigError(f"{self.name} draws one size of picture; leave aspect_ratio and size out.")
+            raise ConfigError(f"{self.name} draws one size of image; leave aspect_ratio and size out.")
         scales = len(schedule)
-        return InfinityPlan(
+        return ConfiguredInfinity(
             self,
             schedule,
             per_scale("guidance_scale", settings["guidance_scale"], scales),
@@ -82,20 +82,20 @@ class InfinityPipeline:
     def __call__(
         self, prompt: str, *, seed: int = 0, n: int = 1, output_type: OutputType = "pil", **call: Any
     ) -> list[Image.Image] | Tensor:
-        """Draws pictures: the plain samples of a seed.
+        """Draws images: the plain samples of a seed.
 
         Args:
-            prompt: What to draw.
-            seed: Root seed; picture ``i`` is that of particle ``i`` of a search with this seed.
+            prompt: The text.
+            seed: Root seed; image ``i`` is that of particle ``i`` of a search with this seed.
             n: How many.
-            output_type: ``pil`` for pictures, ``tokens`` for the tokens of all scales, which a plan of the
-                same settings decodes: ``plan.pixels(plan.features(tokens))``.
-            call: Settings, as in `InfinityPlan`.
+            output_type: ``pil`` for images, ``tokens`` for the tokens of all scales, which
+                ``model = pipe.configured(call)`` decodes: ``model.pixels(model.features(tokens))``.
+            call: Settings, as in `ConfiguredInfinity`.
 
         Raises:
             ConfigError: If a setting is unknown or out of range, or the prompt is too long.
         """
-        return plain_samples(self.plan(call), Prompt(prompt), seed, n, output_type)
+        return plain_samples(self.configured(call), Condition(prompt), seed, n, output_type)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -110,7 +110,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class InfinityPlan:
+class ConfiguredInfinity:
     """Infinity with the settings of a call.
 
     Attributes:
@@ -120,7 +120,7 @@ class InfinityPlan:
         tau: Temperature of the bits, by scale.
         top_k: 1 takes the likelier value of each bit.
         top_p: Drops the less likely value of a bit if its probability is at most ``1 - top_p``.
-        negative_prompt: What guidance leads away from, in place of the learned embedding of no text.
+        negative_prompt: The text that guidance leads away from, in place of the learned embedding of no text.
     """
 
     pipe: InfinityPipeline
@@ -146,13 +146,17 @@ class InfinityPlan:
     def empty(self, n: int) -> Tensor:
         return torch.empty(n, 0, self.pipe.transformer.config.bits, dtype=torch.uint8)
 
-    def words(self, prompt: Prompt) -> int:
-        return len(self._ids(prompt.text))
+    @property
+    def overrides(self) -> frozenset[str]:
+        return frozenset()
+
+    def words(self, condition: Condition) -> int:
+        return len(self._ids(condition.text))
 
     @torch.no_grad()
-    def condition(self, prompt: Prompt) -> Condition:
+    def encode(self, condition: Condition) -> TextCondition:
         model = self.pipe.transformer
-        texts = [self._encoded(prompt.text)]
+        texts = [self._encoded(condition.text)]
         if self.branches == 2:
             negative = self.negative_prompt
             texts.append(
@@ -170,14 +174,14 @@ class InfinityPlan:
         return empty_cache(model.config, self.schedule, self.branches, rows, weight)
 
     @torch.no_grad()
-    def probability(self, condition: Condition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+    def probability(self, encoded: TextCondition, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
         quantizer, model = self.pipe.vae.quantizer, self.pipe.transformer
         inputs = None
         if scale:
             features = self.features(tokens)
             inputs = quantizer.next_input(features, self.schedule.grids[scale]).to(self.device)
             inputs = inputs.repeat(self.branches, 1, 1)
-        rows = condition.rows(len(tokens))
+        rows = encoded.rows(len(tokens))
         logits = model.scale(rows, inputs, scale, self.schedule, cache)
         if self.branches == 2:
             cond, uncond = logits.chunk(2)

@@ -51,12 +51,12 @@ TEMPLATES: dict[float, tuple[Grid, ...]] = {
     },
     **_TALL,
 }
-SIZES = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # scales that make a picture of so many pixels
+SIZES = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # scales that make an image of so many pixels
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The grids of tokens of one picture, coarse to fine.
+    """The grids of tokens of one image, coarse to fine.
 
     Attributes:
         grids: ``(h, w)`` of each scale.
@@ -87,7 +87,7 @@ class Schedule:
 
 
 def schedule_for(aspect_ratio: float, size: str = "1M", templates: Sequence[float] = ()) -> Schedule:
-    """Infinity's schedule for pictures of an aspect ratio.
+    """Infinity's schedule for images of an aspect ratio.
 
     Args:
         aspect_ratio: Height over width; must be one of the templates.

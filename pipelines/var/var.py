@@ -1,4 +1,4 @@
-"""VAR's transformer: predicts the tokens of a scale at once, of a class of pictures, from all coarser scales.
+"""VAR's transformer: predicts the tokens of a scale at once, of a class of images, from all coarser scales.
 
 Tian et al. 2024, "Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction". Plain
 torch; the parameters are named as in the published checkpoints.
@@ -73,7 +73,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class ClassCondition:
-    """What a class contributes to every scale; computed once per prompt.
+    """A class as all scales take it; computed once per prompt.
 
     Attributes:
         pooled: ``(N, W)``, also the input of scale 0.
@@ -122,7 +122,7 @@ class VAR(nn.Module):
         return self.config.classes
 
     def condition(self, labels: Tensor) -> ClassCondition:
-        """What classes ``(N,)`` contribute."""
+        """Classes ``(N,)`` as all scales take them."""
         pooled = self.class_emb(labels)
         shared = self.shared_ada_lin(pooled) if self.config.shared_modulation else None
         return ClassCondition(

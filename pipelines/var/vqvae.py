@@ -22,7 +22,7 @@ class VQVAEConfig(BSQVAEConfig):
 
     Attributes:
         vocabulary: Tokens ``V`` to choose from.
-        phis: Convolutions that smooth what a scale adds, shared by neighbouring scales.
+        phis: Convolutions that smooth the part of a scale, shared by neighbouring scales.
     """
 
     width: int = 160
@@ -96,7 +96,7 @@ class MultiScaleVQ(nn.Module):
         return self.embedding(ids.long()).float().transpose(1, 2).unflatten(2, grid)
 
     def contribution(self, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
-        """What one scale adds to the sum ``(B, C, H, W)``: its embeddings at full size, smoothed."""
+        """The part of one scale in the sum, ``(B, C, H, W)``: its embeddings at full size, smoothed."""
         codes = self.codes(ids, schedule.grids[scale])
         if schedule.grids[scale] != schedule.final:
             codes = F.interpolate(codes, schedule.final, mode="bicubic")
@@ -115,7 +115,7 @@ class MultiScaleVQ(nn.Module):
         return features
 
     def next_input(self, features: Tensor, grid: Grid) -> Tensor:
-        """What the transformer reads before it predicts `grid`: ``(B, L, C)``, means over the sum so far."""
+        """The transformer's input before it predicts `grid`: ``(B, L, C)``, means over the sum so far."""
         return F.interpolate(features, grid, mode="area").flatten(2).transpose(1, 2)
 
     def nearest(self, vectors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of a class by VAR, and the published models by name."""
+"""Images of a class by VAR, and the published models by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from tiny_var import BSQ, INFINITY, VAR_CONFIG, VQ, bsq_vae, infinity, save_t5, var, vqvae
 
 import tts_vision
+from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines.var import infinity as infinity_module
@@ -33,8 +34,8 @@ def brightness(images: Any, prompts: Any) -> list[float]:
 
 class TestClassSampler(SamplerContract):
     @pytest.fixture
-    def prompt(self) -> Prompt:
-        return Prompt("a fish", {"class_id": 3})
+    def condition(self) -> Condition:
+        return Condition("a fish", overrides={"class_id": 3})
 
     @pytest.fixture
     def sampler(self) -> ScaleSampler:
@@ -47,13 +48,24 @@ class TestClassSampler(SamplerContract):
 def test_stepwise_equals_whole(guidance: float) -> None:
     settings = {"guidance_scale": guidance, "top_k": 20}
     sampler = ScaleSampler(tiny_pipeline(), options=SamplerOptions(pipeline_kwargs=settings))
-    state = sampler.init(Prompt("7"), (0, 1), seed=2)
+    state = sampler.init(Condition("7"), (0, 1), seed=2)
     for _ in range(sampler.num_steps):
         state = sampler.advance(state)
     assert state.latents.dtype == torch.int64 and int(state.latents.max()) < VAR_CONFIG.vocabulary
-    for stepwise, picture in zip(sampler.decode(state), tiny_pipeline()(7, seed=2, n=2, **settings)):
-        assert np.array_equal(np.asarray(stepwise), np.asarray(picture))
-    assert sampler.cost(sampler.init(Prompt("7"), (0,), seed=2), 1).nfe == (2 if guidance else 1)
+    for stepwise, image in zip(sampler.decode(state), tiny_pipeline()(7, seed=2, n=2, **settings)):
+        assert np.array_equal(np.asarray(stepwise), np.asarray(image))
+    assert sampler.cost(Condition("7"), 0, 1).nfe == (2 if guidance else 1)
+
+
+def test_the_class_in_a_prompts_metadata_becomes_an_override() -> None:
+    sampler = ScaleSampler(tiny_pipeline())
+    condition = sampler.condition_of(Prompt("a fish", {"class_id": 3, "tag": "counting"}))
+    assert condition == Condition("a fish", overrides={"class_id": 3})
+    by_id, by_text = (sampler.init(c, (0, 1), seed=2) for c in (condition, Condition("3")))
+    assert torch.equal(sampler.advance(by_id, 3).latents, sampler.advance(by_text, 3).latents)
+    assert sampler.condition_of(Prompt("7")) == Condition("7")
+    with pytest.raises(ConfigError, match="must be among class_id but got tau"):
+        ScaleSampler(VARPipeline(var(), vqvae())).init(Condition("3", overrides={"tau": 2}), (0,), seed=0)
 
 
 def test_the_class_matters() -> None:

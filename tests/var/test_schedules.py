@@ -12,7 +12,7 @@ from tts_vision.pipelines.var.schedules import SIZES, TEMPLATES, Schedule, neare
     ("size", "scales", "tokens", "side"),
     [("0.06M", 7, 521, 16), ("0.25M", 10, 2521, 32), ("0.60M", 12, 6425, 48), ("1M", 13, 10521, 64)],
 )
-def test_square_pictures(size, scales, tokens, side):
+def test_square_images(size, scales, tokens, side):
     schedule = schedule_for(1.0, size)
     assert len(schedule) == scales
     assert schedule.starts[-1] == sum(schedule.lengths) == tokens
@@ -33,7 +33,7 @@ def test_the_ratios():
         *((2.5, (100, 40)), (3.0, (111, 37)), (0.8, (56, 70)), (0.666, (52, 78)), (0.571, (48, 84))),
     ],
 )
-def test_pictures_of_one_megapixel(ratio, last):
+def test_images_of_one_megapixel(ratio, last):
     schedule = schedule_for(ratio)
     assert schedule.final == schedule.positions == last
     assert len(schedule) == 13 and schedule.grids[0] == (1, 1)
@@ -41,7 +41,7 @@ def test_pictures_of_one_megapixel(ratio, last):
     assert 0.94 < last[0] * last[1] * 256 / 1024**2 < 1.02
 
 
-def test_wide_pictures_are_tall_ones_on_their_side():
+def test_wide_images_are_tall_ones_on_their_side():
     for wide, tall in ((0.8, 1.25), (0.75, 1.333), (0.666, 1.5), (0.571, 1.75), (0.5, 2.0), (0.4, 2.5)):
         assert TEMPLATES[wide] == tuple((w, h) for h, w in TEMPLATES[tall])
     assert TEMPLATES[0.333][2] == (2, 6) and TEMPLATES[3.0][2] == (6, 2)

@@ -1,4 +1,4 @@
-"""A tiny Infinity of random weights: real classes, five scales, pictures of 32x32."""
+"""A tiny Infinity of random weights: real classes, five scales, images of 32x32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sampler of visual autoregressive models asks of one of them."""
+"""The interface between the sampler of visual autoregressive models and each of these models."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_vision.condition import Condition
 from tts_vision.config import did_you_mean
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.schedules import Schedule
 from tts_vision.rng import row_uniform
 from tts_vision.tokens import draw
-from tts_vision.types import Prompt
 
 
-class Plan(Protocol):
-    """A model with the settings of one search: how to predict each scale, and what its tokens look like."""
+class ConfiguredModel(Protocol):
+    """A model with the settings of one search: predicts the tokens of each scale and decodes them."""
 
     @property
     def schedule(self) -> Schedule:
@@ -40,24 +40,28 @@ class Plan(Protocol):
     def empty(self, n: int) -> Tensor:
         """The token prefixes of `n` particles before the first scale."""
 
-    def condition(self, prompt: Prompt) -> Any:
-        """What the prompt contributes to all scales, computed once.
+    @property
+    def overrides(self) -> frozenset[str]:
+        """The overrides of a condition that it takes."""
+
+    def encode(self, condition: Condition) -> Any:
+        """The condition as the transformer takes it at all scales, computed once.
 
         Raises:
-            ConfigError: If the prompt is none that the model can draw.
+            ConfigError: If the model cannot draw it.
         """
 
-    def words(self, prompt: Prompt) -> int:
-        """Tokens of the prompt that every token of the picture attends to."""
+    def words(self, condition: Condition) -> int:
+        """Tokens of the prompt that every token of the image attends to."""
 
     def cache(self, rows: int) -> KVCache:
         """An empty cache."""
 
-    def probability(self, condition: Any, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+    def probability(self, encoded: Any, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
         """The probabilities of the tokens of one scale, as `tts_vision.tokens.draw` takes them, on the CPU.
 
         Args:
-            condition: Of the prompt.
+            encoded: From `encode`.
             tokens: ``(B, T, ...)`` prefix of all scales before.
             scale: Which scale.
             cache: Keys and values of the scales before; gets those of this one.
@@ -75,13 +79,13 @@ class Plan(Protocol):
 
 @runtime_checkable
 class ScalePipeline(Protocol):
-    """A visual autoregressive model that a `Plan` can be made of."""
+    """A visual autoregressive model, before it has the settings of a search."""
 
     @property
     def name(self) -> str:
         """Shown in reports."""
 
-    def plan(self, call: dict[str, Any]) -> Plan:
+    def configured(self, call: dict[str, Any]) -> ConfiguredModel:
         """The model with the settings of a call.
 
         Raises:
@@ -90,7 +94,7 @@ class ScalePipeline(Protocol):
 
 
 class Architecture(Protocol):
-    """What of a transformer decides the size of its cache."""
+    """The sizes of a transformer that decide the size of its cache."""
 
     @property
     def depth(self) -> int:
@@ -124,7 +128,7 @@ def empty_cache(
 def settings_of(
     name: str, known: Mapping[str, Any], defaults: Mapping[str, Any], call: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a call, with defaults for what it leaves open.
+    """The settings of a call, with defaults for those that it leaves open.
 
     Raises:
         ConfigError: If it has one that is not known.
@@ -152,10 +156,10 @@ def per_scale(name: str, value: float | Sequence[float], scales: int) -> tuple[f
     return tuple(map(float, values))
 
 
-def pictures(pixels: Tensor) -> list[Image.Image]:
-    """Pixels ``(B, 3, H, W)`` in [-1, 1] as pictures, rounded to 8 bits."""
+def images_of(pixels: Tensor) -> list[Image.Image]:
+    """Pixels ``(B, 3, H, W)`` in [-1, 1] as images, rounded to 8 bits."""
     bytes_ = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(image) for image in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 OutputType: TypeAlias = Literal["pil", "tokens"]
@@ -163,19 +167,19 @@ OutputType: TypeAlias = Literal["pil", "tokens"]
 
 @torch.no_grad()
 def plain_samples(
-    plan: Plan, prompt: Prompt, seed: int, n: int, output_type: OutputType
+    model: ConfiguredModel, condition: Condition, seed: int, n: int, output_type: OutputType
 ) -> list[Image.Image] | Tensor:
-    """The plain samples of a seed, drawn scale by scale, as pictures or as the tokens of all scales.
+    """The plain samples of a seed, drawn scale by scale, as images or as the tokens of all scales.
 
     Raises:
         ConfigError: If another type of output is asked for.
     """
     if output_type not in ("pil", "tokens"):
         raise ConfigError(f"output_type must be 'pil' or 'tokens' but got {output_type!r}; change it.")
-    condition, cache, tokens = plan.condition(prompt), plan.cache(n), plan.empty(n)
-    for scale in range(len(plan.schedule)):
-        probability = plan.probability(condition, tokens, scale, cache)
+    encoded, cache, tokens = model.encode(condition), model.cache(n), model.empty(n)
+    for scale in range(len(model.schedule)):
+        probability = model.probability(encoded, tokens, scale, cache)
         like = probability if probability.ndim == tokens.ndim else probability[..., 0]
         uniform = row_uniform(seed, "step", range(n), scale, like)
         tokens = torch.cat((tokens, draw(probability, uniform)), 1)
-    return tokens if output_type == "tokens" else pictures(plan.pixels(plan.features(tokens)))
+    return tokens if output_type == "tokens" else images_of(model.pixels(model.features(tokens)))
