@@ -8,9 +8,8 @@ import pytest
 from chat_server import Answer, asked, nobody_there, serving
 from PIL import Image
 
-from samples import pictures
+from tts_vision.chat import ChatEndpoint
 from tts_vision.errors import ConfigError
-from tts_vision.verifiers._endpoint import ChatEndpoint
 
 KEY = "sk-secret-0123456789"
 ASK: dict[str, Any] = {"owner": "judge", "key_variable": "SOME_KEY"}
@@ -22,13 +21,18 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
 
 
+def some_images(n: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rows) for rows in rng.integers(0, 256, (n, 5, 6, 3), dtype=np.uint8)]
+
+
 def endpoint(base_url: str, waits: list[float] | None = None, **settings: Any) -> ChatEndpoint:
     sleep = (lambda seconds: None) if waits is None else waits.append
     return ChatEndpoint(base_url, "eye-1", **ASK, sleep=sleep, jitter=lambda: 0.5, **settings)
 
 
 def test_asks_as_the_protocol_says() -> None:
-    shown = pictures(2)
+    shown = some_images(2)
     schema = {"type": "object"}
     with serving(lambda request: Answer("a fox")) as server:
         replies = endpoint(server.base_url + "/").ask([shown], [["What?", "A fox.", "Sure?"]], schema=schema)
@@ -38,13 +42,13 @@ def test_asks_as_the_protocol_says() -> None:
     assert request["model"] == "eye-1" and request["temperature"] == 0.0
     assert request["response_format"]["json_schema"] == {"name": "answer", "strict": True, "schema": schema}
     assert [m["role"] for m in request["messages"]] == ["user", "assistant", "user"]
-    *images, text = request["messages"][0]["content"]
+    *parts, text = request["messages"][0]["content"]
     assert text == {"type": "text", "text": "What?"}
     assert request["messages"][1]["content"] == "A fox."
-    for image, picture in zip(images, shown, strict=True):
-        head, data = image["image_url"]["url"].split(",")
+    for part, image in zip(parts, shown, strict=True):
+        head, data = part["image_url"]["url"].split(",")
         assert head == "data:image/png;base64"
-        assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), picture)
+        assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), image)
 
 
 def test_answers_come_in_the_order_of_the_questions_though_they_finish_otherwise() -> None:
@@ -89,9 +93,9 @@ def test_a_failure_costs_only_its_own_sample() -> None:
     assert "answered nothing" in (replies[5].reason or "")
 
 
-def test_a_picture_that_cannot_be_sent_costs_only_its_own_sample() -> None:
+def test_an_image_that_cannot_be_sent_costs_only_its_own_sample() -> None:
     with serving(lambda r: Answer("fine")) as server:
-        replies = endpoint(server.base_url).ask([pictures(1), [Image.new("RGB", (0, 0))]], ["a", "b"])
+        replies = endpoint(server.base_url).ask([some_images(1), [Image.new("RGB", (0, 0))]], ["a", "b"])
     assert replies[0].text == "fine" and replies[1].reason
 
 

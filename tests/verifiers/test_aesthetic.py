@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tiny_backbones import tiny_clip
-from tiny_rewards import as_pixels, check_slopes, doubled, odd_pictures, rename_key_in_file, tiny_siglip
+from tiny_rewards import as_pixels, check_slopes, doubled, odd_images, rename_key_in_file, tiny_siglip
 from torch import Tensor, nn
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import VerifierError
 from tts_vision.registry import lookup
@@ -63,7 +63,7 @@ class TestContract(DifferentiableVerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Image.Image]:
-        return pictures(4)
+        return some_images(4)
 
     @pytest.fixture
     def resize_tolerance(self) -> float:
@@ -81,7 +81,7 @@ def clip_units(folder: Path, media: list[Image.Image]) -> Tensor:
 
 
 def test_the_linear_head_is_a_dot_product(folder: Path) -> None:
-    media = pictures(3, size=(60, 90))
+    media = some_images(3, size=(60, 90))
     head = torch.load(folder / LINEAR_FILE, weights_only=True)
     expected = (clip_units(folder, media) @ head["weight"][0] + head["bias"]).tolist()
     found = values(made(folder, "linear").score(media, [PROMPT] * 3))
@@ -91,7 +91,7 @@ def test_the_linear_head_is_a_dot_product(folder: Path) -> None:
 
 def test_the_mlp_is_five_linear_layers(folder: Path) -> None:
     """Without activations between them, the head is one affine map, which is multiplied out here."""
-    media = pictures(3, size=(60, 90))
+    media = some_images(3, size=(60, 90))
     state = torch.load(folder / MLP_FILE, weights_only=True)
     weight, bias = torch.eye(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
     for at in (0, 2, 4, 6, 7):
@@ -105,8 +105,8 @@ def test_the_mlp_is_five_linear_layers(folder: Path) -> None:
 def test_version_2_5_step_by_step(folder: Path) -> None:
     from transformers import SiglipVisionModel
 
-    media = pictures(3, size=(60, 90))
-    squashed = [picture.resize((32, 32), Image.Resampling.BICUBIC) for picture in media]
+    media = some_images(3, size=(60, 90))
+    squashed = [image.resize((32, 32), Image.Resampling.BICUBIC) for image in media]
     pixels = torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) for p in squashed]) / 127.5 - 1)
     with torch.no_grad():
         seen = SiglipVisionModel.from_pretrained(folder / "siglip")(pixels.permute(0, 3, 1, 2)).pooler_output
@@ -123,19 +123,19 @@ def test_gradients_against_finite_differences(folder: Path, kind: str) -> None:
     verifier = made(folder, kind)
     verifier.load()
     doubled(verifier, verifier._model, verifier._head)
-    check_slopes(lambda x: verifier.rewards(x, [PROMPT] * 2), as_pixels(pictures(2)))
+    check_slopes(lambda x: verifier.rewards(x, [PROMPT] * 2), as_pixels(some_images(2)))
     parameters = [*verifier._model.parameters(), *verifier._head.parameters()]
     assert not any(p.requires_grad for p in parameters)
     assert not any(module.training for module in verifier._head.modules())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_is_not_read_and_odd_pictures_scored(folder: Path, kind: str) -> None:
+def test_the_prompt_is_not_read_and_odd_images_scored(folder: Path, kind: str) -> None:
     verifier = made(folder, kind)
-    scores = verifier.score([*odd_pictures(), clips(1)[0]], [PROMPT] * 6)
+    scores = verifier.score([*odd_images(), clips(1)[0]], [PROMPT] * 6)
     assert [math.isnan(score.value) for score in scores] == [False] * 5 + [True]
     assert "got a clip" in (scores[-1].reason or "")
-    (same,) = verifier.score(pictures(1), [Prompt("something else")])
+    (same,) = verifier.score(some_images(1), [Prompt("something else")])
     assert scores[0].value == pytest.approx(same.value, rel=1e-4)
     assert verifier.score([], []) == []
 
@@ -143,7 +143,7 @@ def test_the_prompt_is_not_read_and_odd_pictures_scored(folder: Path, kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_keeps_the_head(folder: Path, kind: str) -> None:
     half = made(folder, kind, dtype="bfloat16")
-    found, expected = (values(v.score(pictures(3), [PROMPT] * 3)) for v in (half, made(folder, kind)))
+    found, expected = (values(v.score(some_images(3), [PROMPT] * 3)) for v in (half, made(folder, kind)))
     assert all(weight.dtype == torch.float32 for weight in half._head.parameters())
     assert found == pytest.approx(expected, rel=0.1, abs=0.1)
 
@@ -195,13 +195,13 @@ def test_the_published_names_are_those_of_linear_layers() -> None:
 
 @pytest.mark.download
 @pytest.mark.parametrize("kind", [Aesthetic, AestheticV25])
-def test_published_weights_rate_a_picture(kind: type[Aesthetic] | type[AestheticV25]) -> None:
-    """The published heads and backbones, and any good photo in TTS_VISION_PICTURE: it must score from 3 to 9,
-    and above the same photo as noise of its pixels; a known score of a public picture could not be confirmed.
+def test_published_weights_rate_an_image(kind: type[Aesthetic] | type[AestheticV25]) -> None:
+    """The published heads and backbones, and any good photo in TTS_VISION_IMAGE: it must score from 3 to 9,
+    and above the same photo as noise of its pixels; a known score of a public image could not be confirmed.
     """
-    file = os.environ.get("TTS_VISION_PICTURE", "")
+    file = os.environ.get("TTS_VISION_IMAGE", "")
     if not Path(file).is_file():
-        pytest.skip("set TTS_VISION_PICTURE to a photo")
+        pytest.skip("set TTS_VISION_IMAGE to a photo")
     photo = Image.open(file).convert("RGB").resize((256, 256))
     pixels = np.asarray(photo).reshape(-1, 3)
     noise = Image.fromarray(np.random.default_rng(0).permutation(pixels).reshape(256, 256, 3))

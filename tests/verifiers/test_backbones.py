@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_backbones import rename_key, tiny_clip, tiny_dino, tiny_dinov2
 from torch import nn
 
-from samples import pictures
+from samples import some_images
 from tts_vision.errors import VerifierError
 from tts_vision.verifiers._backbones import (
     IMAGENET_MEAN,
@@ -115,9 +115,9 @@ def test_other_families_are_refused(tmp_path: Path) -> None:
 
 
 def test_standard_pixels_are_those_of_pillow() -> None:
-    picture = pictures(1, size=(90, 60))[0]
-    found = standard_pixels([picture], resize=30, crop=24)
-    array = np.asarray(picture.resize((45, 30), Image.Resampling.BICUBIC), dtype=np.float32)[3:27, 10:34]
+    image = some_images(1, size=(90, 60))[0]
+    found = standard_pixels([image], resize=30, crop=24)
+    array = np.asarray(image.resize((45, 30), Image.Resampling.BICUBIC), dtype=np.float32)[3:27, 10:34]
     expected = (array / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     assert found.shape == (1, 3, 24, 24)
     assert np.allclose(found[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Calibrated previews: closed-form fits, what is learnt when, what is told, and resumed searches."""
+"""Calibrated previews: closed-form fits, forecasts by step, refits, and resumed searches."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_members import NAN, PROMPT, Table, pictures
+from toy_members import NAN, PROMPT, Table, numbered
 
 from toy_plugins import MODEL, VERIFIER
 from toy_search import events, toy_context
 from tts_vision import search
-from tts_vision.calibration import RAW, preview_pairs, spearman
+from tts_vision.calibration import RAW, History, preview_pairs, spearman
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.ranking import top_k
@@ -26,7 +26,8 @@ from tts_vision.results import load_result
 from tts_vision.scoring import safe_scores
 from tts_vision.testing.contracts import VerifierContract, kill_everywhere, results
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
-from tts_vision.types import Media, PooledVerifier, PreviewVerifier, Score, State
+from tts_vision.types import Media, Score, State
+from tts_vision.verifier import Asked
 from tts_vision.verifiers.calibrated import Calibrated, isotonic, linear
 from tts_vision.verifiers.ensemble import Ensemble
 
@@ -40,19 +41,19 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(4)
+        return numbered(4)
 
 
 def test_it_scores_as_its_member_does() -> None:
     member = Table("a", [0.1, NAN, "raise"])
     verifier = Calibrated([member])
-    assert isinstance(verifier, PreviewVerifier) and not isinstance(verifier, PooledVerifier)
+    assert verifier.learns and not verifier.settles and not verifier.relative
     assert lookup("verifier", "calibrated").target is Calibrated
     assert (verifier.name, verifier.accepts, verifier.calls(3)) == ("calibrated(a)", member.accepts, {"a": 3})
     charged: list[dict[str, int]] = []
-    found = safe_scores(verifier, pictures(3), [PROMPT] * 3, charge=lambda calls: charged.append(dict(calls)))
+    found = safe_scores(verifier, numbered(3), [PROMPT] * 3, asked=Asked(lambda c: charged.append(dict(c))))
     assert found[0] == Score(value=0.1, parts={"number": 0.0})
-    assert [score.reason for score in found[1:]] == ["blind to 1", "a raised RuntimeError: picture 2"]
+    assert [score.reason for score in found[1:]] == ["blind to 1", "a raised RuntimeError: image 2"]
     assert charged == [{"a": 3}, {"a": 1}, {"a": 1}, {"a": 1}]
     verifier.load()
     assert member.loaded == 1
@@ -106,37 +107,65 @@ def test_isotonic_bends_where_a_line_cannot() -> None:
 # Forecasts
 
 
+class Known(History):
+    """A history with the given pairs, by step."""
+
+    def __init__(self, known: dict[int, list[tuple[float, float]]]) -> None:
+        super().__init__()
+        self.known = known
+
+    def pairs(self, step: int, final: Any = None) -> list[tuple[float, float]]:
+        return self.known.get(step, [])
+
+
+def forecast(
+    verifier: Calibrated, step: int | None, known: dict[int, list[tuple[float, float]]], n: int = 1
+) -> list[Score]:
+    """Scores of the first `n` images as previews at a step."""
+    return verifier.score(numbered(n), [PROMPT] * n, Asked(step=step, history=Known(known)))
+
+
 def test_each_step_has_its_own_forecast() -> None:
-    verifier = Calibrated([Table("a", [])], how="linear")
-    verifier.fit({2: LINE, 4: [(x, x) for x, _ in LINE]})
-    found = verifier.expected(Score(value=3.0, parts={"b": 1.0}, reason="so"), 2)
-    assert (found.value, found.reason) == (pytest.approx(7), "so")
-    assert found.parts == pytest.approx({"b": 1, RAW: 3, "pairs": 5, "trust": 1})
-    assert verifier.expected(Score(value=3.0), 4).value == 3.0
+    verifier = Calibrated([Table("a", [3.0], satisfied=True)], how="linear")
+    known = {2: LINE, 4: [(x, x) for x, _ in LINE]}
+    (found,) = forecast(verifier, 2, known)
+    assert found.value == pytest.approx(7) and found.satisfied and verifier.checks_demands
+    assert found.parts == pytest.approx({"number": 0, RAW: 3, "pairs": 5, "trust": 1})
+    assert forecast(verifier, 4, known)[0].value == 3.0
+    (finished,) = forecast(verifier, None, known)
+    assert finished == Score(value=3.0, parts={"number": 0.0}, satisfied=True)
 
 
 def test_before_enough_is_known_a_preview_keeps_its_score() -> None:
-    verifier = Calibrated([Table("a", [])], least=4, how="linear")
-    verifier.fit({2: LINE[:3]})
+    verifier = Calibrated([Table("a", [3.0])], least=4, how="linear")
     for step in (2, 3):
-        assert verifier.expected(Score(value=3.0), step) == Score(value=3.0, parts={RAW: 3.0})
-    verifier.fit({2: LINE[:4]})
-    assert verifier.expected(Score(value=3.0), 2).value == 7.0
-    verifier.fit({})
-    assert verifier.expected(Score(value=3.0), 2).value == 3.0, "another search is another matter"
+        (found,) = forecast(verifier, step, {2: LINE[:3]})
+        assert found == Score(value=3.0, parts={"number": 0.0, RAW: 3.0})
+    assert forecast(verifier, 2, {2: LINE[:4]})[0].value == 7.0
+    assert forecast(verifier, 2, {})[0].value == 3.0, "another search has a history of its own"
 
 
-def test_what_is_unscored_stays_unscored() -> None:
-    verifier = Calibrated([Table("a", [])])
-    verifier.fit({2: LINE})
-    found = verifier.expected(Score.unscored("blind"), 2)
-    assert math.isnan(found.value) and found.reason == "blind" and found.parts == {}
+def test_forecasts_are_fitted_again_only_when_pairs_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tts_vision.verifiers import calibrated
+
+    fits: list[int] = []
+    monkeypatch.setattr(calibrated, "linear", lambda pairs: fits.append(len(pairs)) or linear(pairs))
+    verifier = Calibrated([Table("a", [3.0])], least=3, how="linear")
+    for known in ({2: LINE, 3: LINE}, {2: [*LINE], 3: LINE[:4]}, {2: [(0.0, 9.0), *LINE[1:]]}):
+        for step in (2, 2, 3):
+            forecast(verifier, step, known)
+    assert fits == [5, 5, 4, 5]
 
 
-def test_a_preview_that_says_nothing_is_forecast_as_the_mean() -> None:
-    verifier = Calibrated([Table("a", [])], how="linear")
-    verifier.fit({2: [(0.0, 1.0), (1.0, 5.0), (2.0, 5.0), (3.0, 1.0), (1.5, 3.0)]})
-    found = [verifier.expected(Score(value=x), 2) for x in (0.0, 3.0)]
+def test_unscored_previews_stay_unscored() -> None:
+    (found,) = forecast(Calibrated([Table("a", [NAN])]), 2, {2: LINE})
+    assert math.isnan(found.value) and found.reason == "blind to 0" and RAW not in found.parts
+
+
+def test_uninformative_previews_are_forecast_as_the_mean() -> None:
+    verifier = Calibrated([Table("a", [0.0, 3.0])], how="linear")
+    known = {2: [(0.0, 1.0), (1.0, 5.0), (2.0, 5.0), (3.0, 1.0), (1.5, 3.0)]}
+    found = forecast(verifier, 2, known, n=2)
     assert [score.value for score in found] == pytest.approx([3, 3])
     assert found[0].parts["trust"] == pytest.approx(0, abs=0.2)
 
@@ -181,13 +210,14 @@ def test_a_search_learns_as_it_goes() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=5), verifier)
     rounds(ctx)
     first, second, third = [event for event in events(ctx, "score") if event.preview]
-    assert first.values == tuple(parts[RAW] for parts in first.parts) and first.trust is None
+    assert first.values == tuple(score.parts[RAW] for score in first.scores)
+    assert not any("trust" in score.parts for score in first.scores)
     for event, known in ((second, 3), (third, 6)):
-        pairs = preview_pairs([e for e in ctx._journal.events if e.op < event.op])[3]
-        assert len(pairs) == known == event.parts[0]["pairs"]
-        forecast = linear(pairs)
-        assert event.values == pytest.approx([forecast(parts[RAW]) for parts in event.parts])
-        assert event.trust == spearman(pairs) == event.parts[0]["trust"]
+        pairs = preview_pairs([e for e in ctx.events if e.op < event.op])[3]
+        assert len(pairs) == known == event.scores[0].parts["pairs"]
+        rule = linear(pairs)
+        assert event.values == pytest.approx([rule(score.parts[RAW]) for score in event.scores])
+        assert event.scores[0].parts["trust"] == spearman(pairs)
     assert ctx.ledger.calls == {"target_reward": 27}
 
 
@@ -197,7 +227,7 @@ class Washed(GaussianMixtureSampler):
     def preview(self, state: State) -> list[Media]:
         preview = state.carry["preview"]
         assert isinstance(preview, torch.Tensor)
-        return self._pictures(preview * 0.3 - 3)
+        return self._images(preview * 0.3 - 3)
 
 
 @pytest.mark.parametrize("how", ["linear", "isotonic"])
@@ -209,7 +239,7 @@ def test_forecasts_are_closer_to_the_finished_samples_than_previews_are(how: Any
         ctx.score(ctx.finish(half))
     last = [event for event in events(ctx, "score") if event.preview][-1]
     finals = np.array([ctx.candidates[uid].score.value for uid in last.uids])
-    raw = np.array([parts[RAW] for parts in last.parts])
+    raw = np.array([score.parts[RAW] for score in last.scores])
     assert np.abs(np.array(last.values) - finals).mean() < 0.2 * np.abs(raw - finals).mean()
 
 
@@ -241,8 +271,8 @@ def test_it_learns_from_earlier_searches(tmp_path: Path) -> None:
     steps = {step for step, pairs in known.items() if len(pairs) >= 3}
     assert steps
     for event in result.trace:
-        if event.kind == "score" and event.preview:
+        if event.kind == "answer" and event.what == "score" and event.preview:
             fit = isotonic(known[event.step]) if event.step in steps else lambda value: value
-            assert event.values == pytest.approx([fit(parts[RAW]) for parts in event.parts])
+            assert event.values == pytest.approx([fit(score.parts[RAW]) for score in event.scores])
     report = json.loads((tmp_path / "later" / "result.json").read_text())
     assert [row["step"] for row in report["preview_trust"]] == [row.step for row in result.preview_trust]

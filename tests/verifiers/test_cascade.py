@@ -1,35 +1,37 @@
-"""The cascade: who is examined, what others are worth, what is charged, members that fail, searches."""
+"""The cascade: examined samples, values of the others, charges, members that fail, searches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_members import NAN, PROMPT, Table, pictures
+from toy_members import NAN, PROMPT, Table, numbered
 
-from toy_search import toy_context
-from tts_vision.errors import ConfigError
+from toy_search import run, toy_context
+from tts_vision.errors import BudgetSpent, ConfigError
 from tts_vision.registry import lookup
 from tts_vision.scoring import safe_scores
 from tts_vision.testing.contracts import VerifierContract, kill_everywhere, values
 from tts_vision.testing.toys import GaussianMixtureSampler, LinearReward, TargetReward
-from tts_vision.types import Anchor, Media, PooledVerifier, Prompt, Score
+from tts_vision.types import Media, Prompt, Score
+from tts_vision.verifier import Asked, Best
 from tts_vision.verifiers.cascade import Cascade
 
 ALGORITHMS = ("best_of_n", "zero_order", "evosearch", "fk_steering", "search_over_paths")
-CHEAP, DEAR = [0.1, 0.9, 0.5, 0.7, 0.3, 0.2, 0.6, 0.8], [8.0, 1.0, 2.0, 5.0, 9.0, 9.0, 9.0, 3.0]
+CHEAP, EXPENSIVE = [0.1, 0.9, 0.5, 0.7, 0.3, 0.2, 0.6, 0.8], [8.0, 1.0, 2.0, 5.0, 9.0, 9.0, 9.0, 3.0]
 
 
-def cascade(cheap: Sequence[Any] = CHEAP, dear: Sequence[Any] = DEAR, **options: Any) -> Cascade:
-    return Cascade([Table("cheap", cheap), Table("dear", dear)], **options)
+def cascade(cheap: Sequence[Any] = CHEAP, expensive: Sequence[Any] = EXPENSIVE, **options: Any) -> Cascade:
+    return Cascade([Table("cheap", cheap), Table("expensive", expensive)], **options)
 
 
 class TestContract(VerifierContract):
-    """With everything examined it is the dear verifier."""
+    """With everything examined it is the expensive verifier."""
 
     @pytest.fixture
     def verifier(self) -> Cascade:
@@ -37,19 +39,19 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(8)
+        return numbered(8)
 
 
 def test_the_dear_verifier_sees_the_top_fraction() -> None:
     verifier = cascade()
-    found = verifier.score(pictures(8), [PROMPT] * 8)
-    cheap, dear = verifier.members
-    assert cheap.seen == [list(range(8))] and dear.seen == [[1, 7]]  # type: ignore[attr-defined]
-    assert isinstance(verifier, PooledVerifier) and lookup("verifier", "cascade").target is Cascade
-    # 1 and 7 keep what the dear one said, 1 and 3; the others go down in steps of (3 - 1) / 2
+    found = verifier.score(numbered(8), [PROMPT] * 8)
+    cheap, expensive = verifier.members
+    assert cheap.seen == [list(range(8))] and expensive.seen == [[1, 7]]  # type: ignore[attr-defined]
+    assert verifier.settles and verifier.relative and lookup("verifier", "cascade").target is Cascade
+    # 1 and 7 keep what the expensive one said, 1 and 3; the others go down in steps of (3 - 1) / 2
     assert values(found) == [-5, 1, -2, 0, -3, -4, -1, 3]
-    assert found[1].parts == {"cheap": 0.9, "dear": 1.0, "cheap/number": 1, "dear/number": 1}
-    assert "dear" not in found[0].parts and found[0].reason is None
+    assert found[1].parts == {"cheap": 0.9, "expensive": 1.0, "cheap/number": 1, "expensive/number": 1}
+    assert "expensive" not in found[0].parts and found[0].reason is None
 
 
 @pytest.mark.parametrize(
@@ -58,44 +60,44 @@ def test_the_dear_verifier_sees_the_top_fraction() -> None:
 )
 def test_the_fraction_is_rounded_up(fraction: float, n: int, examined: int) -> None:
     verifier = cascade([0.0] * n, [0.0] * n, fraction=fraction)
-    assert verifier.calls(n) == {"cheap": n, "dear": examined}
-    verifier.score(pictures(n), [PROMPT] * n)
+    assert verifier.calls(n) == {"cheap": n, "expensive": examined}
+    verifier.score(numbered(n), [PROMPT] * n)
     assert len(verifier.members[1].seen[0]) == examined  # type: ignore[attr-defined]
 
 
 def test_what_was_not_examined_never_beats_what_was() -> None:
     verifier = cascade(fraction=0.5)
-    first = verifier.score(pictures(8)[:4], [PROMPT] * 4)  # examines 1 and 3
-    second = verifier.score(pictures(8)[4:], [PROMPT] * 4)  # examines 6 and 7
-    pooled = verifier.pool([*first, *second])
+    first = verifier.score(numbered(8)[:4], [PROMPT] * 4)  # examines 1 and 3
+    second = verifier.score(numbered(8)[4:], [PROMPT] * 4)  # examines 6 and 7
+    pooled = verifier.settle([*first, *second])
     # 2, with 0.5 the best of the others, then 4, 5, 0
     step = (9 - 1) / 4
     assert pooled == [1 - 4 * step, 1, 1 - step, 5, 1 - 2 * step, 1 - 3 * step, 9, 3]
 
 
 def test_equals_stay_equal() -> None:
-    found = cascade([0.9, 0.2, 0.2, 0.1], [5.0] * 4).score(pictures(4), [PROMPT] * 4)
-    assert values(found) == [5, 4, 4, 3], "without a spread of the dear scores, steps are 1"
+    found = cascade([0.9, 0.2, 0.2, 0.1], [5.0] * 4).score(numbered(4), [PROMPT] * 4)
+    assert values(found) == [5, 4, 4, 3], "without a spread of the expensive scores, steps are 1"
 
 
 def test_order_does_not_matter() -> None:
-    verifier, media = cascade(), pictures(8)
+    verifier, media = cascade(), numbered(8)
     order = [3, 0, 7, 5, 1, 6, 2, 4]
     whole = verifier.score(media, [PROMPT] * 8)
     shuffled = verifier.score([media[i] for i in order], [PROMPT] * 8)
     assert values(shuffled) == [whole[i].value for i in order]
-    assert verifier.pool(whole) == values(whole)
-    assert verifier.score([], []) == [] and verifier.pool([]) == []
+    assert verifier.settle(whole) == values(whole)
+    assert verifier.score([], []) == [] and verifier.settle([]) == []
 
 
 def test_each_prompt_has_a_cascade_of_its_own() -> None:
     verifier = cascade()
     charged: list[dict[str, int]] = []
     prompts = [Prompt("x"), *[Prompt("y")] * 7]
-    found = safe_scores(verifier, pictures(8), prompts, charge=lambda calls: charged.append(dict(calls)))
+    found = safe_scores(verifier, numbered(8), prompts, asked=Asked(lambda c: charged.append(dict(c))))
     assert verifier.members[1].seen == [[0], [1, 7]]  # type: ignore[attr-defined]
     assert found[0].value == 8
-    assert charged == [{"cheap": 8, "dear": 2}, {"dear": 1}], "one more than of a single prompt"
+    assert charged == [{"cheap": 8, "expensive": 2}, {"expensive": 1}], "one more than of a single prompt"
 
 
 # Members that fail
@@ -103,33 +105,33 @@ def test_each_prompt_has_a_cascade_of_its_own() -> None:
 
 def test_what_the_cheap_one_cannot_score_is_neither_favoured_nor_held_back() -> None:
     verifier = cascade([0.1, NAN, 0.9, 0.4], [1.0, 2.0, 3.0, 4.0], fraction=0.5)
-    found = verifier.score(pictures(4), [PROMPT] * 4)
-    # picture 1 counts as 0.4, the median; the earlier of equals goes first
+    found = verifier.score(numbered(4), [PROMPT] * 4)
+    # image 1 counts as 0.4, the median; the earlier of equals goes first
     assert verifier.members[1].seen == [[2, 1]]  # type: ignore[attr-defined]
     assert values(found) == [1, 2, 3, 1.5] and found[1].reason == "cheap: blind to 1"
-    unexamined = cascade([0.1, NAN, 0.9, 0.8, 0.7], [1.0] * 5).score(pictures(5), [PROMPT] * 5)
+    unexamined = cascade([0.1, NAN, 0.9, 0.8, 0.7], [1.0] * 5).score(numbered(5), [PROMPT] * 5)
     assert [math.isnan(value) for value in values(unexamined)] == [False, True, False, False, False]
 
 
 def test_without_any_cheap_score_the_dear_one_still_judges() -> None:
     verifier = cascade([NAN] * 4, [1.0, 2.0, 3.0, 4.0], fraction=0.5)
-    found = verifier.score(pictures(4), [PROMPT] * 4)
+    found = verifier.score(numbered(4), [PROMPT] * 4)
     assert values(found)[:2] == [1, 2] and all(math.isnan(value) for value in values(found)[2:])
 
 
 def test_what_the_dear_one_cannot_score_takes_its_place_by_the_cheap_one() -> None:
-    found = cascade([0.1, 0.4, 0.9, 0.8], [9.0, 9.0, NAN, 5.0], fraction=0.5).score(pictures(4), [PROMPT] * 4)
-    assert values(found) == [2, 3, 4, 5] and found[2].reason == "dear: blind to 2"
-    nothing = cascade([0.1, 0.4, 0.9, 0.8], [NAN] * 4, fraction=0.5).score(pictures(4), [PROMPT] * 4)
+    found = cascade([0.1, 0.4, 0.9, 0.8], [9.0, 9.0, NAN, 5.0], fraction=0.5).score(numbered(4), [PROMPT] * 4)
+    assert values(found) == [2, 3, 4, 5] and found[2].reason == "expensive: blind to 2"
+    nothing = cascade([0.1, 0.4, 0.9, 0.8], [NAN] * 4, fraction=0.5).score(numbered(4), [PROMPT] * 4)
     assert values(nothing) == [-4, -3, -1, -2]
 
 
 def test_a_dear_one_that_raises_is_tried_one_by_one_and_charged() -> None:
-    verifier = cascade(dear=[*DEAR[:7], "raise"])
+    verifier = cascade(expensive=[*EXPENSIVE[:7], "raise"])
     charged: list[dict[str, int]] = []
-    found = safe_scores(verifier, pictures(8), [PROMPT] * 8, charge=lambda calls: charged.append(dict(calls)))
-    assert charged == [{"cheap": 8, "dear": 2}, {"dear": 1}, {"dear": 1}]
-    assert found[1].value == 1 and found[7].reason == "dear: dear raised RuntimeError: picture 7"
+    found = safe_scores(verifier, numbered(8), [PROMPT] * 8, asked=Asked(lambda c: charged.append(dict(c))))
+    assert charged == [{"cheap": 8, "expensive": 2}, {"expensive": 1}, {"expensive": 1}]
+    assert found[1].value == 1 and found[7].reason == "expensive: expensive raised RuntimeError: image 7"
     assert sorted(values(found))[-2:] == [0, 1]
 
 
@@ -143,9 +145,9 @@ def search_verifier() -> Cascade:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_searches_by_it_and_each_member_is_charged(algorithm: str) -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=6), search_verifier(), times=8)
-    lookup("algorithm", algorithm).target(ctx)
+    run(lookup("algorithm", algorithm).target, ctx)
     scores = [candidate.score for candidate in ctx.candidates.values()]
-    assert values(scores) == pytest.approx(search_verifier().pool(scores))
+    assert values(scores) == pytest.approx(search_verifier().settle(scores))
     assert ctx.best is not None and ctx.best.score.value == max(values(scores))
     assert ctx.best.score.parts["target_reward"] == ctx.best.score.value
     calls = ctx.ledger.calls
@@ -155,7 +157,8 @@ def test_every_algorithm_searches_by_it_and_each_member_is_charged(algorithm: st
 
 def test_a_search_by_it_keeps_its_number_of_calls() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=6), search_verifier(), verifier_calls=20)
-    lookup("algorithm", "best_of_n").target(ctx)
+    with suppress(BudgetSpent):
+        run(lookup("algorithm", "best_of_n").target, ctx)
     # planned for two calls each, then the calls that were saved are spent
     assert 18 <= ctx.ledger.spent.verifier_calls <= 20
     assert len(ctx.candidates) == ctx.ledger.calls["linear_reward"] > 10
@@ -170,18 +173,12 @@ def test_a_search_by_it_survives_a_kill_anywhere(algorithm: str, tmp_path: Path)
     kill_everywhere(search, lambda: GaussianMixtureSampler(num_steps=6, order=2), search_verifier(), tmp_path)
 
 
-def test_the_best_so_far_is_shown_to_the_dear_one_as_it_scored_it() -> None:
-    shown: list[Score] = []
-
-    class Looker(Table):
-        def score_beside(self, media: Any, prompts: Any, best: Media, best_score: Score) -> list[Score]:
-            shown.append(best_score)
-            return self.score(media, prompts)
-
-    verifier = Cascade([Table("cheap", CHEAP), Looker("dear", DEAR)])
-    best = verifier.score(pictures(8), [PROMPT] * 8)[7]
-    safe_scores(verifier, pictures(4), [PROMPT] * 4, anchor=Anchor(lambda: pictures(8)[7], best))
-    assert shown == [Score(value=3.0, parts={"number": 7.0})]
+def test_the_expensive_one_gets_its_own_score_of_the_best_sample() -> None:
+    verifier, media = cascade(), numbered(8)
+    score = verifier.score(media, [PROMPT] * 8)[7]
+    safe_scores(verifier, media[:4], [PROMPT] * 4, asked=Asked(best=Best(lambda: media[7], score)))
+    best = verifier.members[1].asked[-1].best  # type: ignore[attr-defined]
+    assert best.score == Score(value=3.0, parts={"number": 7.0})
 
 
 @pytest.mark.parametrize(

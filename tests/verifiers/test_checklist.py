@@ -13,7 +13,7 @@ import tiny_vlms
 from chat_server import Answer, asked, nobody_there, serving
 from PIL import Image, ImageDraw
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.parameters import validate
@@ -82,7 +82,7 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(4)
+        return some_images(4)
 
     @pytest.fixture
     def prompt(self) -> Prompt:
@@ -90,9 +90,9 @@ class TestContract(VerifierContract):
 
 
 QUESTIONS = {
-    "two circles": "Are there exactly two circles in the picture? Please answer yes or no.",
+    "two circles": "Are there exactly two circles in the image? Please answer yes or no.",
     "circles are red": "Are the circles red? Please answer yes or no.",
-    "star": "Is there a star in the picture? Please answer yes or no.",
+    "star": "Is there a star in the image? Please answer yes or no.",
     "star is blue": "Is the star blue? Please answer yes or no.",
     "circles left of star": "Are the circles to the left of the star? Please answer yes or no.",
 }
@@ -101,16 +101,16 @@ QUESTIONS = {
 def test_is_the_mean_of_yes_probabilities(
     build: Callable[..., PromptChecklist], shared: VisionLanguageModel
 ) -> None:
-    picture, prompt = pictures(1)[0], Prompt("a photo of two red circles left of a blue star")
-    yes = shared.yes_probabilities([[picture]] * 5, list(QUESTIONS.values()))
+    image, prompt = some_images(1)[0], Prompt("a photo of two red circles left of a blue star")
+    yes = shared.yes_probabilities([[image]] * 5, list(QUESTIONS.values()))
     expected = dict(zip(QUESTIONS, yes, strict=True))
     middle = sum(sorted(yes)[2:4]) / 2
-    (mean,) = build(threshold=middle).score([picture], [prompt])
+    (mean,) = build(threshold=middle).score([image], [prompt])
     assert mean.parts == pytest.approx(expected, abs=1e-5) and list(mean.parts) == list(QUESTIONS)
     assert mean.value == pytest.approx(sum(yes) / 5, abs=1e-5)
     failed = [name for name, p in expected.items() if p < middle]
     assert mean.reason == f"failed: {'; '.join(failed)}" and len(failed) == 3
-    (product,) = build(combine="product", threshold=0.0).score([picture], [prompt])
+    (product,) = build(combine="product", threshold=0.0).score([image], [prompt])
     assert product.value == pytest.approx(math.prod(yes), abs=1e-5)
     assert product.reason is None
 
@@ -118,31 +118,31 @@ def test_is_the_mean_of_yes_probabilities(
 def test_the_question_can_be_another(
     build: Callable[..., PromptChecklist], shared: VisionLanguageModel
 ) -> None:
-    picture = pictures(1)[0]
-    (score,) = build(template="Look: {question}").score([picture], [Prompt("a dog")])
+    image = some_images(1)[0]
+    (score,) = build(template="Look: {question}").score([image], [Prompt("a dog")])
     assert score.value == pytest.approx(
-        shared.yes_probabilities([[picture]], ["Look: Is there a dog in the picture?"])[0], abs=1e-5
+        shared.yes_probabilities([[image]], ["Look: Is there a dog in the image?"])[0], abs=1e-5
     )
 
 
 def test_a_record_comes_before_the_text(build: Callable[..., PromptChecklist]) -> None:
     record = {"include": [{"class": "bench", "count": 1}], "exclude": [{"class": "dog", "count": 1}]}
-    (score,) = build().score(pictures(1), [Prompt("a photo of a cat", record)])
+    (score,) = build().score(some_images(1), [Prompt("a photo of a cat", record)])
     assert list(score.parts) == ["bench", "no dogs"]
-    (score,) = build().score(pictures(1), [Prompt("a cat", {"include": [{"class": ""}]})])
+    (score,) = build().score(some_images(1), [Prompt("a cat", {"include": [{"class": ""}]})])
     assert math.isnan(score.value) and "no GenEval record: include.0.class" in (score.reason or "")
 
 
 def test_a_language_model_reads_what_the_grammar_cannot(build: Callable[..., PromptChecklist]) -> None:
     with serving(lambda request: Answer(f"Sure:\n```json\n{json.dumps(CONTENTS)}\n```")) as server:
         verifier = build(**reading(server.base_url))
-        scores = verifier.score(pictures(3), [Prompt(FREE), Prompt("a dog"), Prompt(FREE)])
+        scores = verifier.score(some_images(3), [Prompt(FREE), Prompt("a dog"), Prompt(FREE)])
         assert [list(score.parts) for score in scores] == [NAMES, ["dog"], NAMES]
-        assert verifier.score(pictures(1), [Prompt(FREE)])[0] == scores[0]
+        assert verifier.score(some_images(1), [Prompt(FREE)])[0] == scores[0]
         (request,) = server.requests  # once for all samples and searches
         assert server.keys == [f"Bearer {KEY}"]
     assert FREE in asked(request) and "{prompt}" not in asked(request)
-    assert len(request["messages"][0]["content"]) == 1  # no picture is shown
+    assert len(request["messages"][0]["content"]) == 1  # no image is shown
     wanted = request["response_format"]["json_schema"]
     assert wanted == {"name": "checklist", "strict": True, "schema": Contents.model_json_schema()}
     assert verifier.checklists([Prompt(FREE)]) == [
@@ -156,7 +156,7 @@ def test_a_language_model_reads_what_the_grammar_cannot(build: Callable[..., Pro
 
 def test_a_server_that_knows_no_schema_is_told_none(build: Callable[..., PromptChecklist]) -> None:
     with serving(lambda request: Answer(json.dumps(CONTENTS))) as server:
-        build(structured=False, **reading(server.base_url)).score(pictures(1), [Prompt(FREE)])
+        build(structured=False, **reading(server.base_url)).score(some_images(1), [Prompt(FREE)])
         assert "response_format" not in server.requests[0]
 
 
@@ -181,7 +181,7 @@ def test_what_is_no_checklist_is_asked_for_once_more(
         return Answer(bad if len(request["messages"]) == 1 else json.dumps(CONTENTS))
 
     with serving(answer) as server:
-        (score,) = build(**reading(server.base_url)).score(pictures(1), [Prompt(FREE)])
+        (score,) = build(**reading(server.base_url)).score(some_images(1), [Prompt(FREE)])
         assert list(score.parts) == NAMES
         assert why in asked(server.requests[1]) and len(server.requests) == 2
 
@@ -189,7 +189,7 @@ def test_what_is_no_checklist_is_asked_for_once_more(
 def test_prose_twice_costs_only_that_prompt(build: Callable[..., PromptChecklist]) -> None:
     with serving(lambda request: Answer("I would rather not.")) as server:
         verifier = build(**reading(server.base_url))
-        scores = verifier.score(pictures(3), [Prompt(FREE), Prompt("a dog"), Prompt(FREE)])
+        scores = verifier.score(some_images(3), [Prompt(FREE), Prompt("a dog"), Prompt(FREE)])
         assert len(server.requests) == 2
         assert [math.isnan(score.value) for score in scores] == [True, False, True]
         assert "could not be read: the answer does not follow the checklist" in (scores[0].reason or "")
@@ -199,7 +199,7 @@ def test_prose_twice_costs_only_that_prompt(build: Callable[..., PromptChecklist
 
 
 def test_an_endpoint_that_is_down(build: Callable[..., PromptChecklist]) -> None:
-    scores = build(**reading(nobody_there())).score(pictures(2), [Prompt(FREE), Prompt("a dog")])
+    scores = build(**reading(nobody_there())).score(some_images(2), [Prompt(FREE), Prompt("a dog")])
     assert [math.isnan(score.value) for score in scores] == [True, False]
     assert "cannot be reached" in (scores[0].reason or "") and KEY not in (scores[0].reason or "")
 
@@ -223,7 +223,7 @@ def test_the_local_model_reads_prompts(
     build: Callable[..., PromptChecklist], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = build(max_new_tokens=3)
-    (babble,) = verifier.score(pictures(1), [Prompt(FREE)])
+    (babble,) = verifier.score(some_images(1), [Prompt(FREE)])
     assert math.isnan(babble.value) and "does not follow the checklist" in (babble.reason or "")
     shown: list[Any] = []
 
@@ -232,7 +232,7 @@ def test_the_local_model_reads_prompts(
         return [json.dumps(CONTENTS)] * len(questions)
 
     monkeypatch.setattr(verifier._reader, "generate", generate)
-    (score,) = verifier.score(pictures(1), [Prompt(FREE)])
+    (score,) = verifier.score(some_images(1), [Prompt(FREE)])
     assert list(score.parts) == NAMES and shown[0] == ([[]], 3)
 
 
@@ -249,17 +249,17 @@ def test_a_detector_verifies_what_it_can(folder: Path, detector: Any) -> None:
         dtype="float32",
     )
     assert verifier._judge is not None
-    picture = pictures(1)[0]
-    found = verifier._judge.detector.detect([picture], [["circle"]], [verifier._judge.cutoffs.others])[0]
+    image = some_images(1)[0]
+    found = verifier._judge.detector.detect([image], [["circle"]], [verifier._judge.cutoffs.others])[0]
     text = "a photo of a circle"
-    (score,) = verifier.score([picture], [Prompt(text)])
+    (score,) = verifier.score([image], [Prompt(text)])
     assert score.parts == {"circle": float(bool(found))}
     assert score.reason == (None if found else "failed: wanted circle, found no circle")
     assert verifier._vlm._model is None  # nobody needed it
-    (score,) = verifier.score([picture], [Prompt("a wooden circle behind a star")])
+    (score,) = verifier.score([image], [Prompt("a wooden circle behind a star")])
     judge = VisionLanguageModel(str(folder / "vlm"), owner="test", device="cpu")
     asked_for = ["Is the circle wooden?", "Is the circle behind the star?"]
-    yes = judge.yes_probabilities([[picture]] * 2, [f"{q} Please answer yes or no." for q in asked_for])
+    yes = judge.yes_probabilities([[image]] * 2, [f"{q} Please answer yes or no." for q in asked_for])
     assert score.parts["circle is wooden"] == pytest.approx(yes[0], abs=1e-5)
     assert score.parts["circle behind star"] == pytest.approx(yes[1], abs=1e-5)
     assert {score.parts["circle"], score.parts["star"]} <= {0.0, 1.0}
@@ -275,13 +275,13 @@ def test_a_class_that_the_detector_does_not_know(folder: Path) -> None:
         colours="none",
         device="cpu",
     )
-    scores = verifier.score(pictures(2), [Prompt("a giraffe"), Prompt("a star")])
+    scores = verifier.score(some_images(2), [Prompt("a giraffe"), Prompt("a star")])
     assert [math.isnan(score.value) for score in scores] == [True, False]
     assert "mask2former does not know 'giraffe'; grounding_dino finds" in (scores[0].reason or "")
 
 
 def test_odd_samples_cost_only_themselves(build: Callable[..., PromptChecklist]) -> None:
-    good = pictures(1)[0]
+    good = some_images(1)[0]
     odd = [
         good,
         clips(1)[0],
@@ -316,7 +316,7 @@ def test_a_model_that_answers_nan(folder: Path) -> None:
     verifier = PromptChecklist(checkpoint=str(folder / "vlm"), device="cpu", dtype="float32")
     verifier.load()
     verifier._vlm._model.lm_head.weight.fill_(math.nan)
-    (score,) = verifier.score(pictures(1), [Prompt("a dog")])
+    (score,) = verifier.score(some_images(1), [Prompt("a dog")])
     assert math.isnan(score.value) and score.reason == "the model answered NaN"
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tiny_backbones import rename_key, tiny_clip, tiny_dino, tiny_dinov2
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.imagenet import class_of
@@ -36,7 +36,7 @@ class TestDinoContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Image.Image]:
-        return pictures(4)
+        return some_images(4)
 
     @pytest.fixture
     def prompt(self) -> Prompt:
@@ -83,7 +83,7 @@ def test_what_is_no_class_is_refused(prompt: Prompt, reason: str) -> None:
 def test_dino_against_transformers(dinov2: Path) -> None:
     from transformers import Dinov2Model
 
-    media = pictures(2, size=(60, 90))
+    media = some_images(2, size=(60, 90))
     classifier = DinoClassifier(checkpoint=str(dinov2), device="cpu")
     scores = classifier.score(media, [Prompt("3"), Prompt("999")])
     head = classifier._model.classifier
@@ -116,11 +116,11 @@ def test_clip_is_its_temperature_times_a_cosine(clip: Path, templates: str, coun
 
     phrases = getattr(published, f"{templates.upper()}_IMAGENET_TEMPLATES")
     assert len(phrases) == count
-    media = pictures(2, size=(60, 90))
+    media = some_images(2, size=(60, 90))
     model, tokenizer = CLIPModel.from_pretrained(clip), AutoTokenizer.from_pretrained(clip)
     expected = []
     with torch.no_grad():
-        for picture, number in zip(media, (0, 517), strict=True):
+        for image, number in zip(media, (0, 517), strict=True):
             embeddings = []
             for phrase in phrases:
                 words = tokenizer(phrase(published.IMAGENET_CLASSNAMES[number]), return_tensors="pt")
@@ -128,7 +128,7 @@ def test_clip_is_its_temperature_times_a_cosine(clip: Path, templates: str, coun
                 embeddings.append(embedding / embedding.norm())
             vector = torch.stack(embeddings).mean(0)
             image = model.visual_projection(
-                model.vision_model(clip_standard_pixels(model, [picture])).pooler_output
+                model.vision_model(clip_standard_pixels(model, [image])).pooler_output
             )[0]
             cosine = float(image @ vector / image.norm() / vector.norm())
             expected.append(float(model.logit_scale.exp()) * cosine)
@@ -138,8 +138,8 @@ def test_clip_is_its_temperature_times_a_cosine(clip: Path, templates: str, coun
     assert expected[0] != pytest.approx(expected[1], rel=1e-3)
 
 
-def test_bad_pictures_are_unscored_and_spoil_nothing(dinov2: Path, clip: Path) -> None:
-    media = [clips(1)[0], Image.new("RGB", (1, 1)), pictures(1)[0].convert("RGBA"), pictures(1)[0]]
+def test_bad_images_are_unscored_and_spoil_nothing(dinov2: Path, clip: Path) -> None:
+    media = [clips(1)[0], Image.new("RGB", (1, 1)), some_images(1)[0].convert("RGBA"), some_images(1)[0]]
     for classifier in (
         DinoClassifier(checkpoint=str(dinov2), device="cpu"),
         ClipClassifier(checkpoint=str(clip), device="cpu"),
@@ -173,10 +173,10 @@ def test_weights_must_fit(dinov2: Path, clip: Path, tmp_path: Path) -> None:
 @pytest.mark.download
 @pytest.mark.parametrize("kind", [DinoClassifier, ClipClassifier])
 def test_published_weights_know_a_class(kind: type[DinoClassifier] | type[ClipClassifier]) -> None:
-    """Checks the class of a picture against another; needs TTS_VISION_DINO_CLASSIFIER or
-    TTS_VISION_CLIP_CLASSIFIER, TTS_VISION_PICTURE and its class number in TTS_VISION_PICTURE_CLASS.
+    """Checks the class of an image against another; needs TTS_VISION_DINO_CLASSIFIER or
+    TTS_VISION_CLIP_CLASSIFIER, TTS_VISION_IMAGE and its class number in TTS_VISION_IMAGE_CLASS.
     """
-    names = (kind.name.upper(), "PICTURE", "PICTURE_CLASS")
+    names = (kind.name.upper(), "IMAGE", "IMAGE_CLASS")
     checkpoint, file, number = (os.environ.get(f"TTS_VISION_{name}", "") for name in names)
     if not number or not all(path and Path(path).exists() for path in (checkpoint, file)):
         pytest.skip(f"set {', '.join(f'TTS_VISION_{name}' for name in names)}")

@@ -12,12 +12,12 @@ from tiny_rewards import (
     as_pixels,
     check_slopes,
     doubled,
-    odd_pictures,
+    odd_images,
     rename_key_in_file,
     tiny_open_clip,
 )
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
@@ -40,9 +40,9 @@ def clip_score(folder: Path) -> ClipScore:
 
 @pytest.fixture(scope="module")
 def prompts(clip_score: ClipScore) -> list[Prompt]:
-    """A prompt that fits pictures, and one that does not, as far as random weights can tell."""
+    """A prompt that fits images, and one that does not, as far as random weights can tell."""
     texts = ["two red circles", "a blue star", "three", "left of", "a", "b", "dog", "xyz", "red", "star"]
-    found = {t: values(clip_score.score(pictures(4), [Prompt(t)] * 4)) for t in texts}
+    found = {t: values(clip_score.score(some_images(4), [Prompt(t)] * 4)) for t in texts}
     best = max(texts, key=lambda text: min(found[text]))
     worst = min(texts, key=lambda text: max(found[text]))
     assert min(found[best]) > 0 and max(found[worst]) == 0
@@ -56,7 +56,7 @@ class TestContract(DifferentiableVerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Image.Image]:
-        return pictures(4)
+        return some_images(4)
 
     @pytest.fixture
     def prompt(self, prompts: list[Prompt]) -> Prompt:
@@ -70,12 +70,12 @@ class TestContract(DifferentiableVerifierContract):
 def test_is_a_hundred_times_the_positive_cosine(
     folder: Path, clip_score: ClipScore, prompts: list[Prompt]
 ) -> None:
-    media = pictures(2)
+    media = some_images(2)
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     words = open_clip.get_tokenizer(f"local-dir:{folder}")
     asked = [prompts[0], prompts[1]]
     with torch.no_grad():
-        images = model.eval().encode_image(torch.stack([transform(picture) for picture in media]))
+        images = model.eval().encode_image(torch.stack([transform(image) for image in media]))
         texts = model.encode_text(words([prompt.text for prompt in asked]))
     cosines = torch.cosine_similarity(images, texts, dim=-1).tolist()
     assert cosines[0] > 0 > cosines[1]
@@ -86,7 +86,7 @@ def test_gradients_against_finite_differences(folder: Path, prompts: list[Prompt
     verifier = ClipScore(model=str(folder), device="cpu")
     verifier.load()
     doubled(verifier, verifier._model)
-    pixels = as_pixels(pictures(2))
+    pixels = as_pixels(some_images(2))
     check_slopes(lambda x: verifier.rewards(x, [prompts[0]] * 2), pixels)
     # where the cosine is negative, there is nothing to climb
     x = pixels.requires_grad_()
@@ -107,7 +107,7 @@ def test_gradients_see_what_scores_see(preprocess: dict, tmp_path: Path) -> None
 
     verifier = ClipScore(model=str(tiny_open_clip(tmp_path / "tiny", **preprocess)), device="cpu")
     verifier.load()
-    media = pictures(2, size=(64, 40))
+    media = some_images(2, size=(64, 40))
     seen = evaluation_pixels(verifier._model, media)
     fitted = fit_pixels(verifier._model, as_pixels(media).float(), "x")
     assert fitted.shape == seen.shape == (2, 3, 32, 32)
@@ -116,18 +116,18 @@ def test_gradients_see_what_scores_see(preprocess: dict, tmp_path: Path) -> None
 
 def test_gradients_of_other_framings_are_refused(tmp_path: Path) -> None:
     verifier = ClipScore(model=str(tiny_open_clip(tmp_path / "tiny", resize_mode="longest")), device="cpu")
-    assert len(verifier.score(pictures(1), [PROMPT])) == 1
+    assert len(verifier.score(some_images(1), [PROMPT])) == 1
     with pytest.raises(VerifierError, match=r"needs? a model that sees a square.*32x32 by 'longest'"):
-        verifier.rewards(as_pixels(pictures(1)), [PROMPT])
+        verifier.rewards(as_pixels(some_images(1)), [PROMPT])
 
 
-def test_long_prompts_are_cut_and_odd_pictures_scored(clip_score: ClipScore, prompts: list[Prompt]) -> None:
-    scores = clip_score.score([*odd_pictures(), clips(1)[0]], [prompts[0]] * 6)
+def test_long_prompts_are_cut_and_odd_images_scored(clip_score: ClipScore, prompts: list[Prompt]) -> None:
+    scores = clip_score.score([*odd_images(), clips(1)[0]], [prompts[0]] * 6)
     assert [math.isnan(score.value) for score in scores] == [False] * 5 + [True]
     assert "got a clip" in (scores[-1].reason or "")
-    (same,) = clip_score.score(pictures(1), [prompts[0]])
+    (same,) = clip_score.score(some_images(1), [prompts[0]])
     assert scores[0].value == pytest.approx(same.value, rel=1e-4)
-    long, longer = clip_score.score(pictures(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
+    long, longer = clip_score.score(some_images(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
     assert long.value == longer.value
     assert clip_score.score([], []) == []
 
@@ -138,8 +138,8 @@ def test_prompts_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     encoded: list[int] = []
     encode = verifier._model.encode_text
     monkeypatch.setattr(verifier._model, "encode_text", lambda t: encoded.append(len(t)) or encode(t))
-    verifier.score(pictures(4), [PROMPT, PROMPT, Prompt("a star"), PROMPT])
-    verifier.rewards(as_pixels(pictures(2)), [PROMPT, PROMPT])
+    verifier.score(some_images(4), [PROMPT, PROMPT, Prompt("a star"), PROMPT])
+    verifier.rewards(as_pixels(some_images(2)), [PROMPT, PROMPT])
     assert encoded == [1, 1]
     for n in range(600):
         verifier._texts([f"prompt {n}"])
@@ -184,7 +184,7 @@ def test_the_activation_of_a_folder_is_its_own(folder: Path, tmp_path: Path, pro
     quick = tiny_open_clip(tmp_path / "quick", quick_gelu=True)
     assert json.loads((quick / "open_clip_config.json").read_text())["model_cfg"]["quick_gelu"]
     scores = [
-        ClipScore(model=str(path), device="cpu").score(pictures(1), prompts[:1])[0].value
+        ClipScore(model=str(path), device="cpu").score(some_images(1), prompts[:1])[0].value
         for path in (folder, quick)
     ]
     assert scores[0] != pytest.approx(scores[1], rel=1e-3)
@@ -208,13 +208,13 @@ def test_bad_pixels_are_told(clip_score: ClipScore) -> None:
         clip_score.rewards(torch.zeros(2, 1, 4, 4), [PROMPT] * 2)
     with pytest.raises(ValueError, match=r"but are torch.uint8"):
         clip_score.rewards(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), [PROMPT] * 2)
-    with pytest.raises(ValueError, match="each of the 2 pictures that 'clip_score' rewards but there are 1"):
+    with pytest.raises(ValueError, match="each of the 2 images that 'clip_score' rewards but there are 1"):
         clip_score.rewards(torch.zeros(2, 3, 4, 4), [PROMPT])
 
 
 def test_half_precision_stays_close(folder: Path, clip_score: ClipScore, prompts: list[Prompt]) -> None:
     half = ClipScore(model=str(folder), device="cpu", dtype="bfloat16")
-    media = pictures(3)
+    media = some_images(3)
     found, expected = (values(v.score(media, prompts[:1] * 3)) for v in (half, clip_score))
     assert found == pytest.approx(expected, abs=2)
     assert half.rewards(as_pixels(media).float(), prompts[:1] * 3).dtype == torch.float32
@@ -228,7 +228,7 @@ def test_is_registered_by_name() -> None:
 @pytest.mark.download
 def test_published_weights_prefer_the_right_words() -> None:
     """OpenAI's ViT-B/32 and any photo of a cat in TTS_VISION_CAT: "a photo of a cat" must score above 20 and
-    above "a photo of a dog"; a known score of a public picture could not be confirmed.
+    above "a photo of a dog"; a known score of a public image could not be confirmed.
     """
     file = os.environ.get("TTS_VISION_CAT", "")
     if not Path(file).is_file():

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from tiny_backbones import tiny_clip
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.parameters import validate
@@ -198,25 +198,25 @@ def test_sizes_are_those_of_mmdet() -> None:
 
 
 def test_pixels_are_those_of_mmdet() -> None:
-    picture = pictures(1, size=(48, 40))[0]
-    same = mask2former_pixels(picture, (40, 48))
+    image = some_images(1, size=(48, 40))[0]
+    same = mask2former_pixels(image, (40, 48))
     assert same.shape == (1, 3, 64, 64)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     expected = np.full((64, 64, 3), 128.0)
-    expected[:40, :48] = np.asarray(picture)
+    expected[:40, :48] = np.asarray(image)
     assert np.allclose(same[0].permute(1, 2, 0), (expected - mean) / std, atol=1e-5)
     # a reduction by two thirds without a filter takes every third pixel
-    third = mask2former_pixels(picture.resize((48, 42)), (14, 16))
-    kept = (np.asarray(picture.resize((48, 42)), dtype=float)[1::3, 1::3] - mean) / std
+    third = mask2former_pixels(image.resize((48, 42)), (14, 16))
+    kept = (np.asarray(image.resize((48, 42)), dtype=float)[1::3, 1::3] - mean) / std
     assert np.allclose(third[0, :, :14, :16].permute(1, 2, 0), kept, atol=1e-5)
     # what lies between pixels is rounded
-    doubled = mask2former_pixels(picture, (80, 96))[0, :, :80, :96].permute(1, 2, 0) * torch.from_numpy(std)
+    doubled = mask2former_pixels(image, (80, 96))[0, :, :80, :96].permute(1, 2, 0) * torch.from_numpy(std)
     levels = doubled + torch.from_numpy(mean)
     assert torch.allclose(levels, levels.round(), atol=1e-3)
 
 
 def test_instances_by_hand() -> None:
-    """Two queries on 2 x 2 masks that fill a picture of 8 x 8, of which 8 x 6 is valid and 16 x 12 wanted."""
+    """Two queries on 2 x 2 masks that fill an image of 8 x 8, of which 8 x 6 is valid and 16 x 12 wanted."""
     classes = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]).log()
     left = torch.tensor([[4.0, -4.0], [4.0, -4.0]])
     masks = torch.stack([left, torch.full((2, 2), -1.0)])
@@ -266,15 +266,15 @@ def test_grounded_boxes_by_hand() -> None:
 
 
 def test_objects_are_cut_out_on_grey() -> None:
-    picture = Image.new("RGB", (9, 6), "red")
+    image = Image.new("RGB", (9, 6), "red")
     mask = torch.zeros(6, 9, dtype=torch.bool)
     mask[1:4, 2:6] = True
     mask[1, 2] = False
-    cut = cut_out(picture, Detection("x", 0.5, mask_box(mask), mask))
+    cut = cut_out(image, Detection("x", 0.5, mask_box(mask), mask))
     assert cut.size == (4, 3) and cut.getpixel((0, 0)) == (0x99,) * 3 and cut.getpixel((1, 0)) == (255, 0, 0)
-    assert cut_out(picture, Detection("x", 0.5, (1.2, 1.8, 3.1, 3.0))).size == (3, 2)
-    assert cut_out(picture, Detection("x", 0.5, (-5.0, -5.0, 50.0, 50.0))).size == (9, 6)
-    assert cut_out(picture, Detection("x", 0.5, (20.0, 20.0, 30.0, 30.0))).size == (1, 1)
+    assert cut_out(image, Detection("x", 0.5, (1.2, 1.8, 3.1, 3.0))).size == (3, 2)
+    assert cut_out(image, Detection("x", 0.5, (-5.0, -5.0, 50.0, 50.0))).size == (9, 6)
+    assert cut_out(image, Detection("x", 0.5, (20.0, 20.0, 30.0, 30.0))).size == (1, 1)
 
 
 # ------------------------------------------------------------------------------------------ tiny models
@@ -295,9 +295,9 @@ def build(folder: Path, model: Any = "mask2former", **settings: Any) -> Detector
 
 
 def halving(folder: Path, model: str) -> float:
-    """A confidence that about half of the pictures reach."""
+    """A confidence that about half of the images reach."""
     detector = build(folder, model)._judge.detector
-    found = detector.detect(pictures(4), [["circle", "star"]] * 4, [0.0] * 4)
+    found = detector.detect(some_images(4), [["circle", "star"]] * 4, [0.0] * 4)
     best = sorted(max(d.score for d in each if d.label == "star") for each in found)
     assert best[1] < best[2]
     return (best[1] + best[2]) / 2
@@ -311,7 +311,7 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(4)
+        return some_images(4)
 
     @pytest.fixture
     def prompt(self) -> Prompt:
@@ -321,10 +321,10 @@ class TestContract(VerifierContract):
 def test_mask2former_against_transformers(folder: Path) -> None:
     from transformers import Mask2FormerForUniversalSegmentation
 
-    picture = pictures(1, size=(90, 60))[0]
+    image = some_images(1, size=(90, 60))[0]
     model = Mask2FormerForUniversalSegmentation.from_pretrained(folder / "mask2former").eval()
     with torch.no_grad():
-        output = model(pixel_values=mask2former_pixels(picture, (64, 96)))
+        output = model(pixel_values=mask2former_pixels(image, (64, 96)))
     probabilities = output.class_queries_logits[0].softmax(-1)
     masks = torch.nn.functional.interpolate(output.masks_queries_logits, (60, 90), mode="bilinear")[0]
     expected = []
@@ -334,7 +334,7 @@ def test_mask2former_against_transformers(folder: Path) -> None:
         expected += [
             (float(probabilities[query, c]) * inside, name) for c, name in ((1, "circle"), (2, "star"))
         ]
-    found = build(folder)._judge.detector.detect([picture], [["circle", "star"]], [0.0])[0]
+    found = build(folder)._judge.detector.detect([image], [["circle", "star"]], [0.0])[0]
     got = sorted((d.score, d.label) for d in found)
     # (64, 96) is resized in two steps there and in one here, which is the same where nothing is cut off
     assert [name for _, name in got] == [name for score, name in sorted(expected) if score > 0]
@@ -344,19 +344,19 @@ def test_mask2former_against_transformers(folder: Path) -> None:
 def test_grounding_dino_against_transformers(folder: Path) -> None:
     from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
 
-    picture = pictures(1, size=(90, 60))[0]
+    image = some_images(1, size=(90, 60))[0]
     processor = GroundingDinoProcessor.from_pretrained(folder / "grounding_dino")
     model = GroundingDinoForObjectDetection.from_pretrained(folder / "grounding_dino").eval()
     size = {"shortest_edge": 64, "longest_edge": 107}
-    inputs = processor(images=picture, text="teddy bear. star.", size=size, return_tensors="pt")
+    inputs = processor(images=image, text="teddy bear. star.", size=size, return_tensors="pt")
     with torch.no_grad():
         output = model(**inputs)
     theirs = processor.post_process_grounded_object_detection(
         output, threshold=0.0, text_threshold=0.0, target_sizes=[(60, 90)]
     )[0]
-    found = build(folder, "grounding_dino")._judge.detector.detect(
-        [picture], [["Teddy bear!", "star"]], [0.0]
-    )[0]
+    found = build(folder, "grounding_dino")._judge.detector.detect([image], [["Teddy bear!", "star"]], [0.0])[
+        0
+    ]
     assert inputs["input_ids"].shape == (1, 7)
     probabilities = output.logits[0].sigmoid()
     expected = torch.stack([probabilities[:, 1:3].mean(1), probabilities[:, 4]], 1)
@@ -366,18 +366,18 @@ def test_grounding_dino_against_transformers(folder: Path) -> None:
 
 
 def test_value_parts_and_reason(folder: Path) -> None:
-    picture = pictures(1)
+    image = some_images(1)
     detector = build(folder)._judge.detector
-    scores = [d.score for d in detector.detect(picture, [["circle"]], [0.0])[0]]
+    scores = [d.score for d in detector.detect(image, [["circle"]], [0.0])[0]]
     just = sorted(scores, reverse=True)[2] - 1e-6  # three circles
     verifier = build(folder, threshold=0.99, counting_threshold=just)
-    (score,) = verifier.score(picture, [Prompt("three circles and a star")])
+    (score,) = verifier.score(image, [Prompt("three circles and a star")])
     assert score.parts == {"three circles": 1.0, "star": 0.0} and score.value == 0.5
     assert score.reason == "wanted star, found no star"
-    (score,) = verifier.score(picture, [Prompt("three circles")])
+    (score,) = verifier.score(image, [Prompt("three circles")])
     assert (score.value, score.reason) == (1.0, None)
     # without a limit, it is the other threshold
-    (score,) = verifier.score(picture, [Prompt("a circle")])
+    (score,) = verifier.score(image, [Prompt("a circle")])
     assert (score.value, score.reason) == (0.0, "wanted circle, found no circle")
 
 
@@ -387,7 +387,7 @@ def test_a_record_comes_before_the_text(folder: Path) -> None:
         "exclude": [{"class": "star", "count": 1}],
     }
     verifier = build(folder, counting_threshold=0.0)
-    (score,) = verifier.score(pictures(1), [Prompt("whatever it may be", record)])
+    (score,) = verifier.score(some_images(1), [Prompt("whatever it may be", record)])
     assert score.parts == {"computer mouse": 1.0, "no stars": 0.0}
 
 
@@ -401,13 +401,13 @@ def test_thresholds_are_the_detectors_own() -> None:
 def test_colours_are_named_as_geneval_does(folder: Path) -> None:
     from transformers import AutoTokenizer, CLIPModel
 
-    picture = pictures(1, size=(90, 60))[0]
+    image = some_images(1, size=(90, 60))[0]
     detection = Detection("circle", 0.9, (10, 5, 60, 40))
     model, tokenizer = (
         CLIPModel.from_pretrained(folder / "clip"),
         AutoTokenizer.from_pretrained(folder / "clip"),
     )
-    crop = picture.crop((10, 5, 60, 40)).resize((45, 32), Image.Resampling.BICUBIC).crop((6, 0, 38, 32))
+    crop = image.crop((10, 5, 60, 40)).resize((45, 32), Image.Resampling.BICUBIC).crop((6, 0, 38, 32))
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     pixels = (
         torch.from_numpy((np.asarray(crop, dtype=np.float32) / 255 - mean) / std)
@@ -428,7 +428,7 @@ def test_colours_are_named_as_geneval_does(folder: Path) -> None:
         "teal",
     ]
     with torch.no_grad():
-        image = model.visual_projection(model.vision_model(pixels).pooler_output)[0]
+        embedding = model.visual_projection(model.vision_model(pixels).pooler_output)[0]
         cosines = []
         for colour in colours:
             texts = [
@@ -441,28 +441,28 @@ def test_colours_are_named_as_geneval_does(folder: Path) -> None:
                 for t in texts
             ]
             mean_row = torch.stack([row / row.norm() for row in rows]).mean(0)
-            cosines.append(float(mean_row @ image / mean_row.norm() / image.norm()))
+            cosines.append(float(mean_row @ embedding / mean_row.norm() / embedding.norm()))
     namer = ColourNamer(str(folder / "clip"), owner="x", device="cpu")
     best = colours[int(np.argmax(cosines[:10]))]
-    assert namer.name(picture, detection, Group("circle", colour="red")) == best
-    assert namer.name(picture, detection, Group("circle", colour="teal")) == colours[int(np.argmax(cosines))]
-    found = [float(namer._vector(colour, "circle") @ (image / image.norm())) for colour in colours[:10]]
+    assert namer.name(image, detection, Group("circle", colour="red")) == best
+    assert namer.name(image, detection, Group("circle", colour="teal")) == colours[int(np.argmax(cosines))]
+    found = [float(namer._vector(colour, "circle") @ (embedding / embedding.norm())) for colour in colours[:10]]
     assert found == pytest.approx(cosines[:10], abs=1e-5) and len(set(found)) == 10
 
 
-def test_colours_are_looked_at_in_the_picture(folder: Path) -> None:
+def test_colours_are_looked_at_in_the_image(folder: Path) -> None:
     verifier = build(folder, colours=str(folder / "clip"), threshold=0.0)
-    scores = verifier.score(pictures(1), [Prompt(f"a {colour} circle") for colour in ("red", "blue")][:1])
+    scores = verifier.score(some_images(1), [Prompt(f"a {colour} circle") for colour in ("red", "blue")][:1])
     assert list(scores[0].parts) == ["circle", "circle is red"]
     named = [
-        verifier.score(pictures(1), [Prompt(f"a {colour} circle")])[0].parts[f"circle is {colour}"]
+        verifier.score(some_images(1), [Prompt(f"a {colour} circle")])[0].parts[f"circle is {colour}"]
         for colour in world.COLOURS
     ]
     assert sum(named) == 1  # one colour is its
 
 
 def test_odd_samples_and_prompts_cost_only_themselves(folder: Path) -> None:
-    good = pictures(1)[0]
+    good = some_images(1)[0]
     media = [
         good,
         clips(1)[0],
@@ -473,7 +473,7 @@ def test_odd_samples_and_prompts_cost_only_themselves(folder: Path) -> None:
         good,
         good,
         good,
-        pictures(1, size=(64, 64))[0],
+        some_images(1, size=(64, 64))[0],
     ]
     prompts = [PROMPT] * len(media)
     prompts[5] = Prompt("a man who rides a horse")
@@ -488,7 +488,7 @@ def test_odd_samples_and_prompts_cost_only_themselves(folder: Path) -> None:
         5: "use checklist",
         6: "mask2former does not know 'giraffe'",
         7: "no GenEval record: include.0.class",
-        8: "nothing that a detector can tell",
+        8: "nothing that a detector can check",
     }.items():
         assert reason in (scores[i].reason or "")
     (alone,) = build(folder, threshold=0.1).score([good], [PROMPT])
@@ -499,7 +499,7 @@ def test_odd_samples_and_prompts_cost_only_themselves(folder: Path) -> None:
 @pytest.mark.parametrize("nouns", [["dog " * 90 + str(i) for i in range(3)], ["dog", "!!"]])
 def test_names_that_grounding_dino_cannot_read(folder: Path, nouns: list[str]) -> None:
     record = {"include": [{"class": noun} for noun in nouns]}
-    scores = build(folder, "grounding_dino").score(pictures(2), [Prompt("x", record), PROMPT])
+    scores = build(folder, "grounding_dino").score(some_images(2), [Prompt("x", record), PROMPT])
     assert [math.isnan(score.value) for score in scores] == [True, False]
     assert "use fewer or shorter names" in (scores[0].reason or "")
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_members import NAN, PROMPT, Table, pictures
+from toy_members import NAN, PROMPT, Table, numbered
 
-from toy_search import toy_context
+from toy_search import run, toy_context
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
 from tts_vision.resolve import find_verifier, load_verifier
 from tts_vision.scoring import safe_scores
 from tts_vision.testing.contracts import VerifierContract, kill_everywhere, values
 from tts_vision.testing.toys import GaussianMixtureSampler, LinearReward, TargetReward
-from tts_vision.types import Anchor, CompositeVerifier, Media, PooledVerifier, Prompt, Score, Verifier
+from tts_vision.types import Media, Prompt, Score
+from tts_vision.verifier import ALONE, Asked, Best, Verifier
 from tts_vision.verifiers.calibrated import Calibrated
 from tts_vision.verifiers.cascade import Cascade
 from tts_vision.verifiers.ensemble import Ensemble, filled, pareto_fronts, ranks, z_scores
@@ -30,7 +31,7 @@ A, B = [0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 100.0, 40.0, 30.0, 20.0]
 
 def scored(*members: Verifier, n: int | None = None, **options: Any) -> list[Score]:
     n = len(members[0].values) if n is None else n  # type: ignore[attr-defined]
-    return Ensemble(members, **options).score(pictures(n), [PROMPT] * n)
+    return Ensemble(members, **options).score(numbered(n), [PROMPT] * n)
 
 
 class TestContract(VerifierContract):
@@ -42,15 +43,15 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(3)
+        return numbered(3)
 
 
-def test_it_is_a_pool_of_members() -> None:
+def test_it_settles_values_of_members() -> None:
     ensemble = Ensemble([Table("a", A), Table("b", B)])
-    assert isinstance(ensemble, PooledVerifier) and isinstance(ensemble, CompositeVerifier)
+    assert ensemble.settles and ensemble.relative and not ensemble.learns and not ensemble.differentiable
     assert lookup("verifier", "ensemble").target is Ensemble
     assert (ensemble.name, ensemble.accepts) == ("ensemble(a, b)", frozenset({"image"}))
-    assert ensemble.score([], []) == [] and ensemble.pool([]) == []
+    assert ensemble.score([], []) == [] and ensemble.settle([]) == []
 
 
 # Rules
@@ -171,9 +172,9 @@ def test_a_member_that_raises_costs_only_its_own_say_and_is_charged_for_trying()
     a, b = Table("a", [1.0, "raise", 3.0]), Table("b", [1.0, 2.0, 3.0])
     charged: list[dict[str, int]] = []
     ensemble = Ensemble([a, b])
-    found = safe_scores(ensemble, pictures(3), [PROMPT] * 3, charge=lambda c: charged.append(dict(c)))
+    found = safe_scores(ensemble, numbered(3), [PROMPT] * 3, asked=Asked(lambda c: charged.append(dict(c))))
     assert values(found) == pytest.approx([0, 0.5, 1])
-    assert found[1].reason == "a: a raised RuntimeError: picture 1"
+    assert found[1].reason == "a: a raised RuntimeError: image 1"
     assert a.seen == [[0, 1, 2], [0], [1], [2]] and b.seen == [[0, 1, 2]]
     assert charged == [{"a": 3, "b": 3}, {"a": 1}, {"a": 1}, {"a": 1}]
 
@@ -192,8 +193,10 @@ def test_a_product_of_negative_values_is_told() -> None:
 
 def test_a_member_that_breaks_its_contract_is_an_error() -> None:
     class Short(Table):
-        def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-            return super().score(media, prompts)[1:]
+        def score(
+            self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
+        ) -> list[Score]:
+            return super().score(media, prompts, asked)[1:]
 
     with pytest.raises(VerifierError, match="'a' must return one score per sample, 2 here, but returned 1"):
         scored(Short("a", [1.0, 2.0]), Table("b", [1.0, 2.0]))
@@ -208,24 +211,24 @@ def test_order_and_batches_do_not_matter_to_the_pool(how: Any) -> None:
     table = rng.random((3, 7))
     table[1, 2] = NAN
     ensemble = Ensemble([Table(str(i), row.tolist()) for i, row in enumerate(table)], how=how)
-    media, order = pictures(7), rng.permutation(7).tolist()
+    media, order = numbered(7), rng.permutation(7).tolist()
     whole = ensemble.score(media, [PROMPT] * 7)
     shuffled = ensemble.score([media[i] for i in order], [PROMPT] * 7)
     assert values(shuffled) == pytest.approx([whole[i].value for i in order])
     batches = [s for a, b in ((0, 3), (3, 4), (4, 7)) for s in ensemble.score(media[a:b], [PROMPT] * (b - a))]
-    assert ensemble.pool(batches) == pytest.approx(values(whole))
-    assert ensemble.pool(whole) == pytest.approx(values(whole)), "to pool again changes nothing"
+    assert ensemble.settle(batches) == pytest.approx(values(whole))
+    assert ensemble.settle(whole) == pytest.approx(values(whole)), "to pool again changes nothing"
 
 
 def test_samples_of_one_prompt_are_compared_with_each_other() -> None:
     a = Table("a", [1.0, 2.0, 3.0, 4.0])
-    found = Ensemble([a]).score(pictures(4), [Prompt("x"), Prompt("y"), Prompt("x"), Prompt("y")])
+    found = Ensemble([a]).score(numbered(4), [Prompt("x"), Prompt("y"), Prompt("x"), Prompt("y")])
     assert values(found) == [0, 0, 1, 1]
 
 
 def test_members_of_one_name_are_told_apart() -> None:
     ensemble = Ensemble([Table("clip", [1.0, 2.0]), Table("clip", [4.0, 3.0])])
-    (score, _) = ensemble.score(pictures(2), [PROMPT] * 2)
+    (score, _) = ensemble.score(numbered(2), [PROMPT] * 2)
     assert ensemble.name == "ensemble(clip, clip (2))"
     assert (score.parts["clip"], score.parts["clip (2)"]) == (1, 4)
     assert ensemble.calls(3) == {"clip": 6}
@@ -234,31 +237,27 @@ def test_members_of_one_name_are_told_apart() -> None:
 def test_a_pool_may_be_a_member() -> None:
     inner = Ensemble([Table("a", [1.0, 2.0, 3.0]), Table("b", [1.0, 2.0, 0.0])], how="minimum")
     outer = Ensemble([inner, Cascade([Table("c", [3.0, 2.0, 1.0]), Table("d", [0.0, 5.0, 9.0])])])
-    media = pictures(3)
+    media = numbered(3)
     whole = outer.score(media, [PROMPT] * 3)
     # inner: the least z-scores rank 1 above 0 and 2; the cascade has 0 examined, then 1, then 2
     least = [s.value for s in inner.score(media, [PROMPT] * 3)]
     expected = (ranks(np.array(least)) + np.array([1, 0.5, 0])) / 2
     assert values(whole) == pytest.approx(expected.tolist())
     one_by_one = [score for m in media for score in outer.score([m], [PROMPT])]
-    pooled = outer.pool(one_by_one)
-    # alone, each picture is the best of its batch, so the cascade examined it
+    pooled = outer.settle(one_by_one)
+    # alone, each image is the best of its batch, so the cascade examined it
     assert pooled == pytest.approx(((ranks(np.array(least)) + np.array([0, 0.5, 1])) / 2).tolist())
     assert outer.calls(8) == {"a": 8, "b": 8, "c": 8, "d": 2}
 
 
-def test_a_member_that_looks_at_the_best_so_far_gets_its_own_score_of_it() -> None:
-    shown: list[Score] = []
-
-    class Looker(Table):
-        def score_beside(self, media: Any, prompts: Any, best: Media, best_score: Score) -> list[Score]:
-            shown.append(best_score)
-            return self.score(media, prompts)
-
-    ensemble = Ensemble([Table("a", [1.0, 2.0]), Looker("b", [3.0, 4.0])])
-    first = ensemble.score(pictures(2)[:1], [PROMPT])[0]
-    safe_scores(ensemble, pictures(2)[1:], [PROMPT], anchor=Anchor(lambda: pictures(1)[0], first))
-    assert shown == [Score(value=3.0, parts={"number": 0.0})]
+def test_a_member_gets_its_own_score_of_the_best_sample() -> None:
+    member, media = Table("b", [3.0, 4.0]), numbered(2)
+    ensemble = Ensemble([Table("a", [1.0, 2.0]), member])
+    first = ensemble.score(media[:1], [PROMPT])[0]
+    safe_scores(ensemble, media[1:], [PROMPT], asked=Asked(best=Best(lambda: media[0], first)))
+    best = member.asked[-1].best
+    assert best is not None and best.load() is media[0]
+    assert best.score == Score(value=3.0, parts={"number": 0.0})
 
 
 def test_loading_loads_every_member() -> None:
@@ -317,11 +316,11 @@ def pooled(how: Any = "rank") -> Ensemble:
 @pytest.mark.parametrize("how", ["rank", "zscore", "minimum", "pareto"])
 def test_every_algorithm_searches_by_a_pool(algorithm: str, how: Any) -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=6), pooled(how), times=8)
-    lookup("algorithm", algorithm).target(ctx)
+    run(lookup("algorithm", algorithm).target, ctx)
     scores = {uid: candidate.score for uid, candidate in ctx.candidates.items()}
     assert len(scores) >= 4
     # as they stand, values are those of all samples pooled at once, and the best is the best of them
-    assert values(list(scores.values())) == pytest.approx(pooled(how).pool(list(scores.values())))
+    assert values(list(scores.values())) == pytest.approx(pooled(how).settle(list(scores.values())))
     assert ctx.best is not None and ctx.best.score.value == max(values(list(scores.values())))
     calls = ctx.ledger.calls
     assert calls["target_reward"] == calls["linear_reward"] == ctx.ledger.spent.verifier_calls / 2

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from tiny_backbones import tiny_clip, tiny_dino, tiny_dinov2
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Video
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
 from tts_vision.types import FeatureExtractor
 from tts_vision.verifiers._backbones import clip_standard_pixels, standard_pixels
-from tts_vision.verifiers._features import PictureFeatures
+from tts_vision.verifiers._features import ImageFeatures
 from tts_vision.verifiers.clip_features import ClipFeatures
 from tts_vision.verifiers.dino_features import DinoFeatures, first_component
 from tts_vision.verifiers.playground_features import PlaygroundFeatures
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-MAKERS: dict[str, Callable[..., PictureFeatures]] = {
+MAKERS: dict[str, Callable[..., ImageFeatures]] = {
     "dino": DinoFeatures,
     "dinov2": DinoFeatures,
     "clip": ClipFeatures,
@@ -38,13 +38,13 @@ MAKERS: dict[str, Callable[..., PictureFeatures]] = {
 
 
 @pytest.fixture(params=["dino", "dinov2", "clip"], scope="module")
-def extractor(request: pytest.FixtureRequest, folder: Path) -> PictureFeatures:
+def extractor(request: pytest.FixtureRequest, folder: Path) -> ImageFeatures:
     return MAKERS[request.param](checkpoint=str(folder / request.param), device="cpu", batch_size=3)
 
 
-def test_one_row_each_in_order_whatever_the_batch(extractor: PictureFeatures) -> None:
+def test_one_row_each_in_order_whatever_the_batch(extractor: ImageFeatures) -> None:
     assert isinstance(extractor, FeatureExtractor) and extractor.accepts == {"image", "video"}
-    media = [*pictures(3), *clips(2, frames=5, seed=7)]
+    media = [*some_images(3), *clips(2, frames=5, seed=7)]
     rows = extractor.features(media)
     assert rows.shape == (5, extractor.size) and rows.dtype == torch.float32 and rows.device.type == "cpu"
     assert rows.unique(dim=0).shape[0] == 5
@@ -54,7 +54,7 @@ def test_one_row_each_in_order_whatever_the_batch(extractor: PictureFeatures) ->
     assert extractor.features([]).shape == (0, extractor.size)
 
 
-def test_a_clip_is_the_mean_of_its_frames(extractor: PictureFeatures) -> None:
+def test_a_clip_is_the_mean_of_its_frames(extractor: ImageFeatures) -> None:
     video = clips(1, frames=15)[0]
     extractor.frames = 8
     frames = [Image.fromarray(video.frames[t].numpy()) for t in range(0, 15, 2)]
@@ -64,16 +64,16 @@ def test_a_clip_is_the_mean_of_its_frames(extractor: PictureFeatures) -> None:
     assert torch.allclose(extractor.features([short])[0], extractor.features(frames).mean(0), atol=1e-5)
 
 
-def test_odd_pictures_are_embedded_as_what_they_show(extractor: PictureFeatures) -> None:
-    picture = pictures(1)[0]
-    see_through = picture.convert("RGBA")
-    rows = extractor.features([picture, see_through, picture.convert("L"), Image.new("RGB", (1, 1))])
+def test_odd_images_are_embedded_as_what_they_show(extractor: ImageFeatures) -> None:
+    image = some_images(1)[0]
+    see_through = image.convert("RGBA")
+    rows = extractor.features([image, see_through, image.convert("L"), Image.new("RGB", (1, 1))])
     assert rows.isfinite().all() and torch.allclose(rows[0], rows[1], atol=1e-4)
     assert not torch.allclose(rows[0], rows[2], atol=1e-4)
 
 
-def test_a_sample_without_features_is_an_error_that_names_it(extractor: PictureFeatures) -> None:
-    good = pictures(1)[0]
+def test_a_sample_without_features_is_an_error_that_names_it(extractor: ImageFeatures) -> None:
+    good = some_images(1)[0]
     with pytest.raises(VerifierError, match=r"sample 1 \(from 0\) is not: a clip must be"):
         extractor.features([good, Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8))])
     with pytest.raises(VerifierError, match=r"sample 2 \(from 0\) is not: .* got str"):
@@ -83,7 +83,7 @@ def test_a_sample_without_features_is_an_error_that_names_it(extractor: PictureF
 def test_dino_against_transformers(folder: Path) -> None:
     from transformers import Dinov2Model
 
-    media = pictures(2, size=(60, 90))
+    media = some_images(2, size=(60, 90))
     tokens = Dinov2Model.from_pretrained(folder / "dinov2")(
         standard_pixels(media, resize=256, crop=224)
     ).last_hidden_state
@@ -95,7 +95,7 @@ def test_dino_against_transformers(folder: Path) -> None:
 def test_clip_against_transformers(folder: Path) -> None:
     from transformers import CLIPModel
 
-    media = pictures(2, size=(60, 90))
+    media = some_images(2, size=(60, 90))
     model = CLIPModel.from_pretrained(folder / "clip")
     vision = model.vision_model(clip_standard_pixels(model, media)).pooler_output
     found = ClipFeatures(checkpoint=str(folder / "clip"), device="cpu").features(media)
@@ -105,7 +105,7 @@ def test_clip_against_transformers(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["dino", "clip"])
 def test_half_precision(kind: str, folder: Path) -> None:
-    media = pictures(2)
+    media = some_images(2)
     whole, half = (
         MAKERS[kind](checkpoint=str(folder / kind), device="cpu", dtype=dtype).features(media)
         for dtype in ("float32", "bfloat16")
@@ -119,7 +119,7 @@ def test_numbers_that_are_not_finite_are_an_error(folder: Path) -> None:
     extractor.load()
     extractor._model.visual_projection.weight[0, 0] = torch.nan
     with pytest.raises(VerifierError, match=r"sample 0 \(from 0\) is not: .* not finite"):
-        extractor.features(pictures(1))
+        extractor.features(some_images(1))
 
 
 def test_parameters_are_checked() -> None:
@@ -135,14 +135,14 @@ def test_parameters_are_checked() -> None:
 
 @pytest.mark.download
 @pytest.mark.parametrize("kind", ["dino", "clip"])
-def test_published_weights_put_views_of_one_picture_together(kind: str) -> None:
-    """Checks that a picture is nearer to its mirror image than to another; needs a folder in
+def test_published_weights_put_views_of_one_image_together(kind: str) -> None:
+    """Checks that an image is nearer to its mirror image than to another; needs a folder in
     TTS_VISION_DINO_FEATURES or TTS_VISION_CLIP_FEATURES.
     """
     name = f"TTS_VISION_{kind.upper()}_FEATURES"
     if not Path(os.environ.get(name, "")).is_dir() or name not in os.environ:
         pytest.skip(f"set {name} to a folder")
-    a, b = pictures(2, size=(256, 256))
+    a, b = some_images(2, size=(256, 256))
     mirrored = a.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     rows = torch.nn.functional.normalize(MAKERS[kind](checkpoint=os.environ[name]).features([a, mirrored, b]))
     assert rows[0] @ rows[1] > rows[0] @ rows[2]
@@ -178,10 +178,10 @@ def test_first_component_is_that_of_sklearn() -> None:
         assert shares.pow(3).sum() > 0
 
 
-def test_near_identical_pictures_stay_near(folder: Path) -> None:
+def test_near_identical_images_stay_near(folder: Path) -> None:
     extractor = reduced(folder, "patches_pca")
-    media = pictures(6, size=(224, 224))
-    pixels = [np.asarray(picture).astype(np.int16) for picture in media]
+    media = some_images(6, size=(224, 224))
+    pixels = [np.asarray(image).astype(np.int16) for image in media]
     noise = np.random.default_rng(0).integers(-1, 2, (6, *pixels[0].shape))
     nearly = [Image.fromarray(np.clip(p + n, 0, 255).astype(np.uint8)) for p, n in zip(pixels, noise)]
     rows, others = extractor.features(media), extractor.features(nearly)
@@ -192,7 +192,7 @@ def test_near_identical_pictures_stay_near(folder: Path) -> None:
 
 
 def test_one_row_does_not_depend_on_others_unless_it_says_so(folder: Path) -> None:
-    media = [*pictures(4), *clips(1, frames=3)]
+    media = [*some_images(4), *clips(1, frames=3)]
     alone, together = reduced(folder, "patches_pca", batch_size=2), reduced(folder, "pca_all", batch_size=2)
     whole = alone.features(media)
     assert torch.allclose(whole, torch.cat([alone.features([m]) for m in media]), atol=1e-3)
@@ -205,13 +205,13 @@ def test_one_row_does_not_depend_on_others_unless_it_says_so(folder: Path) -> No
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_whole_pictures_are_reduced(pool: str, folder: Path) -> None:
+def test_whole_images_are_reduced(pool: str, folder: Path) -> None:
     extractor = reduced(folder, pool)
     assert extractor.features([]).shape == (0, extractor.size)
-    picture = pictures(1, size=(300, 100))[0]
-    edge = picture.copy()
+    image = some_images(1, size=(300, 100))[0]
+    edge = image.copy()
     edge.paste((255, 255, 255), (0, 0, 20, 100))  # a centre crop would not show it
-    rows = extractor.features([picture, edge])
+    rows = extractor.features([image, edge])
     assert not torch.allclose(rows[0], rows[1], atol=1e-3)
 
 
@@ -226,7 +226,7 @@ def test_playground_features_are_those_of_its_verifier() -> None:
     if not weights_path("clip").exists():
         pytest.skip("the playground is not trained")
     extractor, verifier = PlaygroundFeatures(device="cpu", batch_size=2), PlaygroundClip(device="cpu")
-    media = pictures(3, size=(64, 64))
+    media = some_images(3, size=(64, 64))
     rows = extractor.features(media)
     assert rows.shape == (3, extractor.size) and rows.unique(dim=0).shape[0] == 3
     text = "two red circles"

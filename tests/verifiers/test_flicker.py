@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.media import read_media, write_media
 from tts_vision.registry import lookup
@@ -75,7 +75,7 @@ def test_a_clip_from_a_file(tmp_path: Path) -> None:
 def test_what_is_no_moving_clip_is_unscored_and_spoils_nothing() -> None:
     good = clips(1)[0]
     media = [
-        pictures(1)[0],
+        some_images(1)[0],
         Video(good.frames[:1]),
         good,
         Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8)),
@@ -87,7 +87,7 @@ def test_what_is_no_moving_clip_is_unscored_and_spoils_nothing() -> None:
     assert [math.isnan(score.value) for score in scores] == [True, True, False, True, True, True, True]
     for score, reason in zip(
         scores,
-        ["got a picture", "only one", None, "(0, 8, 8, 3)", "(2, 3, 8, 8)", "per second", "uint8"],
+        ["got an image", "only one", None, "(0, 8, 8, 3)", "(2, 3, 8, 8)", "per second", "uint8"],
         strict=True,
     ):
         assert score.reason is None if reason is None else reason in (score.reason or "")

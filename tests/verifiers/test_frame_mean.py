@@ -2,26 +2,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
-from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.errors import CapabilityError, ConfigError, VerifierError
 from tts_vision.resolve import find_verifier, load_verifier
 from tts_vision.testing.contracts import VerifierContract
-from tts_vision.types import DifferentiableVerifier, Media, Score
+from tts_vision.types import Media, Score
+from tts_vision.verifier import ALONE, Asked, FunctionVerifier, Verifier
 from tts_vision.verifiers.frame_mean import FrameMean
 from tts_vision.verifiers.jpeg import JpegIncompressibility
 
 PROMPT = Prompt("two red circles")
 
 
-class Level:
-    """The first pixel of a picture; black ones cannot be scored."""
+class Level(Verifier):
+    """The first pixel of an image; black ones cannot be scored."""
 
     name = "level"
     accepts = frozenset({"image"})
@@ -29,7 +29,7 @@ class Level:
     def __init__(self) -> None:
         self.seen: list[tuple[int, str]] = []
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         values = [int(np.asarray(sample)[0, 0, 0]) for sample in media]
         self.seen += [(value, prompt.text) for value, prompt in zip(values, prompts, strict=True)]
         return [Score(value=value) if value else Score.unscored("it is black") for value in values]
@@ -75,9 +75,9 @@ def test_frames_without_a_score_are_left_out() -> None:
 
 def test_what_is_no_clip_is_unscored_and_spoils_nothing() -> None:
     empty = Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8))
-    scores = FrameMean([Level()]).score([pictures(1)[0], grey(8, 6), empty], [PROMPT] * 3)
+    scores = FrameMean([Level()]).score([some_images(1)[0], grey(8, 6), empty], [PROMPT] * 3)
     assert [math.isnan(score.value) for score in scores] == [True, False, True]
-    assert "got a picture" in (scores[0].reason or "") and "(0, 8, 8, 3)" in (scores[2].reason or "")
+    assert "got an image" in (scores[0].reason or "") and "(0, 8, 8, 3)" in (scores[2].reason or "")
     assert scores[1].value == 7.0
     member = Level()
     assert FrameMean([member]).score([empty], [PROMPT])[0].reason and not member.seen
@@ -85,7 +85,7 @@ def test_what_is_no_clip_is_unscored_and_spoils_nothing() -> None:
 
 
 def test_a_member_that_loses_frames_is_reported() -> None:
-    member = SimpleNamespace(name="lossy", accepts=frozenset({"image"}), score=lambda media, prompts: [])
+    member = FunctionVerifier(lambda media, prompts: [], "lossy")
     with pytest.raises(
         VerifierError, match=r"'lossy' must return one score per frame, 2 here, .* returned 0"
     ):
@@ -94,28 +94,28 @@ def test_a_member_that_loses_frames_is_reported() -> None:
 
 def test_loads_and_counts_its_member() -> None:
     loaded: list[bool] = []
-    member = SimpleNamespace(
-        name="counted",
-        accepts=frozenset({"image"}),
-        score=lambda media, prompts: [],
-        load=lambda: loaded.append(True),
-        calls=lambda n: {"counted": 2 * n},
-    )
-    verifier = FrameMean([member], frames=4)
+
+    class Counted(Level):
+        def load(self) -> None:
+            loaded.append(True)
+
+        def calls(self, n: int) -> dict[str, int]:
+            return {"counted": 2 * n}
+
+    verifier = FrameMean([Counted()], frames=4)
     verifier.load()
     assert loaded == [True] and verifier.calls(3) == {"counted": 24}
     assert FrameMean([Level()], frames=4).calls(3) == {"level": 12}
 
 
 def test_what_it_cannot_be_made_of_is_refused() -> None:
-    pooled = SimpleNamespace(
-        name="pooled", accepts=frozenset({"image"}), score=lambda m, p: [], pool=lambda scores: []
-    )
-    clip_only = SimpleNamespace(name="clips", accepts=frozenset({"video"}), score=lambda m, p: [])
+    pooled, clip_only = Level(), Level()
+    pooled.name, pooled.settles = "pooled", True
+    clip_only.name, clip_only.accepts = "clips", frozenset({"video"})
     for members, frames, message in [
         ([], 8, "made of one verifier but got none"),
         ([Level(), Level()], 8, "made of one verifier but got level, level"),
-        ([clip_only], 8, "must score pictures but 'clips' scores video"),
+        ([clip_only], 8, "must score images but 'clips' scores video"),
         ([pooled], 8, "'pooled' compares"),
         ([Level()], 0, "frames must be at least 1"),
     ]:
@@ -127,7 +127,7 @@ def test_is_named_with_its_member() -> None:
     verifier = load_verifier(find_verifier("frame_mean(jpeg_compressibility):frames=2"))
     assert isinstance(verifier, FrameMean) and verifier.frames == 2
     video = clips(1)[0]
-    sizes = [s.value for s in verifier.member.score([pictures(1)[0]], [PROMPT])]
+    sizes = [s.value for s in verifier.member.score([some_images(1)[0]], [PROMPT])]
     still = Video(video.frames[:1].repeat(3, 1, 1, 1))
     assert verifier.score([still], [PROMPT])[0].value == pytest.approx(sizes[0])
     with pytest.raises(ConfigError, match="is made of other verifiers"):
@@ -137,15 +137,20 @@ def test_is_named_with_its_member() -> None:
 class Smooth(Level):
     """A member that gives gradients."""
 
+    differentiable = True
+
     def rewards(self, pixels: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         lengths = torch.tensor([len(prompt.text) for prompt in prompts])
         return pixels.square().mean((1, 2, 3)) * lengths
 
 
 def test_gives_gradients_where_its_member_does() -> None:
-    assert not isinstance(FrameMean([Level()]), DifferentiableVerifier)
+    without = FrameMean([Level()])
+    assert not without.differentiable
+    with pytest.raises(CapabilityError, match="'level' has none"):
+        without.rewards(torch.rand(1, 2, 3, 4, 4), [PROMPT])
     verifier = FrameMean([Smooth()], frames=3)
-    assert isinstance(verifier, DifferentiableVerifier)
+    assert verifier.differentiable
     pixels = torch.rand(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     rewards = verifier.rewards(pixels, [PROMPT, Prompt("a dog")])
     squares = pixels.detach()[:, [0, 2, 4]].square().mean((1, 2, 3, 4))

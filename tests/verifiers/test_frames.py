@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Video
+from tts_vision.model_verifier import UnusableSample
 from tts_vision.verifiers import _frames
-from tts_vision.verifiers._base import UnusableSample
 from tts_vision.verifiers._frames import clip, each_second, evenly, middles, starts
 
 
@@ -53,17 +53,17 @@ def test_choices_are_in_order_and_in_range(total: int, count: int) -> None:
     assert [len(chosen) for chosen in choices[:4]] == [count, count, count, min(count, total)]
 
 
-def test_pictures_are_the_frames() -> None:
+def test_images_are_the_frames() -> None:
     video = clips(1)[0]
-    chosen = _frames.pictures(video, [3, 0, 3])
-    for picture, index in zip(chosen, [3, 0, 3], strict=True):
-        assert picture.mode == "RGB" and np.array_equal(np.asarray(picture), video.frames[index].numpy())
+    chosen = _frames.frame_images(video, [3, 0, 3])
+    for image, index in zip(chosen, [3, 0, 3], strict=True):
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), video.frames[index].numpy())
 
 
 @pytest.mark.parametrize(
     ("sample", "reason"),
     [
-        (pictures(1)[0], "x scores clips but got a picture"),
+        (some_images(1)[0], "x scores clips but got an image"),
         (Video(torch.zeros(0, 4, 4, 3, dtype=torch.uint8)), r"is \(0, 4, 4, 3\)"),
         (Video(torch.zeros(2, 4, 0, 3, dtype=torch.uint8)), r"is \(2, 4, 0, 3\)"),
         (Video(torch.zeros(2, 4, 4, 4, dtype=torch.uint8)), r"is \(2, 4, 4, 4\)"),

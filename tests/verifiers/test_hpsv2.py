@@ -12,7 +12,7 @@ from tiny_rewards import (
     as_pixels,
     check_slopes,
     doubled,
-    odd_pictures,
+    odd_images,
     open_clip_config,
     rename_key_in_file,
     shaken,
@@ -20,12 +20,12 @@ from tiny_rewards import (
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.resolve import find_verifier, load_verifier
 from tts_vision.testing.contracts import DifferentiableVerifierContract, values
-from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD
+from tts_vision.verifiers._backbones import CLIP_MEAN, CLIP_STD
 from tts_vision.verifiers._rewards import raw_pixels
 from tts_vision.verifiers.hpsv2 import HPSv2, HPSv21, padded_pixels
 
@@ -61,7 +61,7 @@ class TestContract(DifferentiableVerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Image.Image]:
-        return pictures(4)
+        return some_images(4)
 
     @pytest.fixture
     def resize_tolerance(self) -> float:
@@ -75,11 +75,11 @@ class TestContract21(TestContract):
 
 
 @pytest.mark.parametrize("kind", [HPSv2, HPSv21])
-def test_is_the_cosine_of_framed_pictures(folder: Path, kind: type[HPSv2]) -> None:
-    media, texts = pictures(2, size=(64, 48)), ["two red circles", "a star"]
+def test_is_the_cosine_of_framed_images(folder: Path, kind: type[HPSv2]) -> None:
+    media, texts = some_images(2, size=(64, 48)), ["two red circles", "a star"]
     rows = []
-    for picture in media:  # to 32 x 24, four black rows above and below
-        small = TF.resize(TF.to_tensor(picture), [24, 32], InterpolationMode.BICUBIC, antialias=True)
+    for image in media:  # to 32 x 24, four black rows above and below
+        small = TF.resize(TF.to_tensor(image), [24, 32], InterpolationMode.BICUBIC, antialias=True)
         framed = torch.zeros(3, 32, 32)
         framed[:, 4:28] = small
         rows.append(TF.normalize(framed, list(CLIP_MEAN), list(CLIP_STD)))
@@ -94,7 +94,7 @@ def test_is_the_cosine_of_framed_pictures(folder: Path, kind: type[HPSv2]) -> No
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (20, 8), (32, 32), (32, 20), (300, 1), (1, 1)])
-def test_pictures_are_framed_whatever_their_size(size: tuple[int, int]) -> None:
+def test_images_are_framed_whatever_their_size(size: tuple[int, int]) -> None:
     white = padded_pixels(raw_pixels(Image.new("RGB", size, "white")), 32)
     assert white.shape == (1, 3, 32, 32)
     black = padded_pixels(torch.zeros(1, 3, 32, 32), 32)
@@ -109,29 +109,29 @@ def test_pictures_are_framed_whatever_their_size(size: tuple[int, int]) -> None:
 
 
 def test_the_two_versions_differ(folder: Path) -> None:
-    scores = [values(made(folder, kind).score(pictures(2), [PROMPT] * 2)) for kind in (HPSv2, HPSv21)]
+    scores = [values(made(folder, kind).score(some_images(2), [PROMPT] * 2)) for kind in (HPSv2, HPSv21)]
     assert scores[0] != pytest.approx(scores[1], rel=1e-3)
     for kind, expected in zip((HPSv2, HPSv21), scores, strict=True):
         text = f"{kind.name}:checkpoint={folder / kind.filename},model={folder},device=cpu"
         verifier = load_verifier(find_verifier(text))
         assert type(verifier) is kind
-        assert values(verifier.score(pictures(2), [PROMPT] * 2)) == pytest.approx(expected, rel=1e-5)
+        assert values(verifier.score(some_images(2), [PROMPT] * 2)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_against_finite_differences(folder: Path) -> None:
     verifier = made(folder)
     verifier.load()
     doubled(verifier, verifier._model)
-    check_slopes(lambda x: verifier.rewards(x, [PROMPT, Prompt("a star")]), as_pixels(pictures(2)))
+    check_slopes(lambda x: verifier.rewards(x, [PROMPT, Prompt("a star")]), as_pixels(some_images(2)))
     assert not any(p.requires_grad for p in verifier._model.parameters())
 
 
-def test_long_prompts_are_cut_and_odd_pictures_scored(hpsv2: HPSv2) -> None:
-    scores = hpsv2.score([*odd_pictures(), clips(1)[0]], [PROMPT] * 6)
+def test_long_prompts_are_cut_and_odd_images_scored(hpsv2: HPSv2) -> None:
+    scores = hpsv2.score([*odd_images(), clips(1)[0]], [PROMPT] * 6)
     assert [math.isnan(score.value) for score in scores] == [False] * 5 + [True]
     assert "got a clip" in (scores[-1].reason or "")
-    assert scores[0].value == pytest.approx(hpsv2.score(pictures(1), [PROMPT])[0].value, rel=1e-4)
-    long, longer = hpsv2.score(pictures(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
+    assert scores[0].value == pytest.approx(hpsv2.score(some_images(1), [PROMPT])[0].value, rel=1e-4)
+    long, longer = hpsv2.score(some_images(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
     assert long.value == longer.value
     assert hpsv2.score([], []) == []
 
@@ -158,7 +158,7 @@ def test_weights_must_fit(folder: Path, tmp_path: Path) -> None:
 def test_published_weights_prefer_the_right_words(kind: type[HPSv2]) -> None:
     """xswu/HPSv2 and the authors' hpsv2/assets/demo_image.jpg in TTS_VISION_HPS_DEMO: its own prompt, "A cat
     with two horns on its head", must score above another, between 0.1 and 0.4, where the authors' tables lie.
-    They publish no score of this picture.
+    They publish no score of this image.
     """
     file = os.environ.get("TTS_VISION_HPS_DEMO", "")
     if not Path(file).is_file():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
@@ -36,7 +36,7 @@ class Metric:
     def __call__(self, pixels: Tensor) -> Tensor:
         assert pixels.dtype == torch.float32 and pixels.min() >= 0 and pixels.max() <= 1
         self.shapes.append(tuple(pixels.shape))
-        assert pixels.shape[-1] >= 4, "picture too small for a patch"
+        assert pixels.shape[-1] >= 4, "image too small for a patch"
         return 100 * pixels.mean().view(1, 1)
 
 
@@ -63,7 +63,7 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Media]:
-        return list(pictures(4))
+        return list(some_images(4))
 
 
 def test_its_licence_is_said_when_it_is_chosen() -> None:
@@ -84,9 +84,9 @@ def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @QUIET
 def test_is_vbenchs_musiq_over_a_hundred(made: list[dict[str, Any]]) -> None:
-    picture = pictures(1)[0]
-    (score,) = ImagingQuality(device="cpu").score([picture], [PROMPT])
-    assert score.value == pytest.approx(np.asarray(picture).mean() / 255, abs=1e-5)
+    image = some_images(1)[0]
+    (score,) = ImagingQuality(device="cpu").score([image], [PROMPT])
+    assert score.value == pytest.approx(np.asarray(image).mean() / 255, abs=1e-5)
     (call,) = made
     assert call.pop("metric").shapes == [(1, 3, 40, 48)]
     assert call == {"name": "musiq-spaq", "device": torch.device("cpu")}
@@ -100,13 +100,13 @@ def test_another_metric_its_file_and_its_direction(made: list[dict[str, Any]]) -
     assert made[0]["pretrained_model_path"] == "/weights.pth"
 
 
-def test_large_pictures_are_reduced_as_vbench_does() -> None:
-    picture = pictures(1, size=(640, 333))[0]
-    found = vbench_pixels(picture, 512)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+def test_large_images_are_reduced_as_vbench_does() -> None:
+    image = some_images(1, size=(640, 333))[0]
+    found = vbench_pixels(image, 512)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     expected = F.interpolate(pixels, (266, 512), mode="bilinear", align_corners=False) / 255  # 266.4
     assert found.shape == (1, 3, 266, 512) and torch.allclose(found, expected, atol=1e-4)
-    assert vbench_pixels(picture, 640).shape == (1, 3, 333, 640)  # never enlarged
+    assert vbench_pixels(image, 640).shape == (1, 3, 333, 640)  # never enlarged
     assert vbench_pixels(Image.new("RGB", (900, 1)), 512).shape == (1, 3, 1, 512)
 
 
@@ -124,7 +124,7 @@ def test_odd_samples_cost_only_themselves(made: list[dict[str, Any]]) -> None:
     assert [score.value for score in scores] == pytest.approx(
         [0.2, 0.8, math.nan, math.nan, 0.0], nan_ok=True
     )
-    assert "musiq-spaq cannot take a picture of 1x1" in (scores[2].reason or "")
+    assert "musiq-spaq cannot take an image of 1x1" in (scores[2].reason or "")
     assert "frame_mean(imaging_quality)" in (scores[3].reason or "")
     assert ImagingQuality(device="cpu").score([], []) == []
 
@@ -138,7 +138,7 @@ def test_clips_by_their_frames(made: list[dict[str, Any]]) -> None:
 
 @QUIET
 def test_metrics_that_cannot_be(made: list[dict[str, Any]]) -> None:
-    with pytest.raises(ConfigError, match="must need no reference picture but 'lpips'"):
+    with pytest.raises(ConfigError, match="must need no reference image but 'lpips'"):
         ImagingQuality(metric="lpips", device="cpu").load()
     with pytest.raises(VerifierError, match=r"Metric 'beauty' .* AssertionError: unknown metric beauty"):
         ImagingQuality(metric="beauty", device="cpu").load()
@@ -156,8 +156,8 @@ def test_a_refused_setting_needs_no_warning() -> None:
 
 @pytest.mark.download
 @QUIET
-def test_published_weights_prefer_a_sharp_picture() -> None:
-    """A picture of sharp edges beats its blurred copy; needs pyiqa and its MUSIQ weights."""
+def test_published_weights_prefer_a_sharp_image() -> None:
+    """An image of sharp edges beats its blurred copy; needs pyiqa and its MUSIQ weights."""
     pytest.importorskip("pyiqa")
     blocks = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     sharp = Image.fromarray(blocks).resize((512, 512), Image.Resampling.NEAREST)

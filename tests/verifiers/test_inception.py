@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import Inception_V3_Weights, inception_v3
 
-from samples import pictures
+from samples import some_images
 from tts_vision import Prompt
 from tts_vision.errors import VerifierError
 from tts_vision.types import FeatureExtractor
@@ -34,9 +34,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_network_its_weights_and_its_pixels_are_torchvisions(checkpoint: Path) -> None:
     assert PUBLISHED.url == INCEPTION_WEIGHTS
-    media = pictures(2, size=(60, 90))
+    media = some_images(2, size=(60, 90))
     pixels = inception_pixels(media)
-    expected = torch.stack([PUBLISHED.transforms()(picture) for picture in media])
+    expected = torch.stack([PUBLISHED.transforms()(image) for image in media])
     assert pixels.shape == (2, 3, 299, 299) and torch.allclose(pixels, expected, atol=1e-6)
     own = inception_v3(weights=None, aux_logits=True, transform_input=True, init_weights=False).eval()
     own.load_state_dict(torch.load(checkpoint), strict=False)
@@ -47,7 +47,7 @@ def test_the_network_its_weights_and_its_pixels_are_torchvisions(checkpoint: Pat
 
 
 def test_features_are_what_the_classifier_reads(checkpoint: Path) -> None:
-    media = pictures(1, size=(60, 90))
+    media = some_images(1, size=(60, 90))
     extractor = InceptionFeatures(checkpoint=str(checkpoint), device="cpu")
     assert isinstance(extractor, FeatureExtractor)
     assert extractor.features([]).shape == (0, 2048)
@@ -74,16 +74,16 @@ def test_a_renamed_key_is_named(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.download
 def test_published_weights_know_a_class() -> None:
-    """Checks the class of a picture against another; needs TTS_VISION_INCEPTION (the file),
-    TTS_VISION_PICTURE and its class number in TTS_VISION_PICTURE_CLASS.
+    """Checks the class of an image against another; needs TTS_VISION_INCEPTION (the file),
+    TTS_VISION_IMAGE and its class number in TTS_VISION_IMAGE_CLASS.
     """
     from PIL import Image
 
-    names = ("INCEPTION", "PICTURE", "PICTURE_CLASS")
+    names = ("INCEPTION", "IMAGE", "IMAGE_CLASS")
     checkpoint, file, number = (os.environ.get(f"TTS_VISION_{name}", "") for name in names)
     if not number or not all(path and Path(path).exists() for path in (checkpoint, file)):
         pytest.skip(f"set {', '.join(f'TTS_VISION_{name}' for name in names)}")
     other = str((int(number) + 500) % 1000)
-    picture = Image.open(file)
-    scores = InceptionConfidence(checkpoint=checkpoint).score([picture] * 2, [Prompt(number), Prompt(other)])
+    image = Image.open(file)
+    scores = InceptionConfidence(checkpoint=checkpoint).score([image] * 2, [Prompt(number), Prompt(other)])
     assert scores[0].value > 0.1 > scores[1].value

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny_video_models import rename_key
 from torch import Tensor
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import read_media
@@ -186,7 +186,7 @@ def test_the_batch_size_does_not_matter(checkpoint: Path) -> None:
 def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: Motion) -> None:
     good = clips(1, frames=2, size=SIZE)[0]
     media = [
-        pictures(1)[0],
+        some_images(1)[0],
         Video(good.frames[:1]),
         clips(1)[0],
         Video(good.frames, fps=24.0),
@@ -195,7 +195,7 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: Motion) -> None:
     ]
     scores = tiny.score(media, [PROMPT] * 6)
     assert [math.isnan(score.value) for score in scores] == [True] * 5 + [False]
-    reasons = ["got a picture", "only one", "more than 120 pixels", "needs two", "(0, 8, 8, 3)"]
+    reasons = ["got an image", "only one", "more than 120 pixels", "needs two", "(0, 8, 8, 3)"]
     assert all(reason in (score.reason or "") for reason, score in zip(reasons, scores))
     assert scores[5].value == pytest.approx(tiny.score([good], [PROMPT])[0].value, rel=1e-6)
     assert tiny.score([], []) == []
@@ -225,7 +225,7 @@ def test_weights_are_those_of_torchvision() -> None:
 
 @pytest.mark.download
 def test_published_weights_measure_a_shift() -> None:
-    """A textured picture that slides by 5 pixels a frame moves by 5 pixels; needs torchvision's file in
+    """A textured image that slides by 5 pixels a frame moves by 5 pixels; needs torchvision's file in
     TTS_VISION_RAFT.
     """
     checkpoint = os.environ.get("TTS_VISION_RAFT", "")

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import VerifierError
 from tts_vision.registry import lookup
@@ -64,11 +64,11 @@ def sampling(folder: Path) -> PARM:
 
 
 @torch.no_grad()
-def by_hand(picture: Image.Image, text: str) -> tuple[Tensor, dict[str, int]]:
+def by_hand(image: Image.Image, text: str) -> tuple[Tensor, dict[str, int]]:
     """Logits after `text`, of its parts put together as LLaVA-NeXT does; and the vocabulary."""
     words = tiny_vlms.tokenizer([])
     language, tower, rest = tiny_vlms.llava_parts(len(words))
-    pixels = tile(picture)[None]
+    pixels = tile(image)[None]
     hidden = getattr(tower, "vision_model", tower)
     seen = hidden.encoder(inputs_embeds=hidden.embeddings(pixels)).last_hidden_state
     for layer in ("0", "2"):
@@ -96,7 +96,7 @@ class TestORMContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(3)
+        return some_images(3)
 
 
 class TestSamplingContract(VerifierContract):
@@ -106,66 +106,66 @@ class TestSamplingContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(6)
+        return some_images(6)
 
 
 def test_each_question_is_what_its_parts_compute(parm: PARM) -> None:
-    picture = pictures(1, (70, 30))[0]
+    image = some_images(1, (70, 30))[0]
     asked = [
         (parm.score, SYSTEM + FINAL),
         (parm.clarity, SYSTEM + CLARITY),
         (parm.potential, SYSTEM + CLARITY + POTENTIAL),
     ]
-    found = [ask([picture], [PROMPT])[0].value for ask, _ in asked]
-    expected = [yes(*by_hand(picture, text)) for _, text in asked]
+    found = [ask([image], [PROMPT])[0].value for ask, _ in asked]
+    expected = [yes(*by_hand(image, text)) for _, text in asked]
     assert found == pytest.approx(expected, abs=1e-5)
     assert len({round(p, 4) for p in expected}) == 3
 
 
 def test_orm_asks_the_final_question(parm: PARM, folder: Path) -> None:
     orm = ORM(checkpoint=str(folder), **TINY)
-    assert orm.score(pictures(2), [PROMPT] * 2) == parm.score(pictures(2), [PROMPT] * 2)
+    assert orm.score(some_images(2), [PROMPT] * 2) == parm.score(some_images(2), [PROMPT] * 2)
 
 
 def test_all_questions_live_with_batches_and_odd_samples(parm: PARM) -> None:
-    media = [*pictures(3), clips(1)[0], Image.new("L", (1, 1)), Image.new("RGBA", (9, 30))]
+    media = [*some_images(3), clips(1)[0], Image.new("L", (1, 1)), Image.new("RGBA", (9, 30))]
     prompts = [Prompt(text) for text in ("a", "two red circles and more", "b", "c", "d", "<image> e")]
     for ask in (parm.score, parm.clarity, parm.potential):
         together = ask(media, prompts)
         alone = [ask([m], [p])[0] for m, p in zip(media, prompts)]
         assert [math.isnan(s.value) for s in together] == [False] * 3 + [True, False, True]
         assert [s.value for s in alone] == pytest.approx([s.value for s in together], abs=1e-5, nan_ok=True)
-        assert "stands for a picture" in (together[5].reason or "")
+        assert "stands for an image" in (together[5].reason or "")
         assert ask([], []) == []
 
 
 def test_verdicts(parm: PARM) -> None:
     for ask, name in ((parm.clarity, "clear"), (parm.potential, "potential")):
-        for score in ask(pictures(4), [PROMPT] * 4):
+        for score in ask(some_images(4), [PROMPT] * 4):
             assert score.parts == {name: float(score.value > 0.5)}
 
 
 def test_reference_sampling_reads_the_lower_case_word_over_the_vocabulary(sampling: PARM) -> None:
-    media = pictures(6)
+    media = some_images(6)
     prompts = [PROMPT] * len(media)
     finals, potentials = sampling.score(media, prompts), sampling.potential(media, prompts)
     assert any(score.reason for score in finals) and any(score.reason for score in potentials)
-    for picture, final, potential in zip(media, finals, potentials):
+    for image, final, potential in zip(media, finals, potentials):
         if final.reason:
             assert final.value == final.parts["verdict"] == 0.0
         else:
-            assert final.value == pytest.approx(probability(picture, SYSTEM + FINAL, "yes"), abs=1e-5)
+            assert final.value == pytest.approx(probability(image, SYSTEM + FINAL, "yes"), abs=1e-5)
         if potential.reason:
             assert potential.parts == {"potential": 0.0, "no_probability": 50.0} and potential.value == -49.0
         else:
-            expected = probability(picture, SYSTEM + CLARITY + POTENTIAL, "no")
+            expected = probability(image, SYSTEM + CLARITY + POTENTIAL, "no")
             assert potential.parts["no_probability"] == pytest.approx(expected, abs=1e-5)
             assert potential.value == 1 - potential.parts["no_probability"]
 
 
-def probability(picture: Image.Image, text: str, word: str) -> float:
+def probability(image: Image.Image, text: str, word: str) -> float:
     """That of `word` under the top-k of 20 and the top-p of 0.8 in the checkpoint's generation config."""
-    logits, vocabulary = by_hand(picture, text)
+    logits, vocabulary = by_hand(image, text)
     kept = logits.topk(20).values
     kept = kept[: int((kept.softmax(-1).cumsum(-1) < 0.8).sum()) + 1]
     logit = logits[vocabulary[word]]
@@ -188,7 +188,7 @@ def test_drawn_words_decide(sampling: PARM, monkeypatch: pytest.MonkeyPatch) -> 
     for word in ids:
         monkeypatch.setattr(vlm, "next_token_logits", lambda shown, asked, word=word: logits_of(word))
         outcomes[word] = [
-            ask(pictures(1), [PROMPT])[0] for ask in (sampling.score, sampling.clarity, sampling.potential)
+            ask(some_images(1), [PROMPT])[0] for ask in (sampling.score, sampling.clarity, sampling.potential)
         ]
     values = {word: [round(score.value, 6) for score in scores] for word, scores in outcomes.items()}
     assert values == {
@@ -204,7 +204,7 @@ def test_drawn_words_decide(sampling: PARM, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_seed_gives_other_draws(folder: Path, sampling: PARM) -> None:
     other = PARM(checkpoint=str(folder), reference_sampling=True, seed=1, **TINY)
-    media, prompts = pictures(12), [PROMPT] * 12
+    media, prompts = some_images(12), [PROMPT] * 12
     assert sampling.score(media, prompts) != other.score(media, prompts)
 
 
@@ -213,7 +213,7 @@ def test_a_tile_is_padded_with_the_mean_and_centred() -> None:
     assert pixels.shape == (3, 384, 384)
     assert pixels[:, 192].eq(1).all()
     assert torch.allclose(pixels[:, 0], torch.tensor(127 / 127.5 - 1))
-    square = pictures(1, (384, 384))[0]
+    square = some_images(1, (384, 384))[0]
     expected = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1
     assert torch.allclose(tile(square), expected, atol=1e-6)
 

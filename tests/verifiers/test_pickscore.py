@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from tiny_backbones import rename_key, tiny_clip
-from tiny_rewards import LONG, as_pixels, check_slopes, doubled, odd_pictures
+from tiny_rewards import LONG, as_pixels, check_slopes, doubled, odd_images
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import VerifierError
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import DifferentiableVerifierContract, values
-from tts_vision.verifiers._base import CLIP_MEAN, CLIP_STD
+from tts_vision.verifiers._backbones import CLIP_MEAN, CLIP_STD
 from tts_vision.verifiers.pickscore import PickScore
 
 PROMPT = Prompt("two red circles")
@@ -48,16 +48,16 @@ class TestContract(DifferentiableVerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Image.Image]:
-        return pictures(4)
+        return some_images(4)
 
 
 def test_is_the_scale_times_a_cosine(folder: Path, pickscore: PickScore) -> None:
     from transformers import AutoTokenizer, CLIPModel
 
-    media = pictures(2, size=(64, 48))
+    media = some_images(2, size=(64, 48))
     rows = []
-    for picture in media:  # 64 x 48 by Pillow to 42 x 32, cut to 32 x 32
-        cut = picture.resize((42, 32), Image.Resampling.BICUBIC).crop((5, 0, 37, 32))
+    for image in media:  # 64 x 48 by Pillow to 42 x 32, cut to 32 x 32
+        cut = image.resize((42, 32), Image.Resampling.BICUBIC).crop((5, 0, 37, 32))
         rows.append((np.asarray(cut, dtype=np.float32) / 255 - CLIP_MEAN) / CLIP_STD)
     pixels = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float()
     model = CLIPModel.from_pretrained(folder)
@@ -78,24 +78,24 @@ def test_gradients_against_finite_differences(folder: Path) -> None:
     verifier = made(folder)
     verifier.load()
     doubled(verifier, verifier._model)
-    check_slopes(lambda x: verifier.rewards(x, [PROMPT, Prompt("a star")]), as_pixels(pictures(2)))
+    check_slopes(lambda x: verifier.rewards(x, [PROMPT, Prompt("a star")]), as_pixels(some_images(2)))
     assert not any(p.requires_grad for p in verifier._model.parameters())
 
 
-def test_long_prompts_are_cut_and_odd_pictures_scored(pickscore: PickScore) -> None:
-    scores = pickscore.score([*odd_pictures(), clips(1)[0]], [PROMPT] * 6)
+def test_long_prompts_are_cut_and_odd_images_scored(pickscore: PickScore) -> None:
+    scores = pickscore.score([*odd_images(), clips(1)[0]], [PROMPT] * 6)
     assert [math.isnan(score.value) for score in scores] == [False] * 5 + [True]
     assert "got a clip" in (scores[-1].reason or "")
-    assert scores[0].value == pytest.approx(pickscore.score(pictures(1), [PROMPT])[0].value, rel=1e-4)
-    long, longer = pickscore.score(pictures(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
+    assert scores[0].value == pytest.approx(pickscore.score(some_images(1), [PROMPT])[0].value, rel=1e-4)
+    long, longer = pickscore.score(some_images(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
     assert long.value == longer.value
     assert pickscore.score([], []) == []
 
 
 def test_prompts_do_not_depend_on_their_neighbours(folder: Path) -> None:
     prompts = [Prompt("a"), Prompt("three blue stars left of two red circles"), Prompt("two")]
-    together = values(made(folder).score(pictures(3), prompts))
-    alone = [made(folder).score([m], [p])[0].value for m, p in zip(pictures(3), prompts)]
+    together = values(made(folder).score(some_images(3), prompts))
+    alone = [made(folder).score([m], [p])[0].value for m, p in zip(some_images(3), prompts)]
     assert together == pytest.approx(alone, rel=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_weights_must_fit(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.download
 def test_published_weights_prefer_the_right_words() -> None:
     """yuvalkirstain/PickScore_v1 and any photo of a cat in TTS_VISION_CAT: its own words must score above
-    others, and both between 10 and 30, where scores of PickScore lie; a known score of a public picture could
+    others, and both between 10 and 30, where scores of PickScore lie; a known score of a public image could
     not be confirmed.
     """
     file = os.environ.get("TTS_VISION_CAT", "")

@@ -197,24 +197,24 @@ def said(text: str) -> list[tuple[str, str, str]]:
 
 def test_predicates_are_named_and_asked() -> None:
     assert said("a photo of two red circles left of a blue star") == [
-        ("count", "two circles", "Are there exactly two circles in the picture?"),
+        ("count", "two circles", "Are there exactly two circles in the image?"),
         ("colour", "circles are red", "Are the circles red?"),
-        ("object", "star", "Is there a star in the picture?"),
+        ("object", "star", "Is there a star in the image?"),
         ("colour", "star is blue", "Is the star blue?"),
         ("relation", "circles left of star", "Are the circles to the left of the star?"),
     ]
     assert said('one wooden sign that says "Open" and an apple') == [
-        ("count", "one sign", "Is there exactly one sign in the picture?"),
+        ("count", "one sign", "Is there exactly one sign in the image?"),
         ("attribute", "sign is wooden", "Is the sign wooden?"),
-        ("object", "apple", "Is there an apple in the picture?"),
-        ("text", 'text "Open"', 'Does the picture show the text "Open"?'),
+        ("object", "apple", "Is there an apple in the image?"),
+        ("text", 'text "Open"', 'Does the image show the text "Open"?'),
     ]
 
 
 def test_groups_of_one_kind_are_told_apart_by_their_looks() -> None:
     assert said("a red circle above two blue circles") == [
-        ("object", "red circle", "Is there a red circle in the picture?"),
-        ("count", "two blue circles", "Are there exactly two blue circles in the picture?"),
+        ("object", "red circle", "Is there a red circle in the image?"),
+        ("count", "two blue circles", "Are there exactly two blue circles in the image?"),
         ("relation", "red circle above blue circles", "Is the red circle above the blue circles?"),
     ]
 
@@ -224,11 +224,11 @@ def test_limits_are_said() -> None:
         (Group("dog", 2), Group("cat", 0, 1), Group("bird", 0, 0), Group("cow", 2, 4), Group("ant", 12, 12))
     )
     assert [(p.name, p.question) for p in demands.predicates()] == [
-        ("at least two dogs", "Are there at least two dogs in the picture?"),
-        ("at most one cat", "Is there at most one cat in the picture?"),
-        ("no birds", "Is it true that there are no birds in the picture?"),
-        ("two to four cows", "Are there two to four cows in the picture?"),
-        ("12 ants", "Are there exactly 12 ants in the picture?"),
+        ("at least two dogs", "Are there at least two dogs in the image?"),
+        ("at most one cat", "Is there at most one cat in the image?"),
+        ("no birds", "Is it true that there are no birds in the image?"),
+        ("two to four cows", "Are there two to four cows in the image?"),
+        ("12 ants", "Are there exactly 12 ants in the image?"),
     ]
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_backbones import rename_key, tiny_clip
-from tiny_rewards import LONG, as_pixels, check_slopes, doubled, odd_pictures, tiny_siglip
+from tiny_rewards import LONG, as_pixels, check_slopes, doubled, odd_images, tiny_siglip
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import VerifierError
 from tts_vision.registry import lookup
@@ -36,14 +36,14 @@ class TestContract(DifferentiableVerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Image.Image]:
-        return pictures(4)
+        return some_images(4)
 
 
 def test_is_the_logit_of_a_pair(folder: Path, siglip_score: SiglipScore) -> None:
     from transformers import AutoTokenizer, SiglipModel
 
-    media = pictures(2, size=(64, 48))
-    squashed = [picture.resize((32, 32), Image.Resampling.BICUBIC) for picture in media]
+    media = some_images(2, size=(64, 48))
+    squashed = [image.resize((32, 32), Image.Resampling.BICUBIC) for image in media]
     pixels = torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) for p in squashed]) / 127.5 - 1)
     texts = ["two red circles", "a star"]
     words = AutoTokenizer.from_pretrained(folder)(
@@ -71,15 +71,15 @@ def test_gradients_against_finite_differences(folder: Path, value: str) -> None:
     verifier = SiglipScore(checkpoint=str(folder), value=value, device="cpu")  # type: ignore[arg-type]
     verifier.load()
     doubled(verifier, verifier._model)
-    check_slopes(lambda x: verifier.rewards(x, [PROMPT, Prompt("a star")]), as_pixels(pictures(2)))
+    check_slopes(lambda x: verifier.rewards(x, [PROMPT, Prompt("a star")]), as_pixels(some_images(2)))
 
 
-def test_long_prompts_are_cut_and_odd_pictures_scored(siglip_score: SiglipScore) -> None:
-    scores = siglip_score.score([*odd_pictures(), clips(1)[0]], [PROMPT] * 6)
+def test_long_prompts_are_cut_and_odd_images_scored(siglip_score: SiglipScore) -> None:
+    scores = siglip_score.score([*odd_images(), clips(1)[0]], [PROMPT] * 6)
     assert [math.isnan(score.value) for score in scores] == [False] * 5 + [True]
     assert "got a clip" in (scores[-1].reason or "")
-    assert scores[0].value == pytest.approx(siglip_score.score(pictures(1), [PROMPT])[0].value, rel=1e-4)
-    long, longer = siglip_score.score(pictures(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
+    assert scores[0].value == pytest.approx(siglip_score.score(some_images(1), [PROMPT])[0].value, rel=1e-4)
+    long, longer = siglip_score.score(some_images(1) * 2, [Prompt(LONG), Prompt(f"{LONG} and a dog")])
     assert long.value == longer.value
     assert siglip_score.score([], []) == []
 
@@ -97,7 +97,7 @@ def test_weights_must_fit(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.download
 def test_published_weights_prefer_the_right_words() -> None:
     """google/siglip-base-patch16-224 and any photo of a cat in TTS_VISION_CAT: "a photo of a cat" must have a
-    higher probability than "a photo of a dog", by a factor of ten; a known score of a public picture could
+    higher probability than "a photo of a dog", by a factor of ten; a known score of a public image could
     not be confirmed.
     """
     file = os.environ.get("TTS_VISION_CAT", "")

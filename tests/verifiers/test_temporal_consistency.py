@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny_backbones import rename_key, tiny_clip, tiny_dino, tiny_dinov2
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.errors import VerifierError
 from tts_vision.media import read_media
@@ -154,10 +154,15 @@ def test_other_checkpoints_and_half_precision(folder: Path) -> None:
 
 def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: TemporalConsistency) -> None:
     good = clips(1)[0]
-    media = [pictures(1)[0], Video(good.frames[:1]), good, Video(torch.zeros(3, 0, 8, 3, dtype=torch.uint8))]
+    media = [
+        some_images(1)[0],
+        Video(good.frames[:1]),
+        good,
+        Video(torch.zeros(3, 0, 8, 3, dtype=torch.uint8)),
+    ]
     scores = tiny.score(media, [PROMPT] * 4)
     assert [math.isnan(score.value) for score in scores] == [True, True, False, True]
-    assert "got a picture" in (scores[0].reason or "") and "only one" in (scores[1].reason or "")
+    assert "got an image" in (scores[0].reason or "") and "only one" in (scores[1].reason or "")
     assert scores[2].value == pytest.approx(tiny.score([good], [PROMPT])[0].value, abs=1e-6)
     assert tiny.score([], []) == []
 

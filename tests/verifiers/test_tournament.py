@@ -14,12 +14,13 @@ import tiny_vlms
 from chat_server import Answer, ChatServer, asked, nobody_there, serving
 from PIL import Image, ImageDraw
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract, values
-from tts_vision.types import AnchoredVerifier, Media, Score, Verifier
+from tts_vision.types import Media, Score
+from tts_vision.verifier import Asked, Best, Verifier
 from tts_vision.verifiers._vlm import VisionLanguageModel
 from tts_vision.verifiers.tournament import Tournament, bradley_terry, elo, swiss_pairs, verdict
 
@@ -31,10 +32,10 @@ def grey(level: int) -> Image.Image:
 
 
 def levels(request: dict[str, Any]) -> list[float]:
-    """The brightness of the pictures of a request, in order."""
+    """The brightness of the images of a request, in order."""
     urls = [part["image_url"]["url"] for part in request["messages"][0]["content"][:-1]]
     shown = [Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) for url in urls]
-    return [float(np.asarray(picture).mean()) for picture in shown]
+    return [float(np.asarray(image).mean()) for image in shown]
 
 
 def prefers_bright(request: dict[str, Any]) -> Answer:
@@ -64,7 +65,7 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(5)
+        return some_images(5)
 
     def test_samples_are_independent(
         self, verifier: Verifier, media: Sequence[Media], prompt: Prompt
@@ -169,7 +170,7 @@ def test_every_pair_is_asked_in_both_orders_and_once(server: ChatServer) -> None
 
 def test_a_judge_that_looks_at_the_position_alone_ties_all() -> None:
     with serving(lambda request: Answer('{"winner": "first"}')) as server:
-        scores = tournament(server.base_url, rounds=2).score(pictures(4), [PROMPT] * 4)
+        scores = tournament(server.base_url, rounds=2).score(some_images(4), [PROMPT] * 4)
     assert values(scores) == pytest.approx([0.0] * 4)
     assert all(score.parts == {"wins": 0.0, "losses": 0.0, "ties": 2.0} for score in scores)
 
@@ -183,9 +184,9 @@ def test_samples_of_different_prompts_never_meet(server: ChatServer) -> None:
 
 def test_a_lone_sample_is_average(server: ChatServer) -> None:
     assert tournament(server.base_url).score([], []) == []
-    (score,) = tournament(server.base_url).score(pictures(1), [PROMPT])
+    (score,) = tournament(server.base_url).score(some_images(1), [PROMPT])
     assert score.value == 0.0 and "no other sample" in (score.reason or "") and not server.requests
-    (score,) = tournament(server.base_url, aggregate="elo").score(pictures(1), [PROMPT])
+    (score,) = tournament(server.base_url, aggregate="elo").score(some_images(1), [PROMPT])
     assert score.value == 1000.0
 
 
@@ -215,24 +216,26 @@ def test_failed_questions_cost_only_their_games() -> None:
 
 
 def test_an_endpoint_that_is_down_leaves_all_unscored() -> None:
-    scores = tournament(nobody_there()).score(pictures(3), [PROMPT] * 3)
+    scores = tournament(nobody_there()).score(some_images(3), [PROMPT] * 3)
     assert all(math.isnan(s.value) and "cannot be reached" in (s.reason or "") for s in scores)
 
 
-# ----- an anchor
+# ----- the best sample so far
 
 
-def test_an_anchor_keeps_its_rating_and_others_are_rated_against_it(server: ChatServer) -> None:
+def best(sample: Media, score: Score | float) -> Asked:
+    """Asked while a search has a best sample."""
+    return Asked(best=Best(lambda: sample, score if isinstance(score, Score) else Score(value=score)))
+
+
+def test_the_best_keeps_its_rating_and_others_are_rated_against_it(server: ChatServer) -> None:
     verifier = tournament(server.base_url, prior=0.1)
-    assert isinstance(verifier, AnchoredVerifier)
-    better, worse = (
-        verifier.score_beside([grey(level)], [PROMPT], grey(100), Score(value=0.0))[0] for level in (200, 50)
-    )
+    assert verifier.relative and not verifier.settles
+    better, worse = (verifier.score([grey(level)], [PROMPT], best(grey(100), 0.0))[0] for level in (200, 50))
     assert better.value == pytest.approx(math.log(1.1 / 0.1)) == -worse.value
     for rating in (-2.0, 0.0, 3.0):
-        beside = verifier.score_beside(
-            [grey(level) for level in (200, 50, 70)], [PROMPT] * 3, grey(100), Score(value=rating)
-        )
+        media = [grey(level) for level in (200, 50, 70)]
+        beside = verifier.score(media, [PROMPT] * 3, best(grey(100), rating))
         assert [score.value > rating for score in beside] == [True, False, False]
         assert len(beside) == 3 and sum(score.parts["wins"] for score in beside) > 0
 
@@ -240,34 +243,30 @@ def test_an_anchor_keeps_its_rating_and_others_are_rated_against_it(server: Chat
 def test_ratings_of_calls_in_turn_are_on_one_scale(server: ChatServer) -> None:
     verifier = tournament(server.base_url)
     batches = [[60, 40, 80], [90, 20, 85], [120, 110, 100]]
-    best: tuple[Media, Score] | None = None
+    asked, highest = Asked(), -math.inf
     for batch in batches:
         media = [grey(level) for level in batch]
-        if best is None:
-            scores = verifier.score(media, [PROMPT] * 3)
-        else:
-            scores = verifier.score_beside(media, [PROMPT] * 3, *best)
+        scores = verifier.score(media, [PROMPT] * 3, asked)
         top = max(range(3), key=lambda i: scores[i].value)
         assert batch[top] == max(batch)
-        assert best is None or scores[top].value > best[1].value
-        best = media[top], scores[top]
+        assert scores[top].value > highest
+        asked, highest = best(media[top], scores[top]), scores[top].value
 
 
-def test_elo_beside_an_anchor(server: ChatServer) -> None:
+def test_elo_beside_the_best(server: ChatServer) -> None:
     verifier = tournament(server.base_url, aggregate="elo")
-    (score,) = verifier.score_beside([grey(200)], [PROMPT], grey(100), Score(value=1400.0))
+    (score,) = verifier.score([grey(200)], [PROMPT], best(grey(100), 1400.0))
     assert score.value == pytest.approx(1000 + 32 * 10 / 11)
 
 
 @pytest.mark.parametrize(
-    ("best", "score"), [(grey(1), Score.unscored("down")), (clips(1)[0], Score(value=1.0))]
+    ("sample", "score"), [(grey(1), Score.unscored("down")), (clips(1)[0], Score(value=1.0))]
 )
-def test_without_a_usable_anchor_the_others_play_alone(server: ChatServer, best: Media, score: Score) -> None:
+def test_without_a_usable_best_the_others_play_alone(server: ChatServer, sample: Media, score: Score) -> None:
     verifier = tournament(server.base_url)
-    media, prompts = pictures(3), [PROMPT] * 3
-    assert values(verifier.score_beside(media, prompts, best, score)) == values(
-        verifier.score(media, prompts)
-    )
+    media, prompts = some_images(3), [PROMPT] * 3
+    found = verifier.score(media, prompts, best(sample, score))
+    assert values(found) == values(verifier.score(media, prompts))
 
 
 # ----- a model on this machine
@@ -283,9 +282,9 @@ def local(folder: Path, **settings: Any) -> Tournament:
 
 
 def test_a_local_model_is_asked_for_first_or_second(folder: Path) -> None:
-    media = pictures(6, size=(60, 40), seed=3)
+    media = some_images(6, size=(60, 40), seed=3)
     question = (
-        'Here are two pictures that were made for the prompt "a bright day". Which one shows better what the '
+        'Here are two images that were made for the prompt "a bright day". Which one shows better what the '
         "prompt asks for? If both show it equally well, which one looks better? Answer with one word, first "
         "or second."
     )
@@ -303,7 +302,7 @@ def test_a_local_model_is_asked_for_first_or_second(folder: Path) -> None:
 
 
 def test_a_pair_that_a_local_model_cannot_take_costs_only_its_game(folder: Path) -> None:
-    media = [*pictures(3), Image.new("RGB", (900, 2))]
+    media = [*some_images(3), Image.new("RGB", (900, 2))]
     scores = local(folder, rounds=3).score(media, [PROMPT] * 4)
     assert [math.isnan(score.value) for score in scores] == [False, False, False, True]
     assert "cannot take" in (scores[3].reason or "")

@@ -9,7 +9,7 @@ import torch
 from tiny_video_models import randomise, rename_key, tokenizer
 from torch import Tensor
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import read_media
@@ -295,9 +295,9 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: VideoReward) -> N
     strip = Video(torch.zeros(4, 1, 201, 3, dtype=torch.uint8))
     single = Video(good.frames[:1])
     pixel = Video(torch.zeros(3, 1, 1, 3, dtype=torch.uint8))
-    scores = tiny.score([pictures(1)[0], empty, strip, good, single, pixel], [PROMPT] * 6)
+    scores = tiny.score([some_images(1)[0], empty, strip, good, single, pixel], [PROMPT] * 6)
     assert [np.isnan(score.value) for score in scores] == [True, True, True, False, False, False]
-    assert "got a picture" in (scores[0].reason or "") and "201x1" in (scores[2].reason or "")
+    assert "got an image" in (scores[0].reason or "") and "201x1" in (scores[2].reason or "")
     assert scores[3].value == pytest.approx(tiny.score([good], [PROMPT])[0].value, abs=1e-3)
     assert tiny.score([], []) == []
 

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_video_models import randomise, rename_key, tokenizer
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import read_media
@@ -160,8 +160,8 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: VideoScore) -> No
     empty = Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8))
     single = Video(good.frames[:1])
     pixel = Video(torch.zeros(3, 1, 1, 3, dtype=torch.uint8))
-    scores = tiny.score([pictures(1)[0], empty, good, single, pixel], [PROMPT] * 5)
-    assert "got a picture" in (scores[0].reason or "") and "(0, 8, 8, 3)" in (scores[1].reason or "")
+    scores = tiny.score([some_images(1)[0], empty, good, single, pixel], [PROMPT] * 5)
+    assert "got an image" in (scores[0].reason or "") and "(0, 8, 8, 3)" in (scores[1].reason or "")
     assert [np.isnan(score.value) for score in scores] == [True, True, False, False, False]
     assert scores[2].value == pytest.approx(tiny.score([good], [PROMPT])[0].value, abs=1e-4)
     assert tiny.score([], []) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_vlms import qwen_vl
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import read_media
@@ -44,7 +44,7 @@ def test_is_the_yes_probability_of_the_frames(checkpoint: Path, tiny: VideoVQA) 
     judge = VisionLanguageModel(str(checkpoint), owner="test", device="cpu")
     question = 'These are frames of a video in order. Does this video show "{}"? Please answer yes or no.'
     expected = judge.yes_probabilities(
-        [_frames.pictures(long, [1, 4, 7]), _frames.pictures(short, [0, 1])],
+        [_frames.frame_images(long, [1, 4, 7]), _frames.frame_images(short, [0, 1])],
         [question.format("two red circles"), question.format("a blue star")],
     )
     scores = tiny.score([long, short], [PROMPT, Prompt("a blue star")])
@@ -73,10 +73,10 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(tiny: VideoVQA) -> None
     good = clips(1)[0]
     empty = Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8))
     odd = Prompt("two <|image_pad|> circles")
-    media = [pictures(1)[0], empty, good, good, Video(good.frames[:1])]
+    media = [some_images(1)[0], empty, good, good, Video(good.frames[:1])]
     scores = tiny.score(media, [PROMPT, PROMPT, odd, PROMPT, PROMPT])
     assert [math.isnan(score.value) for score in scores] == [True, True, True, False, False]
-    assert "got a picture" in (scores[0].reason or "") and "<|image_pad|>" in (scores[2].reason or "")
+    assert "got an image" in (scores[0].reason or "") and "<|image_pad|>" in (scores[2].reason or "")
     assert scores[3].value == pytest.approx(tiny.score([good], [PROMPT])[0].value, abs=1e-5)
     assert tiny.score([], []) == []
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_vlms import qwen_vl
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError
 from tts_vision.media import read_media
@@ -20,10 +20,10 @@ from tts_vision.verifiers._vlm import VisionLanguageModel
 from tts_vision.verifiers.vision_reward import VisionReward, VisionRewardImage, linear, unmasked
 
 PROMPT = Prompt("two red circles")
-CLIP_QUESTIONS = ['Does it show "[[prompt]]"?', "Is it red?", "Is it a picture of the user?"]
+CLIP_QUESTIONS = ['Does it show "[[prompt]]"?', "Is it red?", "Is it an image of the user?"]
 CLIP_WEIGHTS = [0.9, 0.25, 0.11]
-PICTURE_QUESTIONS = [f"Is it red {i}?" for i in range(30)]
-PICTURE_WEIGHTS = {"coef": [2.0, *(0.01 * i for i in range(1, 28))], "intercept": [0.5]}
+IMAGE_QUESTIONS = [f"Is it red {i}?" for i in range(30)]
+IMAGE_WEIGHTS = {"coef": [2.0, *(0.01 * i for i in range(1, 28))], "intercept": [0.5]}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     qwen_vl(folder / "tiny")
     (folder / "clip.txt").write_text("\n".join(CLIP_QUESTIONS) + "\n")
     (folder / "clip.json").write_text(json.dumps(CLIP_WEIGHTS))
-    (folder / "picture.txt").write_text("\n".join(PICTURE_QUESTIONS))
-    (folder / "picture.json").write_text(json.dumps(PICTURE_WEIGHTS))
+    (folder / "image.txt").write_text("\n".join(IMAGE_QUESTIONS))
+    (folder / "image.json").write_text(json.dumps(IMAGE_WEIGHTS))
     return folder
 
 
@@ -63,19 +63,19 @@ class TestContract(VerifierContract):
 class TestImageContract(VerifierContract):
     @pytest.fixture(scope="class")
     def verifier(self, folder: Path) -> VisionRewardImage:
-        return build(VisionRewardImage, folder, "picture")
+        return build(VisionRewardImage, folder, "image")
 
     @pytest.fixture
     def media(self) -> list[Media]:
-        return list(pictures(3))
+        return list(some_images(3))
 
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_is_the_mean_of_weight_times_answer(folder: Path, soft: bool) -> None:
     video = clips(1, frames=20)[0]  # 2.4 s
     judge = VisionLanguageModel(str(folder / "tiny"), owner="test", device="cpu")
-    asked = ['Does it show "two red circles"?', "Is it red?", "Is it a picture of the user?"]
-    yes = judge.yes_probabilities([_frames.pictures(video, [0, 8, 16])] * 3, asked)
+    asked = ['Does it show "two red circles"?', "Is it red?", "Is it an image of the user?"]
+    yes = judge.yes_probabilities([_frames.frame_images(video, [0, 8, 16])] * 3, asked)
     answers = [2 * p - 1 for p in yes] if soft else [1.0 if p > 0.5 else -1.0 for p in yes]
     (score,) = build(VisionReward, folder, "clip", soft=soft).score([video], [PROMPT])
     assert score.parts == pytest.approx(dict(zip(CLIP_QUESTIONS, answers, strict=True)), abs=1e-5)
@@ -84,17 +84,17 @@ def test_is_the_mean_of_weight_times_answer(folder: Path, soft: bool) -> None:
     )
 
 
-def test_pictures_have_alignment_masks_and_an_intercept(folder: Path) -> None:
-    picture = pictures(1)[0]
+def test_images_have_alignment_masks_and_an_intercept(folder: Path) -> None:
+    image = some_images(1)[0]
     judge = VisionLanguageModel(str(folder / "tiny"), owner="test", device="cpu")
-    asked = ['Does this figure show "two red circles"? Please answer yes or no.', *PICTURE_QUESTIONS]
-    alignment, *yes = judge.yes_probabilities([[picture]] * 31, asked)
+    asked = ['Does this figure show "two red circles"? Please answer yes or no.', *IMAGE_QUESTIONS]
+    alignment, *yes = judge.yes_probabilities([[image]] * 31, asked)
     answers = [1.0 if p > 0.5 else -1.0 for p in yes]
     for mask, about in {0: [22, 23, 24, 28, 29], 1: [25, 26], 2: [27]}.items():
         for i in about:
             answers[i] *= answers[mask] > 0
     expected = 2.0 * alignment + sum(0.01 * (i - 2) * answers[i] for i in range(3, 30)) + 0.5
-    (score,) = build(VisionRewardImage, folder, "picture").score([picture], [PROMPT])
+    (score,) = build(VisionRewardImage, folder, "image").score([image], [PROMPT])
     assert score.value == pytest.approx(expected, abs=1e-5)
     assert len(score.parts) == 28 and score.parts["alignment"] == pytest.approx(alignment, abs=1e-5)
 
@@ -123,13 +123,13 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(folder: Path) -> None:
     good = clips(1)[0]
     empty = Video(torch.zeros(0, 8, 8, 3, dtype=torch.uint8))
     odd = Prompt("two <|image_pad|> circles")
-    media = [pictures(1)[0], empty, good, good, Video(good.frames[:1])]
+    media = [some_images(1)[0], empty, good, good, Video(good.frames[:1])]
     scores = verifier.score(media, [PROMPT, PROMPT, odd, PROMPT, PROMPT])
     assert [math.isnan(score.value) for score in scores] == [True, True, True, False, False]
     assert "<|image_pad|>" in (scores[2].reason or "")
     assert scores[3].value == pytest.approx(verifier.score([good], [PROMPT])[0].value, abs=1e-5)
-    (clip,) = build(VisionRewardImage, folder, "picture").score([good], [PROMPT])
-    assert math.isnan(clip.value) and "scores pictures" in (clip.reason or "")
+    (clip,) = build(VisionRewardImage, folder, "image").score([good], [PROMPT])
+    assert math.isnan(clip.value) and "scores images" in (clip.reason or "")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_unusable_samples_are_unscored_and_spoil_nothing(folder: Path) -> None:
         ("clip", "json", "[0.1,", "must be JSON"),
         ("clip", "txt", None, "must be a text file"),
         ("clip", "txt", " \n", "must hold questions but is empty"),
-        ("picture", "txt", "one\ntwo", "must hold the 30 questions .* but holds 2"),
-        ("picture", "json", "[1]", "must map coef and intercept"),
-        ("picture", "json", '{"coef": [1]}', "must list 28 numbers"),
+        ("image", "txt", "one\ntwo", "must hold the 30 questions .* but holds 2"),
+        ("image", "json", "[1]", "must map coef and intercept"),
+        ("image", "json", '{"coef": [1]}', "must list 28 numbers"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from samples import pictures
+from samples import some_images
 from tts_vision.errors import ConfigError, VerifierError
-from tts_vision.verifiers._base import UnusableSample
+from tts_vision.model_verifier import UnusableSample
 from tts_vision.verifiers._vlm import VisionLanguageModel, nucleus
 
 QUESTIONS = ["Does this figure show a cat?", "no", "Please answer the user: two red circles, a figure?"]
@@ -32,8 +32,8 @@ def vlm(folder: Path) -> VisionLanguageModel:
 
 @pytest.fixture
 def shown() -> list[list[Image.Image]]:
-    """Lists of pictures of different number and size."""
-    wide, tall = pictures(2, (64, 40)), pictures(1, (30, 60), seed=1)
+    """Lists of images of different number and size."""
+    wide, tall = some_images(2, (64, 40)), some_images(1, (30, 60), seed=1)
     return [[wide[0]], [tall[0]], wide]
 
 
@@ -42,11 +42,11 @@ def test_is_what_its_parts_compute(folder: Path, vlm: VisionLanguageModel) -> No
 
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    picture = pictures(1)[0]
+    image = some_images(1)[0]
     chat = [
         {
             "role": "user",
-            "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Clear?"}],
+            "content": [{"type": "image", "image": image}, {"type": "text", "text": "Clear?"}],
         },
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
         {"role": "user", "content": [{"type": "text", "text": "Good?"}]},
@@ -64,9 +64,7 @@ def test_is_what_its_parts_compute(folder: Path, vlm: VisionLanguageModel) -> No
             ("no", "No", "NO", "Ġno", "ĠNo", "ĠNO"),
         )
     )
-    assert vlm.yes_probabilities([[picture]], [["Clear?", "yes", "Good?"]]) == pytest.approx(
-        [yes / (yes + no)]
-    )
+    assert vlm.yes_probabilities([[image]], [["Clear?", "yes", "Good?"]]) == pytest.approx([yes / (yes + no)])
 
 
 def test_the_pool_has_the_variants_in_case_with_and_without_a_space(vlm: VisionLanguageModel) -> None:
@@ -87,35 +85,35 @@ def test_batches_change_nothing(vlm: VisionLanguageModel, shown: list[list[Image
 
 def test_more_questions_than_a_batch(vlm: VisionLanguageModel, folder: Path) -> None:
     one = VisionLanguageModel(str(folder), owner="eye", device="cpu", batch_size=2)
-    shown = [[p] for p in pictures(5)]
+    shown = [[p] for p in some_images(5)]
     assert one.yes_probabilities(shown, ["?"] * 5) == pytest.approx(vlm.yes_probabilities(shown, ["?"] * 5))
 
 
 def test_two_answers_share_all_probability(vlm: VisionLanguageModel) -> None:
-    pair = [pictures(2)]
+    pair = [some_images(2)]
     first = vlm.answer_probabilities(pair, ["Which?"], ["first"], ["second"])[0]
     second = vlm.answer_probabilities(pair, ["Which?"], ["second"], ["first"])[0]
     assert 0 < first < 1 and first + second == pytest.approx(1)
 
 
-def test_order_of_pictures_and_turns_matter(vlm: VisionLanguageModel) -> None:
-    a, b = pictures(2)
+def test_order_of_images_and_turns_matter(vlm: VisionLanguageModel) -> None:
+    a, b = some_images(2)
     ways = [([a, b], "?"), ([b, a], "?"), ([a, b], ["?", "yes", "?"]), ([], "?")]
     found = vlm.yes_probabilities([shown for shown, _ in ways], [asked for _, asked in ways])
     assert len({round(p, 6) for p in found}) == 4
 
 
 def test_generates_what_greedy_search_gives(vlm: VisionLanguageModel) -> None:
-    picture = pictures(1)
-    token = int(vlm.next_token_logits([picture], ["?"])[0].argmax())
-    (text,) = vlm.generate([picture], ["?"], max_new_tokens=1)
+    image = some_images(1)
+    token = int(vlm.next_token_logits([image], ["?"])[0].argmax())
+    (text,) = vlm.generate([image], ["?"], max_new_tokens=1)
     assert text == vlm._tokenizer.decode([token], skip_special_tokens=True).strip()
 
 
 def test_sampled_tokens_follow_their_generators(vlm: VisionLanguageModel) -> None:
     def draw(seeds: list[int]) -> list[str]:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        found = vlm.first_tokens([[p] for p in pictures(len(seeds))], ["?"] * len(seeds), generators)
+        found = vlm.first_tokens([[p] for p in some_images(len(seeds))], ["?"] * len(seeds), generators)
         assert all(int((f.probabilities > 0).sum()) == 50 for f in found)
         return [f.text for f in found]
 
@@ -146,15 +144,15 @@ def test_a_word_that_is_no_token_is_refused(vlm: VisionLanguageModel) -> None:
         vlm.answer_probabilities([[]], ["?"], ["yes"], ["no", "Yes"])
 
 
-def test_a_question_must_not_smuggle_in_a_picture(vlm: VisionLanguageModel) -> None:
+def test_a_question_must_not_smuggle_in_an_image(vlm: VisionLanguageModel) -> None:
     placeholder = vlm._processor.image_token
-    with pytest.raises(UnusableSample, match="stands for a picture"):
-        vlm.yes_probabilities([pictures(1)], [f"{placeholder} a cat"])
+    with pytest.raises(UnusableSample, match="stands for an image"):
+        vlm.yes_probabilities([some_images(1)], [f"{placeholder} a cat"])
 
 
 def test_a_dialogue_ends_with_the_user(vlm: VisionLanguageModel) -> None:
     with pytest.raises(ValueError, match="user's turn"):
-        vlm.yes_probabilities([pictures(1)], [["?", "yes"]])
+        vlm.yes_probabilities([some_images(1)], [["?", "yes"]])
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"dtype": "float3"}])

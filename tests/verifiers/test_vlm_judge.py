@@ -13,7 +13,7 @@ import tiny_vlms
 from chat_server import Answer, ChatServer, asked, nobody_there, serving
 from PIL import Image, ImageDraw
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.parameters import validate
@@ -33,7 +33,7 @@ def rubric(overall: float = 5.0, **scores: float) -> str:
 
 
 def by_size(request: dict[str, Any]) -> Answer:
-    """A judge that finds long data better, so that it tells pictures apart."""
+    """A judge that finds long data better, so that it tells images apart."""
     url = request["messages"][0]["content"][0]["image_url"]["url"]
     return Answer(rubric(len(url) % 1000 / 100))
 
@@ -61,14 +61,14 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(4)
+        return some_images(4)
 
 
 def test_value_parts_and_reason_are_the_aspects() -> None:
     answer = Answer("Sure:\n```json\n" + rubric(7.5, accuracy_to_prompt=9.0) + "\n```")
     with serving(lambda request: answer) as server:
-        (overall,) = judge(server.base_url).score(pictures(1), [Prompt("a {red} dog")])
-        (accuracy,) = judge(server.base_url, metric="accuracy_to_prompt").score(pictures(1), [Prompt("x")])
+        (overall,) = judge(server.base_url).score(some_images(1), [Prompt("a {red} dog")])
+        (accuracy,) = judge(server.base_url, metric="accuracy_to_prompt").score(some_images(1), [Prompt("x")])
     assert (overall.value, overall.reason) == (7.5, "why overall_score")
     assert (accuracy.value, accuracy.reason) == (9.0, "why accuracy_to_prompt")
     assert list(overall.parts) == ASPECTS and overall.parts["accuracy_to_prompt"] == 9.0
@@ -78,7 +78,7 @@ def test_value_parts_and_reason_are_the_aspects() -> None:
 
 
 def test_a_server_that_knows_no_schema_is_told_none(server: ChatServer) -> None:
-    judge(server.base_url, structured=False).score(pictures(1), [Prompt("x")])
+    judge(server.base_url, structured=False).score(some_images(1), [Prompt("x")])
     assert "response_format" not in server.requests[0]
 
 
@@ -95,21 +95,21 @@ def test_what_is_no_rubric_is_asked_for_once_more(bad: str, why: str) -> None:
         return Answer(bad if len(request["messages"]) == 1 else rubric(3.0))
 
     with serving(answer) as server:
-        (score,) = judge(server.base_url).score(pictures(1), [Prompt("x")])
+        (score,) = judge(server.base_url).score(some_images(1), [Prompt("x")])
         assert score.value == 3.0
     first, second = server.requests
     assert second["messages"][:2] == [first["messages"][0], {"role": "assistant", "content": bad}]
     assert why in asked(second)
 
 
-def test_prose_twice_leaves_only_that_picture_unscored() -> None:
+def test_prose_twice_leaves_only_that_image_unscored() -> None:
     def answer(request: dict[str, Any]) -> Answer:
         first = request["messages"][0]["content"][-1]["text"]
-        return Answer(f"What a lovely picture! {KEY}" if "prose" in first else rubric(4.0))
+        return Answer(f"What a lovely image! {KEY}" if "prose" in first else rubric(4.0))
 
     with serving(answer) as server:
         prompts = [Prompt("a"), Prompt("prose"), Prompt("b")]
-        scores = judge(server.base_url).score(pictures(3), prompts)
+        scores = judge(server.base_url).score(some_images(3), prompts)
     assert [score.value for score in scores] == pytest.approx([4.0, math.nan, 4.0], nan_ok=True)
     assert "does not follow the rubric" in (scores[1].reason or "") and "lovely" in (scores[1].reason or "")
     assert KEY not in repr(scores)
@@ -120,7 +120,7 @@ def test_odd_samples_and_a_broken_server_cost_only_themselves() -> None:
     def answer(request: dict[str, Any]) -> Answer:
         return Answer(status=400, body=f"no {KEY}") if "bad" in asked(request) else Answer(rubric())
 
-    media = [*pictures(2), clips(1)[0], Image.new("RGBA", (1, 1)), Image.new("L", (5, 5))]
+    media = [*some_images(2), clips(1)[0], Image.new("RGBA", (1, 1)), Image.new("L", (5, 5))]
     with serving(answer) as server:
         scores = judge(server.base_url).score(media, [Prompt(t) for t in ("good", "bad", "c", "d", "e")])
     assert [math.isnan(s.value) for s in scores] == [False, True, True, False, False]
@@ -128,25 +128,25 @@ def test_odd_samples_and_a_broken_server_cost_only_themselves() -> None:
 
 
 def test_an_endpoint_that_is_down_leaves_all_unscored() -> None:
-    scores = judge(nobody_there()).score(pictures(3), [Prompt("x")] * 3)
+    scores = judge(nobody_there()).score(some_images(3), [Prompt("x")] * 3)
     assert all(math.isnan(s.value) and "cannot be reached" in (s.reason or "") for s in scores)
 
 
-def test_the_same_picture_is_asked_about_once(server: ChatServer) -> None:
-    picture = pictures(1) * 3
-    scores = judge(server.base_url).score(picture, [Prompt("a"), Prompt("a"), Prompt("b")])
+def test_the_same_image_is_asked_about_once(server: ChatServer) -> None:
+    image = some_images(1) * 3
+    scores = judge(server.base_url).score(image, [Prompt("a"), Prompt("a"), Prompt("b")])
     assert len(server.requests) == 2 and scores[0] == scores[1]
 
 
 def test_the_cache_answers_for_the_model(server: ChatServer, tmp_path: Path) -> None:
-    media, prompts = pictures(3), [Prompt("x")] * 3
+    media, prompts = some_images(3), [Prompt("x")] * 3
     first = judge(server.base_url, cache=tmp_path / "c").score(media, prompts)
     assert len(server.requests) == 3
     again = judge(server.base_url, cache=tmp_path / "c", metric="accuracy_to_prompt").score(media, prompts)
     assert len(server.requests) == 3
     assert [s.parts for s in again] == [s.parts for s in first] and again[0].value == 1.0
     for other in (
-        {"media": pictures(1, seed=9)},
+        {"media": some_images(1, seed=9)},
         {"prompt": Prompt("y")},
         {"settings": {"temperature": 1.0}},
     ):
@@ -162,11 +162,11 @@ def test_a_failure_is_not_kept_and_a_spoilt_file_is_asked_for_again(tmp_path: Pa
     answers = iter([Answer(status=400), Answer(rubric(2.0)), Answer(rubric(3.0))])
     with serving(lambda request: next(answers)) as server:
         asking = judge(server.base_url, cache=tmp_path)
-        values = [asking.score(pictures(1), [Prompt("x")])[0].value for _ in range(3)]
+        values = [asking.score(some_images(1), [Prompt("x")])[0].value for _ in range(3)]
         assert values == pytest.approx([math.nan, 2.0, 2.0], nan_ok=True)
         (file,) = tmp_path.rglob("*.json")
         file.write_text(file.read_text()[:20])
-        assert asking.score(pictures(1), [Prompt("x")])[0].value == 3.0
+        assert asking.score(some_images(1), [Prompt("x")])[0].value == 3.0
 
 
 def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 def test_a_key_is_of_pixels_and_facts() -> None:
-    a, b = pictures(2)
+    a, b = some_images(2)
     keys = {key_of(a, "x"), key_of(b, "x"), key_of(a, "y"), key_of(a.convert("L"), "x")}
     assert len(keys) == 4 and key_of(a.copy(), "x") in keys
 
@@ -234,7 +234,7 @@ class TestOnThisMachine:
         return VLMJudge(checkpoint=str(folder), device="cpu", dtype="float32", max_new_tokens=4)
 
     def test_babble_is_no_score(self, folder: Path) -> None:
-        for score in self.local(folder).score(pictures(2), [Prompt("x")] * 2):
+        for score in self.local(folder).score(some_images(2), [Prompt("x")] * 2):
             assert math.isnan(score.value) and "does not follow the rubric" in (score.reason or "")
 
     def test_a_good_answer_is_a_score(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ class TestOnThisMachine:
             return ["hm" if isinstance(a, str) and "second" in a else rubric(6.0) for a in asked]
 
         monkeypatch.setattr(verifier._judge, "generate", generate)
-        scores = verifier.score(pictures(2), [Prompt("first"), Prompt("second")])
+        scores = verifier.score(some_images(2), [Prompt("first"), Prompt("second")])
         assert [score.value for score in scores] == [6.0, 6.0]
         assert len(questions) == 3 and questions[2][1] == "hm"
 

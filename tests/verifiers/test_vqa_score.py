@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from samples import clips, pictures
+from samples import clips, some_images
 from tts_vision import Prompt
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
@@ -39,13 +39,13 @@ class TestContract(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return pictures(4)
+        return some_images(4)
 
 
 def test_asks_the_published_question(folder: Path, verifier: VQAScore) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    picture = pictures(1)[0]
+    image = some_images(1)[0]
     text = (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         'Does this figure show "a {red} dog"? Please answer yes or no.<|im_end|>\n<|im_start|>assistant\n'
@@ -53,26 +53,26 @@ def test_asks_the_published_question(folder: Path, verifier: VQAScore) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        logits = model(**processor(text=[text], images=[picture], return_tensors="pt")).logits[0, -1]
+        logits = model(**processor(text=[text], images=[image], return_tensors="pt")).logits[0, -1]
     vocabulary = processor.tokenizer.get_vocab()
     sums = [
         sum(math.exp(logits[vocabulary[t]]) for w in words for t in (w, f"Ġ{w}") if t in vocabulary)
         for words in (("yes", "Yes", "YES"), ("no", "No", "NO"))
     ]
-    (score,) = verifier.score([picture], [Prompt("a {red} dog")])
+    (score,) = verifier.score([image], [Prompt("a {red} dog")])
     assert score.value == pytest.approx(sums[0] / sum(sums))
 
 
 def test_the_question_can_be_another(folder: Path, verifier: VQAScore) -> None:
     other = VQAScore(checkpoint=str(folder), template="{prompt}, yes?", **TINY)
-    picture, prompt = pictures(1), [Prompt("a dog")]
-    assert other.score(picture, prompt)[0].value != verifier.score(picture, prompt)[0].value
+    image, prompt = some_images(1), [Prompt("a dog")]
+    assert other.score(image, prompt)[0].value != verifier.score(image, prompt)[0].value
     with pytest.raises(ConfigError, match="template must contain"):
         VQAScore(template="Is it good?")
 
 
 def test_odd_samples_cost_only_themselves(verifier: VQAScore) -> None:
-    good = pictures(1)[0]
+    good = some_images(1)[0]
     odd = [
         good,
         Image.new("RGB", (1, 1), "red"),

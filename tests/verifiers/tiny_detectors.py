@@ -40,7 +40,7 @@ def mask2former(folder: Path) -> Path:
     model = Mask2FormerForUniversalSegmentation(config)
     randomise(model, seed=4)
     for parameter in (model.model.transformer_module.queries_features.weight, model.class_predictor.weight):
-        parameter.data *= 10  # so that queries, and pictures, differ
+        parameter.data *= 10  # so that queries, and images, differ
     model.save_pretrained(folder)
     return folder
 

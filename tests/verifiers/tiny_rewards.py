@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from samples import pictures
+from samples import some_images
 from tts_vision.verifiers._rewards import PixelReward
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -114,9 +114,9 @@ def rename_key_in_file(source: Path, target: Path, old: str, new: str) -> Path:
     return target
 
 
-def odd_pictures() -> list[Image.Image]:
+def odd_images() -> list[Image.Image]:
     """RGBA, grey, palette, a single pixel, and very wide: all can be scored."""
-    (base,) = pictures(1)
+    (base,) = some_images(1)
     return [
         base.convert("RGBA"),
         base.convert("L"),
@@ -127,7 +127,7 @@ def odd_pictures() -> list[Image.Image]:
 
 
 def as_pixels(media: list[Image.Image]) -> Tensor:
-    """Pictures of one size as ``(B, 3, H, W)`` float64 in [0, 1]."""
+    """Images of one size as ``(B, 3, H, W)`` float64 in [0, 1]."""
     return torch.from_numpy(np.stack([np.asarray(m) for m in media])).permute(0, 3, 1, 2).double() / 255
 
 

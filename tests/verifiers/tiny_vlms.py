@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}PICTURE"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -97,15 +97,13 @@ def qwen_vl(folder: Path, *, chat: bool = True) -> Path:
         image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
         tokenizer=words,
         video_processor=Qwen2VLVideoProcessor(),
-        chat_template=CHAT.replace("PICTURE", "<|vision_start|><|image_pad|><|vision_end|>")
-        if chat
-        else None,
+        chat_template=CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>") if chat else None,
     ).save_pretrained(folder)
     return folder
 
 
 def idefics3(folder: Path) -> Path:
-    """An Idefics3, which SmolVLM is one of; it splits a picture into tiles."""
+    """An Idefics3, which SmolVLM is one of; it splits an image into tiles."""
     from transformers import (
         Idefics3Config,
         Idefics3ForConditionalGeneration,
@@ -146,7 +144,7 @@ def idefics3(folder: Path) -> Path:
         ),
         tokenizer=words,
         image_seq_len=4,
-        chat_template=CHAT.replace("PICTURE", "<image>"),
+        chat_template=CHAT.replace("IMAGE", "<image>"),
     ).save_pretrained(folder)
     return folder
 
