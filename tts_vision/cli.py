@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _INCOMPLETE, _USAGE, _INTERRUPTED = 1, 2, 130
 _EXTRA = "algorithm flags"
-_KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier")
+_KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter")
 
 
 class _Commands(TyperGroup):

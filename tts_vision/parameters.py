@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def _convert(parameter: Parameter, value: Any, owner: str) -> Any:
     if isinstance(value, str):
         # "0,20,30" and "[0, 20, 30]" both mean a list on a command line
         attempts += [None] if value.lower() in {"none", "null"} else []
+        attempts += _json_list(value)
         attempts += [[part.strip() for part in value.strip("[]() ").split(",") if part.strip()]]
     error: ValidationError | None = None
     for attempt in attempts:
@@ -110,6 +112,15 @@ def _helps(target: Callable[..., Any]) -> dict[str, str]:
     for base in reversed(target.__mro__):
         helps |= _argument_helps(inspect.cleandoc(base.__doc__ or ""))
     return helps
+
+
+def _json_list(text: str) -> list[Any]:
+    """The JSON list that a text is, as the only attempt; none if it is no such list."""
+    try:
+        value = json.loads(text) if text.lstrip().startswith("[") else None
+    except ValueError:
+        value = None
+    return [value] if isinstance(value, list) else []
 
 
 def _argument_helps(doc: str) -> dict[str, str]:

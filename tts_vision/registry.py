@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from tts_vision.errors import ConfigError, UnknownNameError
 
-Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model"]
+Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model", "rewriter"]
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
 
 PACKAGES: dict[Kind, str] = {
@@ -36,6 +36,7 @@ PACKAGES: dict[Kind, str] = {
     "features": "tts_vision.verifiers",
     "sampler": "tts_vision.pipelines",
     "model": "tts_vision.pipelines",
+    "rewriter": "tts_vision.rewriters",
 }
 _CALL = re.compile(
     r"""\bregister\(\s*(?:kind\s*=\s*)?(["'])(?P<kind>\w+)\1\s*,"""
