@@ -185,7 +185,7 @@ class Condition:
 
 
 def conditions_of(
-    given: Condition | str | Sequence[Condition] | None, n: int, default: Condition
+    given: Condition | str | Sequence[Condition | str] | None, n: int, default: Condition
 ) -> list[Condition]:
     """The conditions of `n` particles.
 
@@ -198,9 +198,8 @@ def conditions_of(
         ConfigError: If there is neither one nor one each.
     """
     if given is None or isinstance(given, (str, Condition)):
-        one = default if given is None else default.with_text(given) if isinstance(given, str) else given
-        return [one] * n
-    conditions = list(given)
+        given = [default if given is None else given] * n
+    conditions = [default.with_text(each) if isinstance(each, str) else each for each in given]
     if len(conditions) != n:
         raise ConfigError(
             f"There must be one condition for each of {n} particles but got {len(conditions)}; give one, or "

@@ -233,7 +233,7 @@ class SearchContext:
 
     # Births
 
-    def init(self, n: int, condition: Condition | str | Sequence[Condition] | None = None) -> State:
+    def init(self, n: int, condition: Condition | str | Sequence[Condition | str] | None = None) -> State:
         """`n` fresh particles at step 0.
 
         Args:
@@ -277,7 +277,7 @@ class SearchContext:
     def recondition(
         self,
         state: State,
-        condition: Condition | str | Sequence[Condition],
+        condition: Condition | str | Sequence[Condition | str],
         parents: Sequence[int] | None = None,
     ) -> State:
         """Children of the rows `parents`, generated for other conditions from here on.
