@@ -102,10 +102,10 @@ class Journal:
                 self._past[event.op].append(event)
             self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
             # drop what a kill left of an unfinished line, so that appended lines stay readable
-            size = sum(len(line) for line in self._lines())
-            if self._path.exists() and self._path.stat().st_size != size:
+            content = self._path.read_bytes() if self._path.exists() else b""
+            if content and not content.endswith(b"\n"):
                 with self._path.open("r+b") as file:
-                    file.truncate(size)
+                    file.truncate(content.rfind(b"\n") + 1)
             self._file = self._path.open("ab")
 
     def past(self, op: int) -> list[Event]:
@@ -211,7 +211,3 @@ class Journal:
         for path in self._blobs.glob("*"):
             path.unlink(missing_ok=True)
         self._blobs.rmdir()
-
-    def _lines(self) -> list[bytes]:
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        return lines[: len(self.events)]

@@ -157,10 +157,8 @@ def read_trace(path: Path) -> list[Event]:
         StorageError: If a finished line is no event of this version; the file is left as it is.
     """
     events: list[Event] = []
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
-            break
+    content = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             events.append(_ADAPTER.validate_json(line))
         except ValidationError as error:
