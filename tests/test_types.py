@@ -7,8 +7,10 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
-from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
-from tts_vision.types import Cost, Prompt, Rows, Sampler, Score, State, Verifier
+from tts_vision.condition import Condition
+from tts_vision.types import Cost, Rows, Score, State
+
+CONDITION = Condition("x")
 
 
 def state(uids: tuple[int, ...] = (4, 5, 6), step: int = 2, offset: float = 0.0) -> State:
@@ -17,7 +19,7 @@ def state(uids: tuple[int, ...] = (4, 5, 6), step: int = 2, offset: float = 0.0)
         latents=torch.arange(n * 2, dtype=torch.float32).view(n, 2) + offset,
         step=step,
         uids=uids,
-        prompt=Prompt("x"),
+        conditions=(CONDITION,) * n,
         seed=1,
         carry={"history": torch.arange(n) + offset, "words": Rows(f"w{uid}" for uid in uids)},
         shared={"order": 2},
@@ -36,6 +38,37 @@ def test_select_takes_everything_along() -> None:
 
 def test_select_can_give_new_identities() -> None:
     assert state().select([0, 0], uids=[4, 9]).uids == (4, 9)
+
+
+def test_conditions_belong_to_rows() -> None:
+    first, second = Condition("one"), Condition("two")
+    mixed = replace(state(), conditions=(first, second, first))
+    assert mixed.select([1, 0, 1]).conditions == (second, first, second)
+    assert State.cat([mixed, mixed.select([1])]).conditions == (first, second, first, second)
+
+
+def test_particles_at_step_0_have_one_condition() -> None:
+    start = State.initial(torch.zeros(2, 3), [5, 7], CONDITION, 4)
+    assert (start.step, start.uids, start.seed, start.conditions) == (0, (5, 7), 4, (CONDITION,) * 2)
+    assert start.carry == {} and start.shared == {}
+
+
+def test_groups_of_conditions_are_worked_on_apart_and_keep_the_order_of_rows() -> None:
+    first, second = Condition("one"), Condition("two")
+    mixed = replace(state(), conditions=(first, second, first))
+    seen: list[tuple[int, ...]] = []
+
+    def work(rows: State) -> State:
+        seen.append(rows.uids)
+        return replace(rows, latents=rows.latents + len(seen), step=rows.step + 1)
+
+    done = mixed.in_groups(lambda condition: condition.text, work)
+    assert seen == [(4, 6), (5,)]
+    assert done.uids == mixed.uids and done.conditions == mixed.conditions and done.step == 3
+    assert (done.latents - mixed.latents).tolist() == [[1, 1], [2, 2], [1, 1]]
+    seen.clear()
+    mixed.in_groups(lambda condition: "all alike", work)
+    assert seen == [(4, 5, 6)]
 
 
 def test_select_copies() -> None:
@@ -64,12 +97,15 @@ def test_cat_undoes_splitting() -> None:
     assert torch.equal(again.latents, whole.latents) and again.uids == whole.uids
 
 
-@pytest.mark.parametrize(
-    "other", [state(step=3), replace(state(), seed=2), replace(state(), prompt=Prompt("y"))]
-)
+@pytest.mark.parametrize("other", [state(step=3), replace(state(), seed=2)])
 def test_cat_refuses_states_that_do_not_belong_together(other: State) -> None:
     with pytest.raises(ValueError, match="must be at one step of one search but are at steps"):
         State.cat([state(), other])
+
+
+def test_cat_refuses_latents_of_different_shapes() -> None:
+    with pytest.raises(ValueError, match=r"latents of one shape but have \[\(2,\), \(5,\)\]; give all"):
+        State.cat([state(), replace(state(), latents=torch.zeros(3, 5))])
 
 
 def test_cat_refuses_different_carry() -> None:
@@ -79,12 +115,12 @@ def test_cat_refuses_different_carry() -> None:
         State.cat([state(), replace(state(), carry={})])
 
 
-def test_ghosts_can_be_reindexed_and_joined() -> None:
-    ghost = state().ghost()
-    assert ghost.is_ghost and not state().is_ghost
-    assert ghost.select([1, 1, 0]).latents.shape == (3, 2)
-    joined = State.cat([ghost, state((9,))])
-    assert joined.is_ghost and joined.uids == (4, 5, 6, 9) and joined.latents.shape == (4, 2)
+def test_placeholders_can_be_reindexed_and_joined() -> None:
+    placeholder = state().placeholder()
+    assert placeholder.is_placeholder and not state().is_placeholder
+    assert placeholder.select([1, 1, 0]).latents.shape == (3, 2)
+    joined = State.cat([placeholder, state((9,))])
+    assert joined.is_placeholder and joined.uids == (4, 5, 6, 9) and joined.latents.shape == (4, 2)
 
 
 def test_costs_add_and_multiply() -> None:
@@ -94,8 +130,3 @@ def test_costs_add_and_multiply() -> None:
 def test_unscored_has_a_reason() -> None:
     score = Score.unscored("blurred")
     assert score.value != score.value and score.reason == "blurred"
-
-
-def test_protocols_are_checkable() -> None:
-    assert isinstance(GaussianMixtureSampler(), Sampler) and not isinstance(object(), Sampler)
-    assert isinstance(TargetReward(), Verifier) and not isinstance(GaussianMixtureSampler(), Verifier)

@@ -1,4 +1,4 @@
-"""Mutations keep the distribution of what they change, exactly where the mathematics says so."""
+"""Moves keep the distribution of what they change, exactly where the mathematics says so."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import torch
 from toy_tokens import TokenSampler
 
 from toy_search import toy_context
-from tts_vision.context import apply_mutation
+from tts_vision.condition import Condition
 from tts_vision.errors import CapabilityError, ConfigError
-from tts_vision.mutations import (
+from tts_vision.moves import (
     AddStepNoise,
     Blend,
-    Mutation,
+    Move,
     Neighbour,
+    Recondition,
+    Renoise,
+    Select,
     StepNoise,
     TokenNoise,
     describe,
@@ -26,9 +29,11 @@ from tts_vision.mutations import (
 )
 from tts_vision.testing.toys import GaussianMixtureSampler
 from tts_vision.tokens import draw
-from tts_vision.types import Prompt, State
+from tts_vision.types import State
 
 ROWS, DIM = 200, 64
+TOY = GaussianMixtureSampler()
+CONDITION = Condition("x")
 
 
 def noise(seed: int) -> torch.Tensor:
@@ -36,7 +41,7 @@ def noise(seed: int) -> torch.Tensor:
 
 
 def state(latents: torch.Tensor, **carry: Any) -> State:
-    return State(latents, 0, tuple(range(len(latents))), Prompt("x"), 0, carry)
+    return State.initial(latents, range(len(latents)), CONDITION, 0, carry)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 0.95, 0.999])
@@ -64,7 +69,7 @@ def test_neighbours_are_flattened_per_row() -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.2, 1.0])
 def test_blend_stays_standard_normal(beta: float) -> None:
     x = noise(0)
-    y = Blend(beta).apply(state(x), noise(1)).latents
+    y = Blend(beta).apply(TOY, state(x), noise(1)).latents
     assert y.std() == pytest.approx(1, abs=0.02)
     assert torch.cosine_similarity(x.flatten(), y.flatten(), 0) == pytest.approx(
         math.sqrt(1 - beta**2), abs=0.02
@@ -78,7 +83,7 @@ def test_step_noise_is_replaced_not_added(beta: float) -> None:
     before = state(
         mean + injected, step_noise=injected, step_noise_std=torch.full((ROWS,), std), preview=mean
     )
-    after = StepNoise(beta).apply(before, noise(2))
+    after = StepNoise(beta).apply(TOY, before, noise(2))
     added = after.latents - mean
     assert added.std() == pytest.approx(std, rel=0.02)
     assert torch.allclose(added, math.sqrt(1 - beta**2) * injected + beta * std * noise(2), atol=1e-6)
@@ -90,19 +95,19 @@ def test_step_noise_is_replaced_not_added(beta: float) -> None:
 def test_released_code_doubles_the_variance() -> None:
     injected = 0.4 * noise(1)
     before = state(injected, step_noise=injected, step_noise_std=torch.full((ROWS,), 0.4))
-    after = AddStepNoise().apply(before, noise(2))
+    after = AddStepNoise().apply(TOY, before, noise(2))
     assert after.latents.var() == pytest.approx(2 * 0.4**2, rel=0.03)
     assert after.step == before.step - 1
-    elite = AddStepNoise(scale=0).apply(before, noise(2))
+    elite = AddStepNoise(scale=0).apply(TOY, before, noise(2))
     assert torch.equal(elite.latents, before.latents)
-    blended = AddStepNoise(scale=0, blend=0.6).apply(before, noise(2))
+    blended = AddStepNoise(scale=0, blend=0.6).apply(TOY, before, noise(2))
     assert torch.allclose(blended.latents, 0.8 * injected + 0.6 * noise(2))
 
 
 def test_std_per_row() -> None:
     injected = torch.zeros(2, 3, 5)
     before = state(injected, step_noise=injected, step_noise_std=torch.tensor([0.0, 2.0]))
-    after = StepNoise(1.0).apply(before, torch.ones(2, 3, 5))
+    after = StepNoise(1.0).apply(TOY, before, torch.ones(2, 3, 5))
     assert (after.latents[0] == 0).all() and (after.latents[1] == 2).all()
 
 
@@ -110,8 +115,8 @@ def test_std_per_row() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_token_noise_keeps_the_distribution(share: float, ids: bool) -> None:
     sampler = TokenSampler((1, 3, 5), bias=0.8, ids=ids)
-    parents = sampler.advance(sampler.init(Prompt("x"), range(3000), seed=0), 3)
-    children = apply_mutation(TokenNoise(share), replace(parents, uids=tuple(range(5000, 8000))))
+    parents = sampler.advance(sampler.init(CONDITION, range(3000), seed=0), 3)
+    children = sampler.apply(TokenNoise(share), replace(parents, uids=tuple(range(5000, 8000))))
     # the scales before the last one stay
     assert torch.equal(children.latents[:, :4], parents.latents[:, :4])
     assert children.latents.dtype == parents.latents.dtype and children.step == 3
@@ -129,51 +134,80 @@ def test_token_noise_keeps_the_distribution(share: float, ids: bool) -> None:
 
 def test_token_noise_belongs_to_the_child() -> None:
     sampler = TokenSampler()
-    parents = sampler.advance(sampler.init(Prompt("x"), (0, 1, 2), seed=0), 4).select([0, 1], (7, 9))
-    both = apply_mutation(TokenNoise(0.5), parents)
-    alone = apply_mutation(TokenNoise(0.5), parents.select([1]))
+    parents = sampler.advance(sampler.init(CONDITION, (0, 1, 2), seed=0), 4).select([0, 1], (7, 9))
+    both = sampler.apply(TokenNoise(0.5), parents)
+    alone = sampler.apply(TokenNoise(0.5), parents.select([1]))
     assert torch.equal(both.latents[1:], alone.latents)
-    twice = apply_mutation(TokenNoise(0.5), replace(both, uids=(11, 12)))
+    twice = sampler.apply(TokenNoise(0.5), replace(both, uids=(11, 12)))
     assert not torch.equal(twice.carry["token_noise"], both.carry["token_noise"])  # type: ignore[arg-type]
     assert sampler.advance(both, 2).step == 6
 
 
 def test_token_noise_needs_tokens() -> None:
     sampler = TokenSampler()
-    start = sampler.init(Prompt("x"), (0,), seed=0)
-    with pytest.raises(CapabilityError, match=r"carries 'token_noise' of its last scale.* advance it"):
-        apply_mutation(TokenNoise(0.5), start)
+    start = sampler.init(CONDITION, (0,), seed=0)
+    with pytest.raises(
+        CapabilityError,
+        match=r"carries 'token_noise' but the one at step 0 carries \[\]; take it from ctx.advance",
+    ):
+        sampler.apply(TokenNoise(0.5), start)
     ctx = toy_context(GaussianMixtureSampler(num_steps=3))
-    with pytest.raises(CapabilityError, match="Mutation 'token_noise' needs a sampler with 'tokens'"):
+    with pytest.raises(
+        CapabilityError, match="Drawing tokens again needs a state that carries 'token_noise'"
+    ):
         ctx.mutate(ctx.advance(ctx.init(1)), TokenNoise(0.5))
 
 
-@pytest.mark.parametrize("mutation", [Blend(0.2), Neighbour(0.9)])
-def test_predictions_of_the_parent_are_dropped(mutation: Mutation) -> None:
-    child = mutation.apply(state(noise(0), preview=noise(1), other=noise(2)), noise(3))
+@pytest.mark.parametrize("move", [Blend(0.2), Neighbour(0.9)])
+def test_predictions_of_the_parent_are_dropped(move: Move) -> None:
+    child = move.apply(TOY, state(noise(0), preview=noise(1), other=noise(2)), noise(3))
     assert set(child.carry) == {"other"}
 
 
 def test_deterministic_steps_carry_nothing_to_mutate() -> None:
     sampler = GaussianMixtureSampler(num_steps=3, eta=0.0)
-    after = sampler.advance(sampler.init(Prompt("x"), (0,), seed=0))
+    after = sampler.advance(sampler.init(CONDITION, (0,), seed=0))
     with pytest.raises(CapabilityError, match="step 1 carries none; build the sampler with stochastic=True"):
-        StepNoise(0.2).apply(after, torch.zeros_like(after.latents))
+        StepNoise(0.2).apply(sampler, after, torch.zeros_like(after.latents))
 
 
 @pytest.mark.parametrize(
-    "mutation", [Blend(0.2), Neighbour(0.9), StepNoise(0.3), AddStepNoise(0.0, 0.5), TokenNoise(0.2)]
+    "move",
+    [
+        Blend(0.2),
+        Neighbour(0.9),
+        StepNoise(0.3),
+        AddStepNoise(0.0, 0.5),
+        TokenNoise(0.2),
+        Select(),
+        Recondition(),
+        Renoise(2),
+    ],
 )
-def test_descriptions_make_the_mutation_again(mutation: Mutation) -> None:
-    assert from_description(describe(mutation)) == mutation
+def test_descriptions_make_the_move_again(move: Move) -> None:
+    assert from_description(describe(move)) == move
 
 
-@pytest.mark.parametrize("mutation", [StepNoise(0.2), AddStepNoise()])
-def test_ghosts_stay_ghosts_at_the_right_step(mutation: Mutation) -> None:
+def test_a_move_that_nobody_registered_cannot_be_made_again() -> None:
+    with pytest.raises(ConfigError, match="must be registered but 'fling' is not; import the module"):
+        from_description({"name": "fling", "speed": 3})
+
+
+@pytest.mark.parametrize("move", [StepNoise(0.2), AddStepNoise(), Renoise(1), Select(), Recondition()])
+def test_placeholders_stay_placeholders_at_the_right_step(move: Move) -> None:
     sampler = GaussianMixtureSampler(num_steps=3)
-    real = sampler.advance(sampler.init(Prompt("x"), (0, 1), seed=0), 2)
-    assert apply_mutation(mutation, real.ghost()).step == apply_mutation(mutation, real).step
-    assert apply_mutation(mutation, real.ghost()).is_ghost
+    real = sampler.advance(sampler.init(CONDITION, (0, 1), seed=0), 2)
+    assert sampler.apply(move, real.placeholder()).step == sampler.apply(move, real).step
+    assert sampler.apply(move, real.placeholder()).is_placeholder
+
+
+def test_a_strength_is_a_move_of_the_initial_noise_or_of_the_last_step() -> None:
+    sampler = GaussianMixtureSampler(num_steps=4)
+    found = [sampler.move(step, 0.3) for step in range(5)]
+    # the last step adds no noise, so there is none to redo after it
+    assert found == [Blend(0.3), StepNoise(0.3), StepNoise(0.3), StepNoise(0.3), None]
+    still = GaussianMixtureSampler(num_steps=4, eta=0.0)
+    assert [still.move(step, 0.3) for step in range(5)] == [Blend(0.3), None, None, None, None]
 
 
 @pytest.mark.parametrize(
