@@ -1,34 +1,42 @@
-"""Pairs of previews and what came of them, read from a trace; rank correlation by step."""
+"""Pairs of previews and finished samples, read from a trace; rank correlation by step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
 from toy_search import events as recorded
 from toy_search import toy_context
-from tts_vision.calibration import RAW, PreviewTrust, preview_pairs, preview_trust, spearman
+from tts_vision.calibration import RAW, History, PreviewTrust, preview_pairs, preview_trust, spearman
 from tts_vision.context import SearchContext
-from tts_vision.trace import Event, Init, Mutate, Renoise, Scored, Select
+from tts_vision.testing.toys import TargetReward
+from tts_vision.trace import Answer, Birth, Event
 from tts_vision.types import Media, Prompt, Score, State
+from tts_vision.verifier import ALONE, Asked
 
 NAN = float("nan")
 
 
+def born(n: int) -> Birth:
+    return Birth(op=0, uids=tuple(range(n)), move={"name": "init"}, seeds=tuple(range(n)))
+
+
 def scored(
     op: int, step: int, values: dict[int, float], *, preview: bool = True, raw: bool = False
-) -> Scored:
-    parts = tuple({RAW: value} if raw else {} for value in values.values())
-    shown = tuple(0.0 if raw else value for value in values.values())
-    return Scored(op=op, uids=tuple(values), step=step, preview=preview, values=shown, parts=parts)
+) -> Answer:
+    scores = tuple(
+        Score(value=0.0, parts={RAW: value}) if raw else Score(value=value) for value in values.values()
+    )
+    return Answer(op=op, what="score", uids=tuple(values), step=step, preview=preview, scores=scores)
 
 
 def test_a_preview_is_paired_with_the_mean_of_what_came_of_it() -> None:
     trace: list[Event] = [
-        Init(op=0, uids=(0, 1), seeds=(0, 1)),
+        born(2),
         scored(1, 2, {0: 0.3, 1: 0.5}),
-        Select(op=2, uids=(0, 2), parents=(0, 0), step=2),
+        Birth(op=2, uids=(0, 2), parents=(0, 0), step=2, from_step=2, move={"name": "select"}),
         scored(3, 4, {0: 0.6, 2: 0.8}),
         scored(4, 5, {0: 1.0, 2: 3.0}, preview=False),
     ]
@@ -38,11 +46,11 @@ def test_a_preview_is_paired_with_the_mean_of_what_came_of_it() -> None:
 
 def test_what_an_ancestor_became_after_a_branch_is_no_preview_of_the_branch() -> None:
     trace: list[Event] = [
-        Init(op=0, uids=(0,), seeds=(0,)),
+        born(1),
         scored(1, 1, {0: 0.1}),
         scored(2, 3, {0: 0.9}),
-        Renoise(op=3, uids=(1,), parents=(0,), step=2, from_step=3),
-        Mutate(op=4, uids=(2,), parents=(0,), step=0, mutation={}),
+        Birth(op=3, uids=(1,), parents=(0,), step=2, from_step=3, move={"name": "renoise", "to_step": 2}),
+        Birth(op=4, uids=(2,), parents=(0,), step=0, from_step=0, move={"name": "blend", "beta": 0.2}),
         scored(5, 5, {1: 1.0, 2: 2.0}, preview=False),
     ]
     assert preview_pairs(trace) == {1: [(0.1, 1.0)]}
@@ -50,7 +58,7 @@ def test_what_an_ancestor_became_after_a_branch_is_no_preview_of_the_branch() ->
 
 def test_what_is_unscored_makes_no_pair() -> None:
     trace: list[Event] = [
-        Init(op=0, uids=(0, 1, 2), seeds=(0, 1, 2)),
+        born(3),
         scored(1, 2, {0: NAN, 1: 0.5, 2: 0.7}),
         scored(2, 5, {0: 1.0, 1: NAN, 2: 2.0}, preview=False),
     ]
@@ -59,7 +67,7 @@ def test_what_is_unscored_makes_no_pair() -> None:
 
 def test_what_the_verifier_said_counts_and_not_what_was_made_of_it() -> None:
     trace: list[Event] = [
-        Init(op=0, uids=(0, 1), seeds=(0, 1)),
+        born(2),
         scored(1, 2, {0: 0.5, 1: 0.7}, raw=True),
         scored(2, 5, {0: 1.0, 1: 2.0}, preview=False),
     ]
@@ -69,7 +77,7 @@ def test_what_the_verifier_said_counts_and_not_what_was_made_of_it() -> None:
 
 def test_trust_is_spearmans_rank_correlation() -> None:
     trace: list[Event] = [
-        Init(op=0, uids=(0, 1, 2, 3), seeds=(0, 1, 2, 3)),
+        born(4),
         scored(1, 2, {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}),
         scored(2, 4, {0: 5.0, 1: 6.0, 2: 7.0, 3: 8.0}),
         scored(3, 5, {0: 10.0, 1: 30.0, 2: 20.0, 3: 40.0}, preview=False),
@@ -87,25 +95,32 @@ def test_correlation_is_undefined_for_too_few_or_equal_values(pairs: list[tuple[
     assert spearman(pairs) is None
 
 
-class Halver:
-    """A verifier that forecasts half of what it sees, and keeps what it was told to learn from."""
+def test_a_history_grows_with_events() -> None:
+    history = History()
+    for event in (born(2), scored(1, 2, {0: 0.3, 1: 0.5}), scored(2, 5, {0: 1.0}, preview=False)):
+        history.add(event)
+    assert (history.steps, history.pairs(2), history.pairs(3), history.changes) == ([2], [(0.3, 1.0)], [], 2)
+    history.add(scored(3, 5, {1: 2.0}, preview=False))
+    assert history.pairs(2) == [(0.3, 1.0), (0.5, 2.0)] and history.changes == 3
+    assert history.pairs(2, {0: 8.0}) == [(0.3, 8.0), (0.5, 2.0)]
+
+
+class Halver(TargetReward):
+    """A verifier that halves the scores of previews, and notes the pairs that it could learn from."""
 
     name = "halver"
+    learns = True
 
     def __init__(self) -> None:
-        from tts_vision.testing.toys import TargetReward
+        super().__init__()
+        self.learnt: list[int] = []
 
-        self.accepts, self._reward = TargetReward.accepts, TargetReward()
-        self.learnt: list[dict[int, int]] = []
-
-    def score(self, media: list[Media], prompts: list[Prompt]) -> list[Score]:
-        return self._reward.score(media, prompts)
-
-    def fit(self, pairs: dict[int, list[tuple[float, float]]]) -> None:
-        self.learnt.append({step: len(found) for step, found in pairs.items()})
-
-    def expected(self, score: Score, step: int) -> Score:
-        return Score(value=score.value / 2, parts={RAW: score.value})
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        scores = super().score(media, prompts)
+        if asked.step is None:
+            return scores
+        self.learnt.append(len(asked.history.pairs(asked.step)))
+        return [Score(value=score.value / 2, parts={RAW: score.value}) for score in scores]
 
 
 def rounds(ctx: SearchContext) -> State:
@@ -118,22 +133,17 @@ def rounds(ctx: SearchContext) -> State:
     return done
 
 
-def test_a_search_teaches_its_verifier_and_says_how_far_to_trust_previews() -> None:
+def test_a_search_teaches_its_verifier_and_reports_the_trust_in_previews() -> None:
     verifier = Halver()
     ctx = toy_context(verifier=verifier)
     rounds(ctx)
-    assert verifier.learnt == [{}, {3: 4}, {3: 8}]
+    assert verifier.learnt == [0, 4, 8]
     previews = [event for event in recorded(ctx, "score") if event.preview]
     for event in previews:
-        assert event.values == tuple(parts[RAW] / 2 for parts in event.parts)
-    assert previews[0].trust is None
-    assert all(-1 <= event.trust <= 1 for event in previews[1:])
-    assert previews[2].trust == pytest.approx(spearman(preview_pairs(recorded_until(ctx, previews[2].op))[3]))
-    assert all(event.trust is None for event in recorded(ctx, "score") if not event.preview)
+        assert event.values == tuple(score.parts[RAW] / 2 for score in event.scores)
+    (trust,) = preview_trust(ctx.events)
+    assert (trust.step, trust.n) == (3, 12)
+    assert trust.spearman == pytest.approx(spearman(preview_pairs(ctx.events)[3]))
     # finished samples keep their own score
     assert all(not candidate.score.parts for candidate in ctx.candidates.values())
     assert not any(math.isnan(c.score.value) for c in ctx.candidates.values())
-
-
-def recorded_until(ctx: SearchContext, op: int) -> list[Event]:
-    return [event for event in ctx._journal.events if event.op < op]

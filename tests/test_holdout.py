@@ -1,4 +1,4 @@
-"""The holdout: it judges after the search, never guides it, and gives the alarm when the guide was fooled."""
+"""The holdout: it scores after the search, never guides it, and warns when the guide was fooled."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from tts_vision.journal import Journal
 from tts_vision.results import load_result
 from tts_vision.runner import resume, run
 from tts_vision.testing.toys import GaussianMixtureSampler, LinearReward, TargetReward
-from tts_vision.trace import Event, HeldOut, read_trace
+from tts_vision.trace import Answer, Event, answers, read_trace
 from tts_vision.types import Media, Prompt, Score
+from tts_vision.verifier import ALONE, Asked
 
 FILE = MODEL.rpartition("@")[0]
 FIRST = f"{FILE}@first_coordinate"
@@ -38,7 +39,13 @@ def config(**settings: Any) -> RunConfig:
 def what_happened(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The events without times, and without what is recorded after the end."""
     kept = [event.model_dump(exclude={"spent": {"seconds", "elapsed", "peak_memory"}}) for event in events]
-    return [event for event in kept if event["kind"] != "holdout"]
+    return [event for event in kept if event.get("what") != "heldout"]
+
+
+def heldout(*values: float, uids: Sequence[int] = (0, 1)) -> Answer:
+    """The record of a holdout's scores."""
+    scores = tuple(Score(value=value) for value in values)
+    return Answer(op=1, what="heldout", uids=tuple(uids), scores=scores, value={"seconds": 0.5})
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -67,7 +74,7 @@ def test_it_is_called_after_the_last_event_with_every_sample() -> None:
         verifier=TargetReward(),
         holdout_verifier=watching,
         budget="6x",
-        progress=lambda context, event: happened.append(event.kind),
+        progress=lambda context, event: happened.append(event.what),
     )
     assert happened[-1] == "done"
     assert seen == [(len(happened), 6)]
@@ -77,11 +84,11 @@ def test_it_is_called_after_the_last_event_with_every_sample() -> None:
 
 def test_the_report_is_of_the_first_sample_and_the_winner() -> None:
     curve = [Point(1, 1, 4, 0.1, 4, 0.1), Point(2, 2, 7, 0.9, 7, 0.9), Point(3, 3, 9, 0.5, 7, 0.9)]
-    events: list[Event] = [HeldOut(op=3, uids=(4, 7, 8, 9), values=(3.0, 1.0, NAN, 2.0), seconds=0.5)]
+    events: list[Event] = [heldout(3.0, 1.0, NAN, 2.0, uids=(4, 7, 8, 9))]
     report = holdout_report(events, curve)
     assert report is not None
     assert (report.first, report.best, report.guide_gain) == (3.0, 1.0, pytest.approx(0.8))
-    assert (report.spearman, report.unscored, report.calls) == (-1.0, 1, 4)
+    assert (report.spearman, report.unscored, report.calls, report.seconds) == (-1.0, 1, 4, 0.5)
     assert report.fell
     assert report.warning("clip", "hps") == (
         "clip rose by 0.8 from the first sample to the best one, but hps, which never guided it, fell from 3 "
@@ -97,10 +104,10 @@ def test_the_report_is_of_the_first_sample_and_the_winner() -> None:
 )
 def test_it_falls_only_if_the_winner_is_worse_than_the_first(values: tuple[float, float], fell: bool) -> None:
     curve = [Point(1, 1, 0, 0.1, 0, 0.1), Point(2, 2, 1, 0.9, 1, 0.9)]
-    report = holdout_report([HeldOut(op=1, uids=(0, 1), values=values)], curve)
+    report = holdout_report([heldout(*values)], curve)
     assert report is not None and report.fell is fell
     # nothing rose: the first sample is the winner
-    flat = holdout_report([HeldOut(op=1, uids=(0, 1), values=values)], [curve[0], Point(2, 2, 1, 0, 0, 0.1)])
+    flat = holdout_report([heldout(*values)], [curve[0], Point(2, 2, 1, 0, 0, 0.1)])
     assert flat is not None and not flat.fell
 
 
@@ -152,10 +159,10 @@ def test_a_kill_before_or_after_the_verdicts_changes_nothing(tmp_path: Path, mon
     append = Journal.append
 
     def copying(journal: Journal, event: Event) -> None:
-        if event.kind == "holdout":
+        if event.what == "heldout":
             shutil.copytree(whole, tmp_path / "before")
         append(journal, event)
-        if event.kind == "holdout":
+        if event.what == "heldout":
             shutil.copytree(whole, tmp_path / "after")
 
     with monkeypatch.context() as patch:
@@ -167,7 +174,7 @@ def test_a_kill_before_or_after_the_verdicts_changes_nothing(tmp_path: Path, mon
         reports = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", name)]
         assert {**reports[0], "timing": None} == {**reports[1], "timing": None}
         events = read_trace(tmp_path / name / "trace.jsonl")
-        assert [event.kind for event in events].count("holdout") == 1
+        assert len(list(answers(events, "heldout"))) == 1
 
 
 def fails(images: list[Media], prompts: list[str]) -> list[float]:
@@ -192,35 +199,32 @@ def test_a_holdout_that_fails_costs_nothing_but_its_verdict(holdout: Any, reason
     assert result.best.score.value > -100
     assert result.holdout is not None and result.holdout.unscored == 3 and not result.holdout.fell
     assert result.holdout.as_json()["first"] is None
-    (event,) = [event for event in result.trace if event.kind == "holdout"]
-    assert all(reason in text for text in event.reasons)
+    (event,) = answers(result.trace, "heldout")
+    assert all(reason in (score.reason or "") for score in event.scores)
 
 
-class Pooled(LinearReward):
-    """Counts how many samples it sees at once."""
+class Counting(LinearReward):
+    """Counts the samples of each call."""
 
-    name = "pooled"
+    name = "counting"
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         self.sizes.append(len(media))
         return super().score(media, prompts)
 
-    def pool(self, scores: Sequence[Score]) -> list[float]:
-        return [score.value for score in scores]
 
-
-@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("flag", ["relative", "settles", None])
 def test_samples_are_compared_all_together_by_a_verifier_that_compares(
-    pooled: bool, monkeypatch: Any
+    flag: str | None, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("tts_vision.holdout._BATCH", 4)
-    judge = Pooled()
-    if not pooled:
-        monkeypatch.delattr(Pooled, "pool")
+    judge = Counting()
+    if flag:
+        setattr(judge, flag, True)
     search(
         GaussianMixtureSampler(num_steps=4),
         "a",
@@ -228,7 +232,7 @@ def test_samples_are_compared_all_together_by_a_verifier_that_compares(
         holdout_verifier=judge,
         budget="10x",
     )
-    assert judge.sizes == ([10] if pooled else [4, 4, 2])
+    assert judge.sizes == ([10] if flag else [4, 4, 2])
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,8 @@ class length:
     def score(self, media, prompts):
         return [Score(value=float(len(clip.frames)), parts={"fps": clip.fps}) for clip in media]
 
-class pictures:
-    name, accepts = "pictures", frozenset({"image"})
+class images:
+    name, accepts = "images", frozenset({"image"})
     seen = []
     def score(self, media, prompts):
         self.seen.append(len(media))
@@ -72,14 +72,14 @@ class missing:
 
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of red 10, 20, 30, a clip, and files that are neither."""
+    """Images of red 10, 20, 30, a clip, and files that are neither."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(MINE)
     for value in (10, 20, 30):
         Image.new("RGB", (8, 6), (value, 0, 0)).save(f"{value}.png")
     frames = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 16, 16, 3) * 40
     write_media(Video(frames.contiguous(), fps=4.0), Path("clip.mp4"), {})
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     Image.effect_noise((64, 64), 50).save("noise.png")
     Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:1000])
     Path("cut.mp4").write_bytes(Path("clip.mp4").read_bytes()[:200])
@@ -113,7 +113,7 @@ def test_json_has_everything_and_nothing_else() -> None:
         "prompt": "a",
         "scores": {
             RED: {"value": 10.0, "parts": {}, "reason": None},
-            LENGTH: {"value": None, "parts": {}, "reason": "length does not score pictures"},
+            LENGTH: {"value": None, "parts": {}, "reason": "length does not score images"},
         },
     }
     assert found[1]["scores"][RED] == {
@@ -133,13 +133,12 @@ def test_a_prompt_is_for_all_files_or_for_one() -> None:
 def test_clips_are_decoded() -> None:
     (file,) = score_files(["clip.mp4"], ["a"], [LENGTH])
     assert file.scores[LENGTH].value == 5 and file.scores[LENGTH].parts == {"fps": 4.0}
-    result = run("clip.mp4", "-p", "a", "-v", LENGTH, "-v", "mine.py@pictures", code=1)
-    assert (
-        "clip.mp4 is not scored by mine.py@pictures: pictures does not score clips; frame_mean(pictures)"
-        in (" ".join(result.stderr.split()))
+    result = run("clip.mp4", "-p", "a", "-v", LENGTH, "-v", "mine.py@images", code=1)
+    assert "clip.mp4 is not scored by mine.py@images: images does not score clips; frame_mean(images)" in (
+        " ".join(result.stderr.split())
     )
-    (file,) = score_files(["clip.mp4"], ["a"], ["frame_mean(mine.py@pictures):frames=3"])
-    assert file.scores["frame_mean(mine.py@pictures):frames=3"].value == 1
+    (file,) = score_files(["clip.mp4"], ["a"], ["frame_mean(mine.py@images):frames=3"])
+    assert file.scores["frame_mean(mine.py@images):frames=3"].value == 1
 
 
 @pytest.mark.parametrize(
@@ -206,12 +205,12 @@ def test_files_are_taken_some_at_a_time_unless_they_are_compared(monkeypatch: py
     from tts_vision.registry import lookup
 
     monkeypatch.setattr(module, "_BATCH", 2)
-    seen = lookup("verifier", "mine.py@pictures").target.seen  # type: ignore[attr-defined]
+    seen = lookup("verifier", "mine.py@images").target.seen  # type: ignore[attr-defined]
     files = ["10.png", "20.png", "none.png", "30.png", "10.png"]
-    score_files(files, ["a"], ["mine.py@pictures"])
+    score_files(files, ["a"], ["mine.py@images"])
     assert seen == [2, 1, 1]
     seen.clear()
-    score_files(files, ["a"], ["ensemble(mine.py@pictures)"])
+    score_files(files, ["a"], ["ensemble(mine.py@images)"])
     assert seen == [4]
 
 
@@ -232,10 +231,10 @@ def test_the_same_verifier_twice_is_one_column() -> None:
 # Reading
 
 
-def test_pictures_keep_their_mode_and_stand_upright() -> None:
+def test_images_keep_their_mode_and_stand_upright() -> None:
     Image.new("RGBA", (4, 2), (1, 2, 3, 0)).save("see-through.png")
-    picture = open_media(Path("see-through.png"))
-    assert isinstance(picture, Image.Image) and picture.mode == "RGBA" and picture.size == (4, 2)
+    image = open_media(Path("see-through.png"))
+    assert isinstance(image, Image.Image) and image.mode == "RGBA" and image.size == (4, 2)
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     Image.new("RGB", (4, 2), "red").save("turned.jpg", exif=exif)
@@ -243,7 +242,7 @@ def test_pictures_keep_their_mode_and_stand_upright() -> None:
     assert isinstance(turned, Image.Image) and turned.size == (2, 4)
 
 
-def test_moving_pictures_are_clips() -> None:
+def test_moving_images_are_clips() -> None:
     frames = [Image.new("RGB", (4, 4), (i * 80, 0, 0)) for i in range(3)]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:], duration=250)
     clip = open_media(Path("moving.gif"))
@@ -259,7 +258,7 @@ def test_other_video_files(suffix: str) -> None:
     assert isinstance(clip, Video) and len(clip.frames) == 5
 
 
-def test_a_damaged_picture_is_an_os_error() -> None:
+def test_a_damaged_image_is_an_os_error() -> None:
     for name in ("cut.png", "text.png"):
         with pytest.raises(OSError):
             open_media(Path(name))

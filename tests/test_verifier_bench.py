@@ -19,18 +19,20 @@ MINE = '''
 import os, signal
 import numpy as np
 from tts_vision.errors import VerifierError
+from tts_vision.model_verifier import LazyModel
 from tts_vision.types import Score
+from tts_vision.verifier import ALONE, Verifier
 
 LOG = []
 
-class batched:
+class batched(LazyModel, Verifier):
     """Notes what it gets; cannot score every second sample."""
     name, accepts = "batched", frozenset({"image"})
     def __init__(self, *, batch_size: int = 3):
-        self.batch_size = batch_size
-    def load(self):
+        super().__init__(device="cpu", batch_size=batch_size)
+    def _load(self):
         LOG.append("load")
-    def score(self, media, prompts):
+    def score(self, media, prompts, asked=ALONE):
         LOG.append((len(media), media[0].size, np.asarray(media[0]).tobytes()))
         return [Score(value=float("nan") if i % 2 else 1.0, reason="blind") for i in range(len(media))]
 

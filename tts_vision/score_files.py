@@ -10,7 +10,7 @@ from typing import Any
 
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import open_media
-from tts_vision.resolve import VerifierPlan, find_verifier, load_verifier
+from tts_vision.resolve import VerifierSpec, find_verifier, load_verifier
 from tts_vision.scoring import safe_scores
 from tts_vision.types import Media, Prompt, Score, Video
 from tts_vision.verifier import Verifier
@@ -83,17 +83,17 @@ def score_files(
         )
     each = list(prompts) * len(paths) if len(prompts) == 1 else list(prompts)
     files = [ScoredFile(Path(path), prompt) for path, prompt in zip(paths, each)]
-    plans = {name: find_verifier(name) for name in dict.fromkeys(verifiers)}
-    for name, plan in plans.items():
-        for file, score in zip(files, _column(plan, files), strict=True):
+    specs = {name: find_verifier(name) for name in dict.fromkeys(verifiers)}
+    for name, spec in specs.items():
+        for file, score in zip(files, _column(spec, files), strict=True):
             file.scores[name] = score
     return files
 
 
-def _column(plan: VerifierPlan, files: Sequence[ScoredFile]) -> list[Score]:
+def _column(spec: VerifierSpec, files: Sequence[ScoredFile]) -> list[Score]:
     """The scores of all files by one verifier."""
     try:
-        verifier = load_verifier(plan)
+        verifier = load_verifier(spec)
         verifier.load()
     except (VerifierError, ImportError) as error:
         return [Score.unscored(str(error))] * len(files)

@@ -24,25 +24,25 @@ NAN = float("nan")
 
 
 def drawn(*texts: str) -> list[Media]:
-    """Pictures that show what the texts say."""
+    """Images that show what the texts say."""
     rng = np.random.default_rng(3)
     scenes = [world.sample_scene(rng, world.parse_spec(text)) for text in texts]
-    return [Image.fromarray(picture) for picture in world.render_batch(scenes)]
+    return [Image.fromarray(image) for image in world.render_batch(scenes)]
 
 
-class Pictures:
+class Images:
     @pytest.fixture
     def media(self) -> list[Media]:
         return drawn("two red circles", "two blue circles", "three red squares", "a red star")
 
 
-class TestPatches(Pictures, VerifierContract):
+class TestPatches(Images, VerifierContract):
     @pytest.fixture
     def verifier(self) -> Patches:
         return Patches()
 
 
-class TestViews(Pictures, VerifierContract):
+class TestViews(Images, VerifierContract):
     @pytest.fixture(scope="class")
     def verifier(self) -> ClipViews:
         return ClipViews(views=2)
@@ -59,12 +59,12 @@ def test_patches_see_numbers_and_colours_alone() -> None:
 
 
 def test_views_are_the_mean_over_shifted_copies() -> None:
-    (picture,) = drawn("two red circles")
+    (image,) = drawn("two red circles")
     views, clip = ClipViews(views=3), PlaygroundClip()
     assert views.shifts[0] == (0, 0) and len(set(views.shifts)) == 3
-    copies = [shifted(picture, dx, dy) for dx, dy in views.shifts]
+    copies = [shifted(image, dx, dy) for dx, dy in views.shifts]
     expected = [score.value for score in clip.score(copies, [Prompt("two red circles")] * 3)]
-    (found,) = views.score([picture], [Prompt("two red circles")])
+    (found,) = views.score([image], [Prompt("two red circles")])
     assert found.value == pytest.approx(np.mean(expected), abs=1e-5) and len(set(expected)) == 3
     with pytest.raises(ConfigError, match="views must be at least 1 but got 0"):
         ClipViews(views=0)
@@ -90,7 +90,7 @@ def test_agreement_is_within_prompts_and_over_all() -> None:
         0.5
     )
     table = agreement_table([row, alone])
-    assert "| **all** | 0.50 [" in table and "| b | - |" in table and "| ms per picture | 2.0 |" in table
+    assert "| **all** | 0.50 [" in table and "| b | - |" in table and "| ms per image | 2.0 |" in table
 
 
 def test_the_benchmark_writes_its_tables_and_resumes(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -16,23 +16,24 @@ RED_LEFT_OF_BLUE = Scene((Thing("circle", "red", 16, 32, 10), Thing("star", "blu
 BLUE_LEFT_OF_RED = Scene((Thing("circle", "blue", 16, 32, 10), Thing("star", "red", 46, 32, 11)), 128)
 
 
-def picture(scene: Scene) -> Image.Image:
+def image(scene: Scene) -> Image.Image:
     return Image.fromarray(world.render(scene))
 
 
-def test_the_oracle_gives_one_to_right_pictures_and_less_to_wrong_ones() -> None:
+def test_the_oracle_gives_one_to_right_images_and_less_to_wrong_ones() -> None:
     oracle = lookup("verifier", "playground_oracle").target()
     prompt = Prompt("a red circle left of a blue star")
-    right, wrong = oracle.score([picture(RED_LEFT_OF_BLUE), picture(BLUE_LEFT_OF_RED)], [prompt, prompt])
+    right, wrong = oracle.score([image(RED_LEFT_OF_BLUE), image(BLUE_LEFT_OF_RED)], [prompt, prompt])
     assert right.value == 1.0 and right.reason is None
     assert 0.0 < wrong.value < 1.0 and "expected red circle" in (wrong.reason or "")
     assert wrong.parts == {"correct": 0.0, "fraction": wrong.value}
+    assert oracle.checks_demands and right.satisfied is True and wrong.satisfied is False
 
 
 def test_the_oracle_prefers_the_record_to_the_text() -> None:
     oracle = lookup("verifier", "playground_oracle").target()
     record = world.parse_prompt("a blue star")
-    assert oracle.score([picture(RED_LEFT_OF_BLUE)], [Prompt("whatever", record)])[0].value == 1.0
+    assert oracle.score([image(RED_LEFT_OF_BLUE)], [Prompt("whatever", record)])[0].value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -42,22 +43,22 @@ def test_the_oracle_prefers_the_record_to_the_text() -> None:
 def test_the_oracle_refuses_what_the_world_does_not_have(prompt: Prompt) -> None:
     oracle = lookup("verifier", "playground_oracle").target()
     with pytest.raises(ConfigError, match="knows the shapes"):
-        oracle.score([picture(RED_LEFT_OF_BLUE)], [prompt])
+        oracle.score([image(RED_LEFT_OF_BLUE)], [prompt])
 
 
-def test_the_clip_prefers_right_pictures_and_scores_each_by_itself() -> None:
+def test_the_clip_prefers_right_images_and_scores_each_by_itself() -> None:
     clip = lookup("verifier", "playground_clip").target()
     prompt = Prompt("a red circle left of a blue star")
-    pictures = [picture(RED_LEFT_OF_BLUE), picture(BLUE_LEFT_OF_RED)]
-    together = clip.score(pictures, [prompt, prompt])
+    images = [image(RED_LEFT_OF_BLUE), image(BLUE_LEFT_OF_RED)]
+    together = clip.score(images, [prompt, prompt])
     assert together[0].value > together[1].value
-    assert clip.score(pictures[1:], [prompt])[0].value == pytest.approx(together[1].value, abs=1e-6)
+    assert clip.score(images[1:], [prompt])[0].value == pytest.approx(together[1].value, abs=1e-6)
 
 
 def scenes(n: int) -> list[Image.Image]:
-    """The playground's pictures of a circle that moves."""
+    """The playground's images of a circle that moves."""
     thing = Thing("star", "blue", 46, 32, 11)
-    return [picture(Scene((Thing("circle", "red", 12 + 3 * i, 32, 8), thing), 128)) for i in range(n)]
+    return [image(Scene((Thing("circle", "red", 12 + 3 * i, 32, 8), thing), 128)) for i in range(n)]
 
 
 class TestPlaygroundClip(DifferentiableVerifierContract):
@@ -79,7 +80,7 @@ class TestPlaygroundClip(DifferentiableVerifierContract):
 
 
 @torch.no_grad()
-def test_the_clip_is_the_cosine_of_picture_and_prompt_in_any_batch() -> None:
+def test_the_clip_is_the_cosine_of_image_and_prompt_in_any_batch() -> None:
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     folder = weights_path("clip")
@@ -115,7 +116,7 @@ def test_the_clip_loads_late_and_reads_a_prompt_once(monkeypatch: pytest.MonkeyP
     assert encoded == [1]
 
 
-def test_the_clip_takes_long_prompts_and_odd_pictures() -> None:
+def test_the_clip_takes_long_prompts_and_odd_images() -> None:
     clip = PlaygroundClip(device="cpu")
     prompt = Prompt("two red circles and " * 30)
     (scene,) = scenes(1)
@@ -124,5 +125,5 @@ def test_the_clip_takes_long_prompts_and_odd_pictures() -> None:
     assert scores[0].value == pytest.approx(scores[3].value, abs=1e-6)
     assert all(-1 <= score.value <= 1 for score in scores)
     (clipped,) = clip.score([Video(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))], [prompt])
-    assert math.isnan(clipped.value) and "scores pictures but got a clip" in (clipped.reason or "")
+    assert math.isnan(clipped.value) and "scores images but got a clip" in (clipped.reason or "")
     assert clip.score([], []) == []
