@@ -284,7 +284,7 @@ class DiffusersSampler(Sampler):
         conditions = (condition,) * len(generators)
         try:
             segment = self._run(conditions, 0, 0, generators=generators, output_type="latent")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, PipelineError) as error:
             given = sorted(condition.arguments())
             if not given:
                 raise
