@@ -11,6 +11,7 @@ import torch
 from toy_tokens import FEATURES, TokenSampler
 
 from toy_search import Scripted, events, toy_context
+from tts_vision.condition import Condition
 from tts_vision.context import SearchContext
 from tts_vision.errors import (
     BudgetSpent,
@@ -23,12 +24,12 @@ from tts_vision.errors import (
 )
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget
-from tts_vision.mutations import Blend, StepNoise
+from tts_vision.moves import Blend, StepNoise
 from tts_vision.rng import row_seed
-from tts_vision.scoring import FunctionVerifier
 from tts_vision.testing.contracts import FakeClock, SlowReward, kill_everywhere, results
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward, position_of
 from tts_vision.types import Cost, Media, Prompt, Score, State
+from tts_vision.verifier import ALONE, Asked, FunctionVerifier
 
 NAN = float("nan")
 
@@ -47,7 +48,7 @@ class Watched(GaussianMixtureSampler):
     def decode(self, state: State) -> list[Media]:
         self.batches.append(len(state))
         if self.max_rows is not None and len(state) > self.max_rows:
-            raise torch.OutOfMemoryError(f"{len(state)} pictures")
+            raise torch.OutOfMemoryError(f"{len(state)} images")
         return super().decode(state)
 
 
@@ -117,10 +118,10 @@ def test_missing_capabilities_are_named() -> None:
     ctx = toy_context(Bare())
     state = ctx.advance(ctx.init(1))
     with pytest.raises(
-        CapabilityError, match=r"Mutation 'step_noise' needs a sampler with 'step_noise'.*stochastic="
+        CapabilityError, match=r"Move 'step_noise' needs a sampler with 'step_noise'.*stochastic="
     ):
         ctx.mutate(state, StepNoise(0.1))
-    with pytest.raises(CapabilityError, match="Going back to an earlier step needs a sampler with 'renoise'"):
+    with pytest.raises(CapabilityError, match="Move 'renoise' needs a sampler with 'renoise'"):
         ctx.renoise(state, 0)
     with pytest.raises(CapabilityError, match="Scoring at step 1 of 3 needs a sampler with 'preview'"):
         ctx.score(state)
@@ -174,7 +175,11 @@ def test_nan_is_unscored() -> None:
     assert scores.isnan().tolist() == [True, False, True]
     assert ctx.best is not None and ctx.best.uid == 1
     (event,) = events(ctx, "score")
-    assert event.reasons == ("scripted returned NaN", None, "scripted returned NaN")
+    assert [score.reason for score in event.scores] == [
+        "scripted returned NaN",
+        None,
+        "scripted returned NaN",
+    ]
 
 
 def picky(images: list[Media], prompts: list[str]) -> list[float]:
@@ -191,7 +196,8 @@ def test_a_verifier_that_raises_costs_only_the_sample_it_raises_on() -> None:
     assert bad.any() and not bad.all()
     assert torch.equal(scores.isnan(), bad)
     (event,) = events(ctx, "score")
-    assert {reason for reason in event.reasons if reason} == {"picky raised RuntimeError: left of centre"}
+    reasons = {score.reason for score in event.scores if score.reason}
+    assert reasons == {"picky raised RuntimeError: left of centre"}
     # once together, then one by one
     assert ctx.ledger.spent.verifier_calls == 16
 
@@ -227,27 +233,28 @@ def test_a_plain_function_is_a_verifier() -> None:
 
 
 class Places(Scripted):
-    """A pooled verifier: minus the number of samples that are better; NaN where it has no part."""
+    """A verifier that settles: minus the number of samples that are better; NaN where it has no part."""
 
     name = "places"
+    relative = settles = True
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         said = super().score(media, prompts)
         found = [Score(value=NAN, parts={} if s.value != s.value else {"said": s.value}) for s in said]
-        return [s.model_copy(update={"value": v}) for s, v in zip(found, self.pool(found))]
+        return [s.model_copy(update={"value": v}) for s, v in zip(found, self.settle(found))]
 
-    def pool(self, scores: Sequence[Score]) -> list[float]:
+    def settle(self, scores: Sequence[Score]) -> list[float]:
         said = [score.parts.get("said") for score in scores]
         return [NAN if s is None else -float(sum(o is not None and o > s for o in said)) for s in said]
 
 
-def test_a_pool_changes_what_samples_are_worth_as_others_come() -> None:
+def test_values_settle_anew_as_other_samples_come() -> None:
     ctx = toy_context(verifier=Places([2, 1, 9, NAN, 0, 5]))
     first, second = ctx.finish(ctx.init(2)), ctx.finish(ctx.init(4))
     assert ctx.score(first).tolist() == [0, -1]
     assert ctx.best is not None and ctx.best.uid == 0
     assert ctx.score(second).tolist() == [0, pytest.approx(NAN, nan_ok=True), -4, -1]
-    assert ctx.standing(first).tolist() == [-2, -3]
+    assert ctx.current_scores(first).tolist() == [-2, -3]
     assert ctx.score(first).tolist() == [-2, -3], "they are not scored again but compared anew"
     assert ctx.best.uid == 2 and ctx.best.score.parts == {"said": 9}
     assert next(event.values for event in events(ctx, "score")) == (0, -1), (
@@ -256,16 +263,16 @@ def test_a_pool_changes_what_samples_are_worth_as_others_come() -> None:
     assert ctx.ledger.spent.verifier_calls == 6
 
 
-def test_standing_costs_nothing_and_records_nothing() -> None:
+def test_current_scores_cost_nothing_and_record_nothing() -> None:
     ctx = toy_context(verifier=Places([1, 2]))
     state = ctx.finish(ctx.init(2))
     ctx.score(state)
-    before = (len(ctx._journal.events), ctx.op, ctx.ledger.spent)
-    assert ctx.standing(state.select([1, 1, 0])).tolist() == [0, 0, -1]
-    assert (len(ctx._journal.events), ctx.op, ctx.ledger.spent) == before
+    before = (len(ctx.events), ctx.op, ctx.ledger.spent)
+    assert ctx.current_scores(state.select([1, 1, 0])).tolist() == [0, 0, -1]
+    assert (len(ctx.events), ctx.op, ctx.ledger.spent) == before
 
 
-def test_a_pool_without_any_score_has_no_best() -> None:
+def test_a_settling_verifier_without_any_score_has_no_best() -> None:
     ctx = toy_context(verifier=Places([NAN, NAN]))
     assert ctx.score(ctx.finish(ctx.init(2))).isnan().all()
     assert ctx.best is None
@@ -277,16 +284,13 @@ class Beside(TargetReward):
     def __init__(self) -> None:
         super().__init__()
         self.beside: list[float | None] = []
+        self.steps: list[int | None] = []
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        self.beside.append(None)
-        return super().score(media, prompts)
-
-    def score_beside(
-        self, media: Sequence[Media], prompts: Sequence[Prompt], best: Media, best_score: Score
-    ) -> list[Score]:
-        assert super().score([best], prompts[:1])[0] == best_score
-        self.beside.append(best_score.value)
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        self.beside.append(None if asked.best is None else asked.best.score.value)
+        self.steps.append(asked.step)
+        if asked.best is not None:
+            assert super().score([asked.best.load()], prompts[:1])[0] == asked.best.score
         return super().score(media, prompts)
 
 
@@ -299,6 +303,7 @@ def test_the_best_so_far_is_shown_to_a_verifier_that_compares_by_looking() -> No
     ctx.score(ctx.finish(half))
     # previews are no match for a finished sample
     assert verifier.beside == [None, None, float(first.max())]
+    assert verifier.steps == [None, 2, None]
 
 
 class Both(TargetReward):
@@ -309,9 +314,9 @@ class Both(TargetReward):
     def calls(self, n: int) -> dict[str, int]:
         return {"all": n, "some": (n + 1) // 2}
 
-    def score_by_members(self, media: Any, prompts: Any, *, charge: Any, anchor: Any) -> list[Score]:
-        charge({"some": 1})
-        return self.score(media, prompts)
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        asked.charge({"some": 1})
+        return super().score(media, prompts)
 
 
 def test_calls_are_charged_to_the_verifier_that_makes_them() -> None:
@@ -337,13 +342,146 @@ def test_planning_counts_the_calls_of_all_members() -> None:
     assert len(ctx.candidates) == 3 and ctx.ledger.calls == {"all": 3, "some": 3}
 
 
-def test_an_attribute_that_happens_to_be_called_calls_is_left_alone() -> None:
-    class Counting(TargetReward):
-        calls = 0
+class Duck:
+    """Scores without the base class, and has a number under a name of verifiers."""
 
-    ctx = toy_context(verifier=Counting())
-    ctx.score(ctx.finish(ctx.init(2)))
-    assert ctx.ledger.calls == {"target_reward": 2}
+    name, accepts = "duck", frozenset({"image"})
+    calls = 0
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        self.calls += 1
+        return [Score(value=float(i)) for i, _ in enumerate(media)]
+
+
+def test_any_object_that_scores_is_a_verifier() -> None:
+    duck = Duck()
+    ctx = toy_context(verifier=duck)
+    assert ctx.score(ctx.finish(ctx.init(2))).tolist() == [0, 1]
+    assert duck.calls == 1 and ctx.ledger.calls == {"duck": 2}
+
+
+# Scores by other prompts
+
+
+class ByLength(TargetReward):
+    """Scores a sample by the length of its prompt."""
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        return [Score(value=float(len(prompt.text))) for prompt in prompts]
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_scores_by_other_prompts_guide_and_make_no_candidates(steps: int) -> None:
+    ctx = toy_context(verifier=ByLength())
+    state = ctx.advance(ctx.init(2), steps)
+    assert ctx.score(state, "abc").tolist() == [3, 3]
+    assert ctx.score(state, [Prompt("a"), Prompt("ab")]).tolist() == [1, 2]
+    assert not ctx.candidates and ctx.best is None and ctx.best_preview is None
+    assert [event.value for event in events(ctx, "stage_score")] == [["abc", "abc"], ["a", "ab"]]
+    assert all(event.preview == (steps < 5) for event in events(ctx, "stage_score"))
+    assert ctx.ledger.spent == Cost(nfe=2 * steps, decodes=4, verifier_calls=4)
+    ctx.score(ctx.finish(state))
+    assert results(ctx) == {0: 1.0, 1: 1.0}
+
+
+def test_scores_by_other_prompts_are_paid_for_in_full_or_not_at_all() -> None:
+    ctx = toy_context(verifier=ByLength(), verifier_calls=2)
+    state = ctx.finish(ctx.init(3))
+    with pytest.raises(BudgetSpent):
+        ctx.score(state, "abc")
+    assert ctx.ledger.spent.verifier_calls == 0 and not events(ctx, "stage_score")
+
+
+def test_scores_by_other_prompts_survive_a_kill(tmp_path: Path) -> None:
+    def algorithm(ctx: SearchContext) -> State:
+        state = ctx.advance(ctx.init(4), 2)
+        order = ctx.score(state, [Prompt("x" * i) for i in (3, 1, 4, 1)]).argsort(descending=True)
+        state = ctx.finish(ctx.select(state, order[:2].tolist()))
+        ctx.score(state, "y")
+        ctx.score(state)
+        return state
+
+    kill_everywhere(algorithm, lambda: GaussianMixtureSampler(num_steps=5), ByLength(), tmp_path)
+
+
+def test_a_resumed_search_asks_by_the_same_prompts(tmp_path: Path) -> None:
+    ctx = toy_context(verifier=ByLength(), journal=Journal(tmp_path))
+    ctx.score(ctx.finish(ctx.init(2)), "abc")
+    ctx.interrupted("killed")
+    again = toy_context(verifier=ByLength(), journal=Journal(tmp_path))
+    with pytest.raises(StorageError, match="must repeat itself"):
+        again.score(again.finish(again.init(2)), "abcd")
+
+
+# Conditions
+
+
+def test_a_string_is_a_prompt_and_a_list_has_one_for_each() -> None:
+    ctx = toy_context()
+    own, other = Condition("x"), Condition("y", overrides={"guidance_scale": 3.0})
+    assert ctx.init(2).conditions == (own, own)
+    assert ctx.init(2, "z").conditions == (Condition("z"),) * 2
+    assert ctx.init(3, [other, "z", own]).conditions == (other, Condition("z"), own)
+    with pytest.raises(ConfigError, match="one condition for each of 3 particles but got 2; give one, or"):
+        ctx.init(3, [own, other])
+    first, second, third = events(ctx, "init")
+    assert first.conditions == () and first.defined == {}
+    assert second.conditions == (Condition("z").digest,) * 2
+    # what was defined before is not defined again
+    assert third.conditions == (other.digest, Condition("z").digest, own.digest)
+    assert third.defined == {other.digest: other.describe(), own.digest: own.describe()}
+
+
+def test_children_may_have_other_conditions() -> None:
+    ctx = toy_context()
+    state = ctx.advance(ctx.init(2), 2)
+    children = ctx.recondition(state, ["one", "two", "two"], [0, 1, 1])
+    assert children.uids == (2, 3, 4) and children.step == 2
+    assert children.conditions == (Condition("one"), Condition("two"), Condition("two"))
+    assert torch.equal(children.latents, state.latents[[0, 1, 1]])
+    (event,) = events(ctx, "recondition")
+    assert event.parents == (0, 1, 1) and event.conditions == tuple(c.digest for c in children.conditions)
+    assert ctx.select(children, [1]).conditions == (Condition("two"),)
+    assert ctx.recondition(state, "three").conditions == (Condition("three"),) * 2
+
+
+# Other generators
+
+
+def test_another_generator_shares_all_but_the_states() -> None:
+    editor = GaussianMixtureSampler(num_steps=3)
+    editor.name = "editor"
+    ctx = toy_context()
+    other = ctx.using(editor)
+    assert (other.num_steps, ctx.num_steps) == (3, 5) and other.sampler is editor
+    first, second = ctx.finish(ctx.init(2)), other.finish(other.init(2))
+    assert (first.uids, second.uids) == ((0, 1), (2, 3))
+    other.score(second)
+    ctx.score(first)
+    assert ctx.candidates is other.candidates and list(ctx.candidates) == [2, 3, 0, 1]
+    assert ctx.ledger.spent == other.ledger.spent == Cost(nfe=16, decodes=4, verifier_calls=4)
+    assert [event.sampler for event in events(ctx, "init")] == ["", "editor"]
+    assert ctx.using(editor).op == ctx.op == other.op
+    with pytest.raises(ConfigError, match="names of their own but two are 'editor'"):
+        twin = GaussianMixtureSampler(num_steps=3)
+        twin.name = "editor"
+        ctx.using(twin)
+
+
+def test_a_generator_is_opened_by_name_once() -> None:
+    opened: list[str] = []
+
+    def find(name: str) -> GaussianMixtureSampler:
+        opened.append(name)
+        return GaussianMixtureSampler(num_steps=3)
+
+    ctx = SearchContext(
+        GaussianMixtureSampler(num_steps=5), TargetReward(), Prompt("x"), seed=3, open_sampler=find
+    )
+    assert ctx.using("cheap").sampler is ctx.using("cheap").sampler
+    assert opened == ["cheap"]
+    with pytest.raises(ConfigError, match="must be a Sampler but got 'cheap'; load it before"):
+        toy_context().using("cheap")
 
 
 # Micro-batches and memory
@@ -439,7 +577,7 @@ def test_a_time_limit_ends_scoring_with_what_is_decoded(monkeypatch: pytest.Monk
 
     class Slow(GaussianMixtureSampler):
         def decode(self, state: State) -> list[Media]:
-            with self._meter.phase("decode"):
+            with self.meter.phase("decode"):
                 clock.now += len(state)
             return super().decode(state)
 
@@ -470,8 +608,10 @@ def test_plans_under_a_time_limit_are_recorded(monkeypatch: pytest.MonkeyPatch) 
     assert ctx.affordable(ctx.cost()) == 1
     ctx.score(ctx.finish(ctx.init(1)))
     assert ctx.affordable(ctx.cost()) == 3
-    assert [event.values["seconds"] for event in events(ctx, "note")] == [9, 7]
-    assert not events(toy_context(nfe=5), "note")
+    assert [event.value["seconds"] for event in events(ctx, "remaining")] == [9, 7]
+    ctx = toy_context(nfe=5)
+    assert ctx.affordable(ctx.cost()) == 1
+    assert not ctx.events
 
 
 def test_every_event_has_the_cost_so_far() -> None:
@@ -479,7 +619,7 @@ def test_every_event_has_the_cost_so_far() -> None:
     state = ctx.advance(ctx.init(3), 2)
     ctx.score(state)
     ctx.score(ctx.finish(state))
-    spent = [(e.kind, e.spent.nfe, e.spent.decodes, e.spent.verifier_calls) for e in ctx._journal.events]
+    spent = [(e.what, e.spent.nfe, e.spent.decodes, e.spent.verifier_calls) for e in ctx.events]
     assert spent == [
         ("init", 0, 0, 0),
         ("advance", 4, 0, 0),
@@ -522,7 +662,9 @@ def test_choices_are_fixed_by_seed_and_operation() -> None:
 
 def test_results_do_not_depend_on_who_else_is_there() -> None:
     class Off(TargetReward):
-        def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        def score(
+            self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE
+        ) -> list[Score]:
             return [Score(value=s.value + 1) for s in super().score(media, prompts)]
 
     def final(ctx: SearchContext) -> State:
@@ -546,10 +688,10 @@ def embedded(**settings: Any) -> tuple[SearchContext, State, Any]:
 def test_features_are_one_row_each_and_cost_a_decode() -> None:
     ctx, state, extractor = embedded()
     rows = ctx.features(state, extractor)
-    assert torch.allclose(rows.double(), ctx._sampler.positions(state.latents), atol=1e-6)  # type: ignore[attr-defined]
+    assert torch.allclose(rows.double(), ctx.sampler.positions(state.latents), atol=1e-6)  # type: ignore[attr-defined]
     assert (ctx.ledger.spent.decodes, ctx.ledger.spent.verifier_calls) == (5, 0)
     event = events(ctx, "features")[0]
-    assert (event.extractor, event.uids, event.step, event.preview) == (
+    assert (event.value, event.uids, event.step, event.preview) == (
         "position_features",
         state.uids,
         3,
@@ -586,7 +728,7 @@ def test_pixels_are_kept_only_where_features_are_in_use() -> None:
     state = ctx.advance(ctx.init(2), 3)
     ctx.score(state)
     ctx.score(state)
-    assert ctx.ledger.spent.decodes == 4 and not ctx._decoded
+    assert ctx.ledger.spent.decodes == 4 and not ctx._judging._decoded
 
 
 def test_features_of_a_resumed_search(tmp_path: Path) -> None:
@@ -632,7 +774,7 @@ def test_a_resumed_search_asks_for_the_same_features(tmp_path: Path) -> None:
 
 def test_features_need_previews_and_the_right_modality() -> None:
     sampler = TokenSampler()
-    sampler.capabilities = frozenset({"stochastic", "tokens"})  # type: ignore[misc]
+    sampler.capabilities = frozenset({"stochastic"})  # type: ignore[misc]
     ctx = toy_context(sampler)
     extractor = ctx.extractor(FEATURES)
     with pytest.raises(CapabilityError, match="Features at step 3 of 6 needs a sampler with 'preview'"):
