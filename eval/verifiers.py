@@ -132,8 +132,8 @@ class Agreement:
     Attributes:
         verifier: Its name.
         task: The task form, or "all".
-        within: Mean over prompts of Spearman's correlation among the samples of one prompt, which is what a
-            search needs; prompts whose samples are all equally right are left out.
+        within: Mean over prompts of Spearman's correlation among the samples of one prompt, the ranking
+            that a search needs; prompts whose samples are all equally right are left out.
         low: Lower end of its 95 % interval over prompts.
         high: Upper end.
         prompts: Prompts that it could be computed for.

@@ -110,9 +110,10 @@ def test_is_the_mean_of_yes_probabilities(
     assert mean.value == pytest.approx(sum(yes) / 5, abs=1e-5)
     failed = [name for name, p in expected.items() if p < middle]
     assert mean.reason == f"failed: {'; '.join(failed)}" and len(failed) == 3
+    assert mean.satisfied is False and build().checks_demands
     (product,) = build(combine="product", threshold=0.0).score([image], [prompt])
     assert product.value == pytest.approx(math.prod(yes), abs=1e-5)
-    assert product.reason is None
+    assert product.reason is None and product.satisfied is True
 
 
 def test_the_question_can_be_another(

@@ -35,7 +35,7 @@ from tts_vision.verifiers._detectors import (
     token_spans,
 )
 from tts_vision.verifiers._predicates import Demands, Group, from_record, from_text
-from tts_vision.verifiers.detector import Detector
+from tts_vision.verifiers.detector import Detector, share_met
 
 PROMPT = Prompt("a photo of a circle and a star")
 
@@ -446,7 +446,10 @@ def test_colours_are_named_as_geneval_does(folder: Path) -> None:
     best = colours[int(np.argmax(cosines[:10]))]
     assert namer.name(image, detection, Group("circle", colour="red")) == best
     assert namer.name(image, detection, Group("circle", colour="teal")) == colours[int(np.argmax(cosines))]
-    found = [float(namer._vector(colour, "circle") @ (embedding / embedding.norm())) for colour in colours[:10]]
+    unit = embedding / embedding.norm()
+    found = [float(namer._vector(colour, "circle") @ unit) for colour in colours[:10]]
+        float(namer._vector(colour, "circle") @ (embedding / embedding.norm())) for colour in colours[:10]
+    ]
     assert found == pytest.approx(cosines[:10], abs=1e-5) and len(set(found)) == 10
 
 
@@ -494,6 +497,37 @@ def test_odd_samples_and_prompts_cost_only_themselves(folder: Path) -> None:
     (alone,) = build(folder, threshold=0.1).score([good], [PROMPT])
     assert scores[0] == alone
     assert build(folder).score([], []) == []
+
+
+def test_demands_are_satisfied_only_if_all_are_checked_and_met() -> None:
+    def satisfied(faults: dict[str, str], total: int) -> bool | None:
+        return share_met(faults, total).satisfied
+
+    assert Detector.checks_demands
+    assert satisfied({"circle": "", "star": ""}, 2) is True
+    assert satisfied({"circle": "", "star": "no star"}, 2) is False
+    assert satisfied({"circle": "no circle"}, 2) is False
+    assert satisfied({"circle": ""}, 2) is None, "one demand is not checked"
+    assert satisfied({}, 2) is None and share_met("no detector", 2).satisfied is None
+
+
+def test_a_full_memory_halves_the_batches_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier, media = build(folder, threshold=0.1, batch_size=4), some_images(4)
+    expected = verifier.score(media, [PROMPT] * 4)
+    sizes: list[int] = []
+    detector = verifier._judge.detector
+    detect = detector._detect
+
+    def limited(images: list[Image.Image], nouns: list[str], thresholds: list[float]) -> Any:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return detect(images, nouns, thresholds)
+
+    monkeypatch.setattr(detector, "_detect", limited)
+    for _ in range(2):
+        assert verifier.score(media, [PROMPT] * 4) == expected
+    assert detector.batch_size == 2 and sizes == [4, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("nouns", [["dog " * 90 + str(i) for i in range(3)], ["dog", "!!"]])

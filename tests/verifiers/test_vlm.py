@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_vlms
@@ -78,6 +79,26 @@ def test_batches_change_nothing(vlm: VisionLanguageModel, shown: list[list[Image
     assert alone == pytest.approx(together, abs=1e-6)
     assert vlm.yes_probabilities(shown[::-1], QUESTIONS[::-1])[::-1] == pytest.approx(together, abs=1e-6)
     assert len({round(p, 5) for p in together}) == 3
+
+
+def test_a_full_memory_halves_the_batches_for_good(
+    folder: Path, shown: list[list[Image.Image]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = VisionLanguageModel(str(folder), owner="eye", device="cpu", batch_size=8)
+    expected = vlm.yes_probabilities(shown, QUESTIONS)
+    sizes: list[int] = []
+    generate = vlm._generate
+
+    def limited(inputs: Any, length: int, **settings: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(inputs, length, **settings)
+
+    monkeypatch.setattr(vlm, "_generate", limited)
+    for _ in range(2):
+        assert vlm.yes_probabilities(shown, QUESTIONS) == pytest.approx(expected, abs=1e-6)
+    assert vlm.batch_size == 1 and sizes == [3, 2, 1, 1, 1, 1, 1, 1]
     assert vlm.generate(shown, QUESTIONS, max_new_tokens=4) == [
         vlm.generate([s], [q], max_new_tokens=4)[0] for s, q in zip(shown, QUESTIONS)
     ]
