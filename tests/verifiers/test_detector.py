@@ -448,8 +448,6 @@ def test_colours_are_named_as_geneval_does(folder: Path) -> None:
     assert namer.name(image, detection, Group("circle", colour="teal")) == colours[int(np.argmax(cosines))]
     unit = embedding / embedding.norm()
     found = [float(namer._vector(colour, "circle") @ unit) for colour in colours[:10]]
-        float(namer._vector(colour, "circle") @ (embedding / embedding.norm())) for colour in colours[:10]
-    ]
     assert found == pytest.approx(cosines[:10], abs=1e-5) and len(set(found)) == 10
 
 
