@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tts_vision.condition import Asset
 from tts_vision.errors import StorageError
 from tts_vision.trace import Event, read_trace
-from tts_vision.types import Rows, State
+from tts_vision.types import Rows, State, in_layout, layout_of
 
 
 @contextmanager
@@ -42,6 +42,7 @@ def storage(path: Path, what: str) -> Iterator[None]:
 
 
 ASSETS = "conditions"
+_LAYOUTS = {str(layout): layout for layout in (torch.channels_last, torch.channels_last_3d)}
 
 
 def read_asset(folder: Path | None, name: str) -> Asset:
@@ -125,10 +126,12 @@ class Journal:
         if self.folder is None:
             return state, None
         path = self._blobs / f"{op:06d}-{first:05d}.safetensors"
-        tensors = {"latents": state.latents.contiguous()}
+        tensors = {"latents": state.latents}
         for key, value in state.carry.items():
             if not isinstance(value, Rows):  # these can be made again
-                tensors[f"carry.{key}"] = value.contiguous()
+                tensors[f"carry.{key}"] = value
+        layouts = {key: str(layout_of(t)) for key, t in tensors.items() if layout_of(t) in _LAYOUTS.values()}
+        tensors = {key: value.contiguous() for key, value in tensors.items()}
         # samplers may carry one tensor under two names; safetensors stores no memory twice
         seen: set[int] = set()
         for key, value in tensors.items():
@@ -138,7 +141,7 @@ class Journal:
         shared = dict(state.shared)
         for key in [key for key, value in shared.items() if isinstance(value, torch.Tensor)]:
             tensors[f"shared.{key}"] = shared.pop(key).contiguous()
-        meta = {"shared": json.dumps(shared)}
+        meta = {"shared": json.dumps(shared), "layouts": json.dumps(layouts)}
         with storage(path, "A checkpoint"):
             save_file(tensors, path.with_suffix(".part"), metadata=meta)
             os.replace(path.with_suffix(".part"), path)
@@ -164,11 +167,14 @@ class Journal:
             with safe_open(path, "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 shared = json.loads(file.metadata()["shared"])
+                layouts = json.loads(file.metadata()["layouts"])
         except (OSError, SafetensorError) as error:
             raise StorageError(
                 f"A checkpoint must be readable but {str(path)!r} is not ({error}); restore the file, or "
                 "start the search again in another folder."
             ) from error
+        for key, layout in layouts.items():
+            tensors[key] = in_layout(tensors[key], _LAYOUTS[layout])
         latents = tensors.pop("latents")
         carry: dict[str, torch.Tensor | Rows] = {}
         for key, tensor in tensors.items():

@@ -248,7 +248,20 @@ class State:
 def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
     if tensor.is_meta:
         return torch.empty((len(rows), *tensor.shape[1:]), device="meta")
-    return tensor.index_select(0, rows.to(tensor.device))
+    return in_layout(tensor.index_select(0, rows.to(tensor.device)), layout_of(tensor))
+
+
+def layout_of(tensor: Tensor) -> torch.memory_format:
+    """How a tensor lies in memory; kernels, and so the last bits of results, depend on it."""
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
+
+
+def in_layout(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The tensor laid out in memory as `layout_of` said of another one."""
+    return tensor if layout is torch.contiguous_format else tensor.contiguous(memory_format=layout)
 
 
 class Meter(Protocol):
