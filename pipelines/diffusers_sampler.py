@@ -14,6 +14,7 @@ from torch import Tensor
 from tts_vision.condition import Condition, distinct
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
+from tts_vision.memory import out_of_memory
 from tts_vision.moves import PREVIEW, STEP_NOISE, STEP_NOISE_STD
 from tts_vision.pipelines.calls import Calls, has_media, texts_of
 from tts_vision.pipelines.schedule import (
@@ -342,7 +343,7 @@ class DiffusersSampler(Sampler):
             try:
                 segment = self._driver.run(call, start=0, stop=0, generators=generators, encode_by_row=True)
             except (TypeError, ValueError, AttributeError, RuntimeError, PipelineError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if out_of_memory(error):
                     raise
                 works = False
             else:
