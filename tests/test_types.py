@@ -123,6 +123,13 @@ def test_placeholders_can_be_reindexed_and_joined() -> None:
     assert joined.is_placeholder and joined.uids == (4, 5, 6, 9) and joined.latents.shape == (4, 2)
 
 
+def test_placeholders_of_another_length_can_be_joined() -> None:
+    # a placeholder is shaped as the tokens before the steps that are not done again
+    before = replace(state((1,)), latents=torch.zeros(1, 5)).placeholder()
+    for states in ([before, state((9,))], [state((9,)), before], [before, state((9,)).placeholder()]):
+        assert State.cat(states).is_placeholder
+
+
 def test_costs_add_and_multiply() -> None:
     assert Cost(1.5, 2, 3) + Cost(1, 1, 1) * 2 == Cost(3.5, 4, 5)
 

@@ -216,11 +216,6 @@ class State:
                 f"{[s.step for s in states]} with seeds {[s.seed for s in states]}; advance them to the "
                 "same step first."
             )
-        if any(s.latents.shape[1:] != first.latents.shape[1:] for s in states):
-            raise ValueError(
-                "States that are joined must have latents of one shape but have "
-                f"{[tuple(s.latents.shape[1:]) for s in states]}; give all particles the same size."
-            )
         uids = tuple(uid for s in states for uid in s.uids)
         conditions = tuple(condition for s in states for condition in s.conditions)
         keepalive = frozenset[Any]().union(*(s.keepalive for s in states))
@@ -228,6 +223,11 @@ class State:
         if any(s.is_placeholder for s in states):
             return replace(
                 joined, latents=torch.empty((len(uids), *first.latents.shape[1:]), device="meta"), carry={}
+            )
+        if any(s.latents.shape[1:] != first.latents.shape[1:] for s in states):
+            raise ValueError(
+                "States that are joined must have latents of one shape but have "
+                f"{[tuple(s.latents.shape[1:]) for s in states]}; give all particles the same size."
             )
         objects = {k for s in states for k, value in s.carry.items() if isinstance(value, Rows)}
         keys = set(first.carry) | objects
