@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from toy_search import toy_context
+from toy_search import events, run, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
-from tts_vision.errors import BudgetSpent, ConfigError
+from tts_vision.errors import ConfigError
 from tts_vision.testing.contracts import AlgorithmContract, FakeClock, SlowReward, results
 from tts_vision.types import State
 
@@ -21,7 +21,7 @@ class TestContract(AlgorithmContract):
 
 def test_spends_exactly_what_there_is() -> None:
     ctx = toy_context(nfe=5 * 37)
-    state = best_of_n(ctx)
+    state = run(best_of_n, ctx)
     assert len(state) == 37
     assert ctx.ledger.spent.nfe == 5 * 37
     assert state.uids == tuple(range(37))
@@ -29,11 +29,11 @@ def test_spends_exactly_what_there_is() -> None:
 
 def test_is_the_best_of_the_same_samples_made_one_by_one() -> None:
     ctx = toy_context()
-    best_of_n(ctx, n=7)
+    run(best_of_n, ctx, n=7)
     single = {}
     for n in range(1, 8):
         one = toy_context()
-        best_of_n(one, n=n)
+        run(best_of_n, one, n=n)
         single.update(results(one))
     assert results(ctx) == single
     assert ctx.best is not None and ctx.best.uid == max(single, key=lambda uid: single[uid])
@@ -41,27 +41,32 @@ def test_is_the_best_of_the_same_samples_made_one_by_one() -> None:
 
 def test_scores_each_chunk_before_the_next() -> None:
     kinds: list[str] = []
-    ctx = toy_context(max_batch=2, observer=lambda _, event: kinds.append(event.kind))
-    best_of_n(ctx, n=5)
+    ctx = toy_context(max_batch=2, observer=lambda _, event: kinds.append(event.what))
+    run(best_of_n, ctx, n=5)
     assert kinds == ["init", "advance", "decode", "score"] * 3
 
 
-def test_stops_marked_when_more_was_asked_for_than_is_paid_for() -> None:
+def test_more_than_is_paid_for_is_refused_before_anything_is_computed() -> None:
     ctx = toy_context(nfe=5 * 3 + 4)
-    with pytest.raises(BudgetSpent):
-        best_of_n(ctx, n=10)
-    assert len(ctx.candidates) == 3 and ctx.best is not None
+    with pytest.raises(
+        ConfigError, match="must fit its budget of 19 nfe but n=10 costs 50; lower it, leave it out to fill"
+    ):
+        run(best_of_n, ctx, n=10)
+    assert ctx.ledger.spent.nfe == 0 and not ctx.events
+    with pytest.raises(ConfigError, match="must fit its budget of 4 verifier calls but n=10 costs 10"):
+        run(best_of_n, toy_context(verifier_calls=4), n=10)
 
 
-def test_plans_again_under_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_under_a_time_limit_by_a_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = toy_context(verifier=SlowReward(FakeClock(monkeypatch), 0.9), seconds=10)
-    state = best_of_n(ctx)
-    # 11 samples of 0.9 s fit; the first chunk is 1 because nothing was measured before it
-    assert len(state) == 11
+    state = run(best_of_n, ctx)
+    # 11 samples of 0.9 s fit, of which the first one measures
+    assert len(state) == 10 and len(ctx.candidates) == 11
+    assert [len(event.uids) for event in events(ctx, "init")] == [1, 10]
     assert ctx.ledger.elapsed <= 10
 
 
 @pytest.mark.parametrize("n", [0, -3])
 def test_rejects_no_samples(n: int) -> None:
     with pytest.raises(ConfigError, match=f"n must be at least 1 but got {n}"):
-        best_of_n(toy_context(), n=n)
+        run(best_of_n, toy_context(), n=n)

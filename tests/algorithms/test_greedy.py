@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_tokens import TokenAlgorithmContract, TokenSampler
 
-from toy_search import events, toy_context
+from toy_search import events, run, toy_context
 from tts_vision.algorithms.beam_search import beam_search
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.greedy import greedy
@@ -42,21 +42,21 @@ class TestContractOnTokens(TokenAlgorithmContract):
 
 def test_is_a_beam_of_one() -> None:
     first, second = toy_context(TokenSampler()), toy_context(TokenSampler())
-    a, b = greedy(first, branch=3), beam_search(second, width=1, branch=3)
+    a, b = run(greedy, first, branch=3), run(beam_search, second, width=1, branch=3)
     assert a.uids == b.uids and torch.equal(a.latents, b.latents)
     assert first.ledger.spent == second.ledger.spent
 
 
 def test_one_forward_a_scale_whatever_the_branches() -> None:
     ctx = toy_context(TokenSampler())
-    greedy(ctx, branch=8)
+    run(greedy, ctx, branch=8)
     assert ctx.ledger.spent.compute == ctx.cost().compute
     assert ctx.ledger.spent.decodes == ctx.ledger.spent.verifier_calls == 8 * 6
 
 
 def test_repeats_while_the_budget_lasts() -> None:
     ctx = toy_context(TokenSampler(), times=5)
-    greedy(ctx)
+    run(greedy, ctx)
     # a run costs what a plain sample costs
     assert len(events(ctx, "init")) == 5
     assert ctx.ledger.spent.compute == pytest.approx(5 * ctx.cost().compute)
@@ -65,7 +65,7 @@ def test_repeats_while_the_budget_lasts() -> None:
 def test_gets_more_out_of_each_forward_than_plain_samples() -> None:
     def best(algorithm: Callable[..., State], seed: int) -> float:
         ctx = toy_context(TokenSampler(), TargetReward((2.0, 2.0)), seed=seed, times=2)
-        algorithm(ctx)
+        run(algorithm, ctx)
         assert ctx.best is not None
         return ctx.best.score.value
 
@@ -78,9 +78,9 @@ def test_gets_more_out_of_each_forward_than_plain_samples() -> None:
         ({"runs": 0}, "runs must be at least 1"),
         ({"branch": 0}, "branch must be at least 1"),
         ({"scales": [9]}, "between 0 and 5 but got"),
-        ({"runs": 99}, "must fit its budget of .* but runs=99 with branch=4 costs"),
+        ({"runs": 99}, "must fit its budget of .* macs but runs=99 costs"),
     ],
 )
 def test_rejects(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        greedy(toy_context(TokenSampler(), times=8), **parameters)
+        run(greedy, toy_context(TokenSampler(), times=8), **parameters)
