@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_diffusers_sampler import PROMPT, build, sampler_of
+from test_diffusers_sampler import PROMPT as CONDITION
+from test_diffusers_sampler import build, sampler_of
 from torch import Tensor
 
 from tiny_pipelines import TINY
@@ -17,12 +18,13 @@ from toy_search import events, toy_context
 from tts_vision import search
 from tts_vision.config import RunConfig
 from tts_vision.errors import BudgetSpent, CapabilityError, ConfigError, PipelineError, VerifierError
-from tts_vision.gradients import gradient_by_step, safe_rewards, with_gradient
+from tts_vision.gradients import gradient_by_step, require_gradients, safe_rewards, with_gradient
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.resolve import Live, prepare
 from tts_vision.testing.contracts import SamplerContract, kill_everywhere
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
-from tts_vision.types import Cost, DifferentiableSampler, Media, Prompt, Score, State, Video
+from tts_vision.types import Cost, Media, Prompt, Score, State, Video
+from tts_vision.verifier import ALONE, Asked, Verifier
 
 PIPELINES = [
     "stable_diffusion",
@@ -33,7 +35,7 @@ PIPELINES = [
     "cogview4",
     "wan",
 ]
-NAN = float("nan")
+PROMPT = Prompt(CONDITION.text)
 
 
 def ramp(pixels: Tensor) -> Tensor:
@@ -43,13 +45,14 @@ def ramp(pixels: Tensor) -> Tensor:
     return (flat * weights).mean(1) + flat.square().mean(1)
 
 
-class Ramp:
-    """`ramp` as a verifier of pictures and clips."""
+class Ramp(Verifier):
+    """`ramp` as a verifier of images and clips."""
 
     name = "ramp"
     accepts = frozenset({"image", "video"})
+    differentiable = True
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         from torchvision.transforms.functional import to_tensor
 
         clips = [m.frames.permute(0, 3, 1, 2) / 255 if isinstance(m, Video) else to_tensor(m) for m in media]
@@ -65,12 +68,12 @@ def test_the_gradient_is_that_of_the_plain_call(name: str) -> None:
     entry = TINY[name]
     pipe = build(entry)
     sampler = sampler_of(pipe, entry)
-    state = sampler.init(PROMPT, [0], seed=5)
+    state = sampler.init(CONDITION, [0], seed=5)
     x = state.latents.clone().requires_grad_()
     with torch.enable_grad():
         decoded = type(pipe).__call__.__wrapped__(
             pipe,
-            prompt=PROMPT.text,
+            prompt=CONDITION.text,
             latents=x.clone(),
             num_inference_steps=sampler.num_steps,
             output_type="pt",
@@ -91,11 +94,11 @@ def test_the_gradient_of_a_preview_is_that_of_one_evaluation_by_hand() -> None:
     entry = TINY["stable_diffusion"]
     pipe = build(entry)
     sampler = sampler_of(pipe, entry)
-    state = sampler.advance(sampler.init(PROMPT, [0, 1], seed=5), 2)
+    state = sampler.advance(sampler.init(CONDITION, [0, 1], seed=5), 2)
     pipe.scheduler.set_timesteps(sampler.num_steps)
     t = pipe.scheduler.timesteps[2]
     alpha_bar = float(pipe.scheduler.alphas_cumprod[int(t)])
-    prompt, negative = pipe.encode_prompt(PROMPT.text, "cpu", 2, True)
+    prompt, negative = pipe.encode_prompt(CONDITION.text, "cpu", 2, True)
     x = state.latents.clone().requires_grad_()
     with torch.enable_grad():
         output = pipe.unet(torch.cat([x, x]), t, torch.cat([negative, prompt])).sample
@@ -127,13 +130,13 @@ def test_the_gradient_is_the_slope_and_rows_are_independent(name: str, scheduler
     sampler = sampler_of(build(TINY[name], scheduler), TINY[name])
     ledger = Ledger()
     sampler.bind(ledger)
-    SamplerContract().test_gradient_is_the_slope(sampler, ledger, PROMPT, 1e-4)
+    SamplerContract().test_gradient_is_the_slope(sampler, ledger, CONDITION, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["stable_diffusion", "flux", "cogview4"])
 def test_stochastic_steps_are_differentiated_with_their_noise_held(name: str) -> None:
     sampler = sampler_of(build(TINY[name]), TINY[name], stochastic=True)
-    state = sampler.advance(sampler.init(PROMPT, [0, 7], seed=5), 2)
+    state = sampler.advance(sampler.init(CONDITION, [0, 7], seed=5), 2)
     ahead, plain = sampler.gradient(state, 1, ramp), sampler.advance(state)
     assert torch.equal(ahead.latents, plain.latents)
     assert torch.equal(ahead.carry["step_noise"], plain.carry["step_noise"])
@@ -142,7 +145,7 @@ def test_stochastic_steps_are_differentiated_with_their_noise_held(name: str) ->
 
 def test_noise_that_is_scaled_on_entry_is_told() -> None:
     sampler = sampler_of(build(TINY["stable_diffusion_xl"], "euler"), TINY["stable_diffusion_xl"])
-    start = sampler.init(PROMPT, [0], seed=5)
+    start = sampler.init(CONDITION, [0], seed=5)
     first = sampler.gradient(start, 1, ramp)
     scale = float(first.carry["gradient_scale"][0])
     assert scale > 2
@@ -155,9 +158,10 @@ def test_noise_that_is_scaled_on_entry_is_told() -> None:
 def test_the_guidance_gain_is_how_far_a_step_moves(name: str) -> None:
     """A shift of the model's score by one moves the step by the gain: checked on the step's own formula."""
     sampler = sampler_of(build(TINY[name]), TINY[name])
-    state = sampler.advance(sampler.init(PROMPT, [0], seed=5), 3)
+    state = sampler.advance(sampler.init(CONDITION, [0], seed=5), 3)
     ahead = sampler.gradient(state, 1, ramp)
-    now, then = sampler._levels[3], sampler._levels[4]
+    levels = sampler._known_levels(CONDITION)
+    now, then = levels[3], levels[4]
     eps = -now.sigma  # what a score of one adds to the noise estimate
     moved = then.alpha * (-now.sigma * eps) / now.alpha + then.sigma * eps
     assert float(ahead.carry["guidance_gain"][0]) == pytest.approx(moved)
@@ -175,7 +179,7 @@ def test_the_pipeline_is_left_as_it_was() -> None:
     networks = [pipe.unet, pipe.vae, pipe.text_encoder]
     before = [[p.requires_grad for p in network.parameters()] for network in networks]
     sampler = sampler_of(pipe, entry, recompute=True)
-    state = sampler.init(PROMPT, [0], seed=0)
+    state = sampler.init(CONDITION, [0], seed=0)
     sampler.gradient(state, sampler.num_steps, ramp)
     assert [[p.requires_grad for p in network.parameters()] for network in networks] == before
     assert all(p.grad is None for network in networks for p in network.parameters())
@@ -198,10 +202,10 @@ def test_a_failure_leaves_it_whole_too() -> None:
         raise RuntimeError("no reward")
 
     with torch.no_grad(), pytest.raises(RuntimeError, match="no reward"):
-        sampler.gradient(sampler.init(PROMPT, [0], seed=0), 1, broken)
+        sampler.gradient(sampler.init(CONDITION, [0], seed=0), 1, broken)
     assert all(p.requires_grad for p in pipe.unet.parameters())
     assert "to" not in vars(pipe.vae) and torch.is_grad_enabled()
-    assert not sampler.advance(sampler.init(PROMPT, [0], seed=0)).latents.requires_grad
+    assert not sampler.advance(sampler.init(CONDITION, [0], seed=0)).latents.requires_grad
 
 
 def test_the_prompt_is_encoded_once_and_without_a_graph() -> None:
@@ -211,7 +215,7 @@ def test_the_prompt_is_encoded_once_and_without_a_graph() -> None:
     forward, ran = pipe.text_encoder.forward, []
     pipe.text_encoder.forward = lambda *a, **k: (ran.append(torch.is_grad_enabled()), forward(*a, **k))[1]
     sampler = sampler_of(pipe, entry)
-    state = sampler.gradient(sampler.init(PROMPT, [0, 1], seed=0), 1, ramp)
+    state = sampler.gradient(sampler.init(CONDITION, [0, 1], seed=0), 1, ramp)
     sampler.gradient(state, 1, ramp)
     assert ran == [False, False]  # the prompt and the negative one
 
@@ -222,17 +226,17 @@ def test_a_half_precision_autoencoder_that_is_raised_for_decoding() -> None:
     pipe = build(entry, dtype=torch.float16)
     pipe.vae.register_to_config(force_upcast=True)
     sampler = sampler_of(pipe, entry)
-    half = sampler.gradient(sampler.init(PROMPT, [0], seed=5), 1, ramp)
+    half = sampler.gradient(sampler.init(CONDITION, [0], seed=5), 1, ramp)
     assert pipe.vae.dtype == torch.float16 and "to" not in vars(pipe.vae)
     whole = sampler_of(build(entry), entry)
-    full = whole.gradient(whole.init(PROMPT, [0], seed=5), 1, ramp)
+    full = whole.gradient(whole.init(CONDITION, [0], seed=5), 1, ramp)
     cosine = torch.nn.functional.cosine_similarity(
         half.carry["gradient"].flatten(), full.carry["gradient"].flatten(), dim=0
     )
     assert float(cosine) > 0.95
 
 
-def test_the_safety_checker_looks_at_finished_pictures_only() -> None:
+def test_the_safety_checker_looks_at_finished_images_only() -> None:
     entry = TINY["stable_diffusion"]
     pipe = build(entry)
     seen = []
@@ -246,7 +250,7 @@ def test_the_safety_checker_looks_at_finished_pictures_only() -> None:
         "Batch", (), {"to": lambda self, *a: self, "pixel_values": torch.zeros(len(images))}
     )()
     sampler = sampler_of(pipe, entry)
-    state = sampler.gradient(sampler.init(PROMPT, [0], seed=0), sampler.num_steps, ramp)
+    state = sampler.gradient(sampler.init(CONDITION, [0], seed=0), sampler.num_steps, ramp)
     assert not seen and pipe.safety_checker is check
     sampler.decode(state)
     assert seen == [1]
@@ -259,7 +263,7 @@ def test_offloaded_pipelines_say_that_gradients_cannot_follow() -> None:
     sampler = sampler_of(pipe, entry)
     assert "differentiable" not in sampler.capabilities
     with pytest.raises(CapabilityError, match=r"needs a sampler with 'differentiable'.*without offloading"):
-        toy_context(sampler, Ramp()).gradient(State(torch.zeros(1), 0, (0,), PROMPT, 0))
+        toy_context(sampler, Ramp()).gradient(State.initial(torch.zeros(1), (0,), CONDITION, 0))
 
 
 def test_a_decoder_without_gradients_is_told() -> None:
@@ -269,7 +273,7 @@ def test_a_decoder_without_gradients_is_told() -> None:
     pipe.vae.decode = lambda z, **kwargs: decode(z.detach(), **kwargs)
     sampler = sampler_of(pipe, entry)
     with pytest.raises(PipelineError, match="decode differentiably"):
-        sampler.gradient(sampler.init(PROMPT, [0], seed=0), 1, ramp)
+        sampler.gradient(sampler.init(CONDITION, [0], seed=0), 1, ramp)
 
 
 # Memory and cost
@@ -300,7 +304,7 @@ def test_computing_again_gives_the_same_gradient_from_less_memory(name: str) -> 
     entry, results, memory, costs = TINY[name], [], [], []
     for recompute in (False, None, True):
         sampler = sampler_of(build(entry), entry, recompute=recompute)
-        state = sampler.init(PROMPT, [0], seed=5)
+        state = sampler.init(CONDITION, [0], seed=5)
         ledger = Ledger()
         sampler.bind(ledger)
         found: list[Tensor] = []
@@ -308,8 +312,8 @@ def test_computing_again_gives_the_same_gradient_from_less_memory(name: str) -> 
             kept_bytes(lambda: found.append(sampler.gradient(state, 6, ramp).carry["gradient"]))  # noqa: B023
         )
         results.append(found[0])
-        costs.append(ledger.spent.nfe / sampler.cost(state, 6).nfe)
-        assert ledger.spent.nfe == sampler.gradient_cost(state, 6).nfe
+        costs.append(ledger.spent.nfe / sampler.cost(CONDITION, 0, 6).nfe)
+        assert ledger.spent.nfe == sampler.gradient_cost(CONDITION, 0, 6).nfe
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
     assert memory[0] > 2 * memory[1] > 0
     assert memory[1] >= memory[2]
@@ -319,14 +323,13 @@ def test_computing_again_gives_the_same_gradient_from_less_memory(name: str) -> 
 
 def test_one_step_on_a_cpu_is_computed_once() -> None:
     sampler = sampler_of(build(TINY["flux"]), TINY["flux"])
-    state = sampler.init(PROMPT, [0], seed=5)
-    assert sampler.gradient_cost(state, 1) == sampler.cost(state, 1) * 2
+    assert sampler.gradient_cost(CONDITION, 0, 1) == sampler.cost(CONDITION, 0, 1) * 2
 
 
 def test_going_back_is_charged_before_it_runs() -> None:
     sampler = sampler_of(build(TINY["stable_diffusion"]), TINY["stable_diffusion"])
-    state = sampler.init(PROMPT, [0], seed=0)
-    once = sampler.cost(state, 1).nfe
+    state = sampler.init(CONDITION, [0], seed=0)
+    once = sampler.cost(CONDITION, 0, 1).nfe
     sampler.bind(Ledger(Budget(nfe=2 * once - 1)))
     with pytest.raises(BudgetSpent):
         sampler.gradient(state, 1, ramp)
@@ -345,7 +348,7 @@ def test_a_context_charges_and_records_a_gradient() -> None:
     (event,) = events(ctx, "gradient")
     assert (event.uids, event.from_step, event.step) == (state.uids, 2, 3)
     assert event.backwards == 6 and event.reasons == (None,) * 3
-    assert list(event.values) == rewards.tolist() == ahead.carry["reward"].tolist()
+    assert list(event.rewards) == rewards.tolist() == ahead.carry["reward"].tolist()
     assert torch.equal(ahead.carry["origin"], state.latents)
     each = ctx.cost(1, step=2, gradient=True, scored=False)
     assert each * 3 == Cost(nfe=12, decodes=3, verifier_calls=3)
@@ -446,10 +449,8 @@ def test_rows_with_gradients_that_are_no_numbers_have_none() -> None:
             ahead.carry["gradient"][0, 0] = torch.inf  # type: ignore[index]
             return ahead
 
-    sampler = Steep()
-    assert isinstance(sampler, DifferentiableSampler)
-    reward = TargetReward()
-    state = sampler.init(PROMPT, [0, 1], seed=0)
+    sampler, reward = Steep(), TargetReward()
+    state = sampler.init(CONDITION, [0, 1], seed=0)
     ahead = with_gradient(sampler, state, 1, lambda pixels: reward.rewards(pixels, [PROMPT] * 2))
     gradient = ahead.carry["gradient"]
     assert not gradient[0].any() and gradient.isfinite().all()  # type: ignore[union-attr, index]
@@ -465,7 +466,7 @@ def test_wrong_numbers_of_steps_are_refused() -> None:
 
 def test_what_is_not_carried_cannot_be_measured() -> None:
     ctx = toy_context()
-    with pytest.raises(CapabilityError, match=r"carries 'reward'.*take it from ctx.gradient"):
+    with pytest.raises(CapabilityError, match=r"carries 'reward'.*take it from ctx.advance or ctx.gradient"):
         ctx.measure(ctx.init(1), "reward")
 
 
@@ -487,13 +488,13 @@ def test_a_search_with_gradients_survives_a_kill_anywhere(tmp_path: Any) -> None
 # Errors at the edge
 
 
-class Blunt:
+class Blunt(Verifier):
     """A verifier without gradients."""
 
     name = "blunt"
     accepts = TargetReward.accepts
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         return [Score(value=0.0) for _ in media]
 
 
@@ -507,6 +508,14 @@ def test_a_verifier_without_gradients_is_refused_before_anything_is_computed(alg
     with pytest.raises(CapabilityError, match="'blunt' gives none"):
         ctx.gradient(ctx.init(1))
     assert ctx.ledger.spent == Cost()
+
+
+def test_verifiers_say_whether_they_give_gradients() -> None:
+    require_gradients(TargetReward(), "this")
+    with pytest.raises(CapabilityError, match=r"^This needs a verifier that gives gradients but 'blunt'"):
+        require_gradients(Blunt(), "this")
+    with pytest.raises(CapabilityError, match="need a verifier with a differentiable reward but 'blunt'"):
+        Blunt().rewards(torch.zeros(1, 3, 4, 4), [PROMPT])
 
 
 def test_a_sampler_without_gradients_is_refused() -> None:
@@ -547,7 +556,7 @@ def test_algorithms_run_on_pipelines(algorithm: str, name: str, kwargs: dict[str
         pipeline_kwargs={**entry.kwargs, **kwargs},
     )
     assert result.spent.nfe <= (result.budget.nfe or 0)
-    assert any(event.kind == "gradient" for event in result.trace)
+    assert any(event.what == "gradient" for event in result.trace)
     plain = next(c for c in result.population if c.uid == min(c.uid for c in result.population))
     assert result.best.score.value >= plain.score.value
 
@@ -564,5 +573,5 @@ def test_reno_climbs_on_a_one_step_pipeline(dtype: torch.dtype) -> None:
         budget="60x",
         pipeline_kwargs={**entry.kwargs, "num_inference_steps": 1},
     )
-    rewards = [event.values[0] for event in result.trace if event.kind == "gradient"]
+    rewards = [event.rewards[0] for event in result.trace if event.what == "gradient"]
     assert len(rewards) == 6 and rewards[-1] > rewards[3] > rewards[0]
