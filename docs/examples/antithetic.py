@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tts_vision import SearchContext, State, register
-from tts_vision.plugins import InitialNoiseMove, Sampler, register_move, with_latents
+from tts_vision import SearchContext
+from tts_vision.moves import InitialNoiseMove, with_latents
+from tts_vision.plugins import Sampler, State, register, register_move
 
 
 @register_move

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_vision import Media, register
+from tts_vision.plugins import Media, register
 
 
 @register("features", "colour_grid", notes={"licence": "no model"})

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision import Media, Prompt, Score, Verifier, register
+from tts_vision.plugins import ALONE, Asked, Media, Prompt, Score, Verifier, register
 
 
 @register("verifier", "contrast", notes={"licence": "no model", "gradients": "yes"})
@@ -25,7 +25,7 @@ class Contrast(Verifier):
     def __init__(self, *, most: float = 0.5) -> None:
         self.most = most
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: object = None) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         return [self._score(image) for image in media]
 
     def _score(self, image: Media) -> Score:

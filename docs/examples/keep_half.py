@@ -1,6 +1,7 @@
 """An algorithm: half of the particles are dropped by their previews, half-way."""
 
-from tts_vision import SearchContext, State, register
+from tts_vision import SearchContext
+from tts_vision.plugins import State, register
 from tts_vision.ranking import top_k
 
 

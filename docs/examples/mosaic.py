@@ -1,27 +1,44 @@
-"""A sampler: a masked-token generator, 64 tokens of six colours that are unmasked in eight rounds."""
+"""A sampler: a masked-token generator, 256 tokens of six colours that are unmasked in eight rounds."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision import Condition, Cost, Media, ModelOptions, State, register
-from tts_vision.plugins import Move, Renoise, Sampler, draw, row_uniform
+from tts_vision import ModelOptions
+from tts_vision.plugins import Condition, Cost, Media, Move, Sampler, State, register, register_move
+from tts_vision.rng import row_uniform
+from tts_vision.tokens import draw, redrawn
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 70), "blue": (40, 80, 200)}
 COLOURS |= {"yellow": (235, 205, 60), "white": (245, 245, 245), "black": (25, 25, 25)}
-SIDE, MASK = 8, len(COLOURS)
+SIDE, MASK = 16, len(COLOURS)
+
+
+@register_move
+@dataclass(frozen=True)
+class Redraw(Move):
+    """Draws a share of the tokens of the last round again, with the probabilities that they had."""
+
+    share: float
+    name: ClassVar[str] = "redraw"
+
+    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
+        uniform = redrawn(state.carry["uniform"], noise, self.share)
+        tokens = torch.where(state.carry["new"], draw(state.carry["probability"], uniform), state.latents)
+        return replace(state, latents=tokens, carry={**state.carry, "uniform": uniform})
 
 
 class MosaicSampler(Sampler):
-    """Fills a mosaic whose colours follow the words of the prompt, a few tokens in each step."""
+    """Fills a mosaic whose colours follow the words of the prompt, some tokens in each step."""
 
     name = "mosaic"
     num_steps = 8
     last_noisy_step = 7
-    capabilities = frozenset({"stochastic", "renoise", "moves", "preview"})
+    capabilities = frozenset({"stochastic", "moves", "renoise", "preview"})
 
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
         return State.initial(torch.full((len(uids), SIDE * SIDE), MASK), uids, condition, seed)
@@ -38,35 +55,35 @@ class MosaicSampler(Sampler):
 
     def _unmask(self, state: State) -> State:
         tokens, probability = state.latents, self._probability(state)
-        # two numbers for each token, keyed by uid and step: which colour, and how early
+        # two numbers for each token, keyed by uid and step: its colour, and its place in the order
         like = torch.empty(*tokens.shape, 2)
-        colour, order = row_uniform(state.seed, "step", state.uids, state.step, like).unbind(-1)
-        filled = torch.where(tokens == MASK, draw(probability, colour), tokens)
-        rank = torch.where(tokens == MASK, order, -1.0).argsort(1)
-        known = rank[:, : self._known(state.step + 1)]
-        tokens = torch.full_like(tokens, MASK).scatter(1, known, filled.gather(1, known))
-        return replace(state, latents=tokens, step=state.step + 1, carry={"preview": filled})
+        uniform, order = row_uniform(state.seed, "step", state.uids, state.step, like).unbind(-1)
+        filled = torch.where(tokens == MASK, draw(probability, uniform), tokens)
+        known = self._first(torch.where(tokens == MASK, order, -1.0), state.step + 1)
+        carry = {"preview": filled, "probability": probability, "uniform": uniform}
+        carry["new"] = known & (tokens == MASK)
+        return replace(state, latents=torch.where(known, filled, MASK), step=state.step + 1, carry=carry)
 
     def _probability(self, state: State) -> Tensor:
         """``(B, T, 6)``: neighbours agree, and colours that the prompt names are likelier."""
         words = [[word in condition.text for word in COLOURS] for condition in state.conditions]
         onehot = torch.nn.functional.one_hot(state.latents, MASK + 1)[..., :MASK].float()
         near = sum(onehot.roll(shift, 1) for shift in (-SIDE, -1, 1, SIDE))
-        return (near + 2.0 * torch.tensor(words)[:, None]).softmax(-1)
+        return (0.5 * near + 2.0 * torch.tensor(words)[:, None]).softmax(-1)
 
-    def _known(self, step: int) -> int:
-        return round(SIDE * SIDE * step / self.num_steps)
+    def _first(self, order: Tensor, step: int) -> Tensor:
+        """``(B, T)``: the tokens that are known after `step` rounds, the first ones in an order."""
+        count = round(SIDE * SIDE * step / self.num_steps)
+        return torch.zeros_like(order, dtype=torch.bool).scatter(1, order.argsort(1)[:, :count], True)
 
     def renoise(self, state: State, to_step: int) -> State:
+        """Masks random tokens again."""
         order = row_uniform(state.seed, "renoise", state.uids, to_step, state.latents)
-        rank = torch.where(state.latents == MASK, 2.0, order).argsort(1)
-        known = rank[:, : self._known(to_step)]
-        tokens = torch.full_like(state.latents, MASK).scatter(1, known, state.latents.gather(1, known))
-        return replace(state, latents=tokens, step=to_step, carry={})
+        kept = self._first(torch.where(state.latents == MASK, 2.0, order), to_step)
+        return replace(state, latents=torch.where(kept, state.latents, MASK), step=to_step, carry={})
 
     def move(self, step: int, strength: float) -> Move | None:
-        """Masks a share of the tokens again; there is no randomness to redo at step 0."""
-        return Renoise(step - max(1, round(strength**2 * step))) if step else None
+        return Redraw(strength**2) if 0 < step < self.num_steps else None
 
     def preview(self, state: State) -> list[Media]:
         return self._images(state.carry["preview"])

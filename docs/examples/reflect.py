@@ -1,11 +1,14 @@
 """Reflection: a critic looks at the best sample so far and rewrites the prompt, round by round."""
 
-from tts_vision import Media, SearchContext, State, register
+from tts_vision import Candidate, SearchContext
+from tts_vision.plugins import State, register
 
 
-def critic(prompt: str, image: Media) -> str:
+def critic(prompt: str, best: Candidate) -> str:
     """The next prompt. A real critic would show the image to a vision-language model."""
-    return f"{prompt}, on a plain background"
+    image = best.load()
+    ground = "a plain background" if image.getpixel((0, 0)) != (255, 255, 255) else "a grey background"
+    return f"{prompt}, on {ground}"
 
 
 @register("algorithm", "reflect", size="n")
@@ -21,7 +24,7 @@ def reflect(ctx: SearchContext, *, n: int = 4, rounds: int = 2) -> State:
     ctx.score(state)
     for _ in range(rounds - 1):
         if ctx.best is not None:
-            text = ctx.ask("critic", critic, text, ctx.best.load(), calls={"critic": 1}, expected=text)
+            text = ctx.ask("critic", critic, text, ctx.best, cost={"critic": 1}, expected=text)
         state = ctx.finish(ctx.init(n, condition=text))
         ctx.score(state)  # judged by the prompt that the user asked for
     return state
