@@ -1,8 +1,8 @@
 """Measures the playground on its evaluation prompts: `python -m tts_vision.pipelines.playground.measure`.
 
-For every prompt n pictures are drawn from fixed seeds, by the flow or with `--model playground-var` by the
-visual autoregressive model. Plain accuracy is that of single pictures, averaged
-over the n; best-of-n takes the picture that a verifier likes most, the exact checker or the small CLIP.
+For every prompt n images are drawn from fixed seeds, by the flow or with `--model playground-var` by the
+visual autoregressive model. Plain accuracy is that of single images, averaged
+over the n; best-of-n takes the image that a verifier likes most, the exact checker or the small CLIP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def draw(
     batch_size: int = 64,
     mixed: bool = False,
 ) -> np.ndarray:
-    """Draws one picture for each prompt and seed.
+    """Draws one image for each prompt and seed.
 
     Args:
         pipe: The pipeline.
@@ -46,21 +46,21 @@ def draw(
         mixed: Compute in bfloat16 where that is safe; faster, not bit-equal to plain calls.
 
     Returns:
-        RGB pictures, uint8 of shape `(n, 64, 64, 3)`.
+        RGB images, uint8 of shape `(n, 64, 64, 3)`.
     """
     pipe.set_progress_bar_config(disable=True)
     drawn = []
     for start in range(0, len(prompts), batch_size):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + batch_size]]
         with torch.autocast(pipe.device.type, torch.bfloat16, enabled=mixed):
-            pictures = pipe(
+            images = pipe(
                 list(prompts[start : start + batch_size]),
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 generator=generators,
                 output_type="np",
             ).images
-        drawn.append(np.rint(np.asarray(pictures) * 255).astype(np.uint8))
+        drawn.append(np.rint(np.asarray(images) * 255).astype(np.uint8))
     return np.concatenate(drawn)
 
 
@@ -82,7 +82,7 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 4000) -> tuple
 
 @torch.no_grad()
 def clip_scores(images: np.ndarray, texts: Sequence[str], folder: Path, batch_size: int = 128) -> np.ndarray:
-    """Cosine of each picture with its text, by the playground's CLIP.
+    """Cosine of each image with its text, by the playground's CLIP.
 
     Args:
         images: RGB uint8 of shape `(n, 64, 64, 3)`.
@@ -111,7 +111,7 @@ def clip_scores(images: np.ndarray, texts: Sequence[str], folder: Path, batch_si
 def draw_var(
     pipe: InfinityPipeline, prompts: Sequence[str], n: int, seed: int, guidance: float, tau: float
 ) -> np.ndarray:
-    """Draws n pictures for each prompt by the visual autoregressive model.
+    """Draws n images for each prompt by the visual autoregressive model.
 
     Args:
         pipe: The pipeline.
@@ -122,23 +122,23 @@ def draw_var(
         tau: Temperature.
 
     Returns:
-        RGB pictures, uint8 of shape `(p * n, 64, 64, 3)`.
+        RGB images, uint8 of shape `(p * n, 64, 64, 3)`.
     """
     drawn = [
-        picture
+        image
         for i, prompt in enumerate(prompts)
-        for picture in pipe(prompt, seed=seed + i, n=n, guidance_scale=guidance, tau=tau)
+        for image in pipe(prompt, seed=seed + i, n=n, guidance_scale=guidance, tau=tau)
     ]
-    return np.stack([np.asarray(picture) for picture in drawn])
+    return np.stack([np.asarray(image) for image in drawn])
 
 
 def judge(
     images: np.ndarray, records: Sequence[dict[str, Any]], n: int, clip: Path | None
 ) -> dict[str, np.ndarray]:
-    """Judges n pictures of each prompt.
+    """Judges n images of each prompt.
 
     Args:
-        images: RGB pictures, uint8 of shape `(p * n, 64, 64, 3)`.
+        images: RGB images, uint8 of shape `(p * n, 64, 64, 3)`.
         records: p prompts in GenEval's schema.
         n: Pictures a prompt.
         clip: Folder of the CLIP model, or None to leave it out.
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--n", type=int, default=16, help="pictures for each prompt")
+    parser.add_argument("--n", type=int, default=16, help="images for each prompt")
     parser.add_argument("--model", choices=("playground", "playground-var"), default="playground")
     parser.add_argument("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="of the flow")
     parser.add_argument("--guidance", type=float, help="by default the model's own")
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=1, help="use every k-th prompt only")
     parser.add_argument("--mixed", action="store_true", help="compute in bfloat16: faster, not bit-equal")
     parser.add_argument("--no-clip", action="store_true", help="leave out the CLIP verifier")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet of first pictures to this PNG")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of first images to this PNG")
     parser.add_argument("--json", type=Path, help="write the accuracies of all prompts to this file")
     options = parser.parse_args(arguments)
     records = world.load_prompts()[:: options.every]
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images = draw_var(var, prompts, n, seed, guidance, tau)
     result = judge(images, records, n, None if options.no_clip else weights_path("clip"))
     print(
-        f"{len(records)} prompts, {n} pictures each, {how}, seed {seed}, {time.monotonic() - started:.0f} s\n"
+        f"{len(records)} prompts, {n} images each, {how}, seed {seed}, {time.monotonic() - started:.0f} s\n"
     )
     print(table(records, result))
     if options.sheet:

@@ -32,7 +32,7 @@ def test_the_pipeline_draws_what_is_asked_more_often_than_not(pipe: CogView4Pipe
     assert np.mean(right) > 0.5
 
 
-def test_a_seed_gives_the_same_picture_again(pipe: CogView4Pipeline) -> None:
+def test_a_seed_gives_the_same_image_again(pipe: CogView4Pipeline) -> None:
     first, second = (measure.draw(pipe, ["a star"], [7], **STEPS) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 

@@ -1,4 +1,4 @@
-"""The bundled visual autoregressive model: its files, its pictures, and searches over it."""
+"""The bundled visual autoregressive model: its files, its images, and searches over it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_the_weights_are_small_and_those_of_the_script(pipe: InfinityPipeline) -
 
 def test_it_is_right_often_enough_to_search_for_the_rest(pipe: InfinityPipeline) -> None:
     verdicts = [
-        evaluate(np.asarray(picture), prompt.metadata).correct
+        evaluate(np.asarray(image), prompt.metadata).correct
         for prompt in evaluation_prompts(24)
-        for picture in pipe(prompt.text, n=4)
+        for image in pipe(prompt.text, n=4)
     ]
     assert 0.3 < np.mean(verdicts) < 0.9
 
@@ -55,10 +55,10 @@ def test_a_search_from_the_command_line(tmp_path: Path) -> None:
     assert report["best"]["score"] >= report["plain_score"]
     # more candidates were begun than eight whole samples would have been
     trace = [json.loads(line) for line in (tmp_path / "run" / "trace.jsonl").read_text().splitlines()]
-    assert len(next(event for event in trace if event["kind"] == "init")["uids"]) > 8
+    assert len(next(event for event in trace if event["kind"] == "birth")["uids"]) > 8
 
 
-def test_searches_find_better_pictures(pipe: InfinityPipeline) -> None:
+def test_searches_find_better_images(pipe: InfinityPipeline) -> None:
     prompts = [prompt for prompt in evaluation_prompts(24) if prompt.metadata["tag"] == "counting"]
     gains = []
     for prompt in prompts:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tts_vision.condition import Condition
+from tts_vision.sampler import Sampler
 from tts_vision.testing.contracts import SamplerContract, VerifierContract
 from tts_vision.testing.toys import (
     TWO_MODES,
@@ -16,10 +18,11 @@ from tts_vision.testing.toys import (
     GaussianMixtureSampler,
     LinearReward,
     TargetReward,
-    picture,
+    draw_position,
     position_of,
 )
-from tts_vision.types import Media, Prompt, Sampler, Verifier
+from tts_vision.types import Media
+from tts_vision.verifier import Verifier
 
 FORMS: list[dict[str, Any]] = [
     {"eta": 0.0},
@@ -44,19 +47,19 @@ class TestVerifiers(VerifierContract):
 
     @pytest.fixture
     def media(self) -> Sequence[Media]:
-        return [picture(np.array(position)) for position in ((0.0, 0.0), (1.0, 0.5), (-2.0, 3.0))]
+        return [draw_position(np.array(position)) for position in ((0.0, 0.0), (1.0, 0.5), (-2.0, 3.0))]
 
 
-def test_pictures_hold_exact_positions() -> None:
+def test_images_hold_exact_positions() -> None:
     position = np.array([0.1, -3.75, 1e-6, 12.0], dtype=np.float32)
-    assert (position_of(picture(position)) == position).all()
+    assert (position_of(draw_position(position)) == position).all()
 
 
 @pytest.mark.parametrize("path", ["vp", "flow"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_samples_follow_the_mixture(path: Any, eta: float) -> None:
     sampler = GaussianMixtureSampler(num_steps=25, path=path, eta=eta)
-    state = sampler.init(Prompt("x"), range(500), seed=0)
+    state = sampler.init(Condition("x"), range(500), seed=0)
     x = sampler.advance(state, 25).latents.double()
     exact = TWO_MODES.sample(100_000, seed=1)
     assert torch.allclose(x.mean(0), exact.mean(0), atol=0.15)
