@@ -191,7 +191,7 @@ class ChatEndpoint:
     def _persist(self, body: Mapping[str, Any], down: threading.Event) -> str:
         """The answer after as many attempts as it takes, with exponential back-off between them."""
         for attempt in range(self.retries + 1):
-            if down.is_set():  # other questions have waited for it in vain
+            if down.is_set():  # other questions found it down
                 raise _Failure(self._unreachable)
             try:
                 return self._attempt(body)

@@ -1,7 +1,7 @@
 """Frames of a clip: which ones a paper looks at, and the chosen ones as images.
 
-Each choice is a pure function of how many frames there are; it returns their indices in order. Where a
-clip is shorter than what is asked for, frames repeat.
+Each choice is a pure function of the number of frames; it returns indices in order. Frames of a clip that is
+too short repeat.
 """
 
 from __future__ import annotations

@@ -321,8 +321,8 @@ def from_text(text: str) -> Demands | None:
     """The demands of a prompt in the grammar of GenEval's prompts; None if it is beyond that grammar.
 
     An optional "a photo of", then groups joined by "and" or commas, or two groups joined by a relation. A
-    group is an article or a number, attributes and a colour, a noun of one to three words, and perhaps what
-    is written on it ('that says "OPEN"'). "A" asks for one or more, a number for just as many.
+    group is an article or a number, attributes and a colour, a noun of one to three words, and perhaps the
+    text written on it ('that says "OPEN"'). "A" asks for one or more, a number for just as many.
     """
     quotes = [next(filter(None, match)) for match in _QUOTED.findall(text)]
     for i in range(len(quotes)):
@@ -418,7 +418,7 @@ def plural(noun: str) -> str:
 
 
 def singular(noun: str) -> str:
-    """The singular of what `plural` writes, and of GenEval's, which only add s, or es after an s."""
+    """The inverse of `plural`; also of GenEval's plurals, which only add s, or es after an s."""
     head, _, last = noun.rpartition(" ")
     return f"{head} {_singular(last)}".strip()
 
