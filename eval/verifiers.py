@@ -254,7 +254,7 @@ class Benchmark:
         return rows, plain
 
     def guided(self, prompts: Sequence[Prompt], seconds: float, seeds: Sequence[int]) -> Iterator[Guided]:
-        """The winners of searches by each guide, judged by the exact checker; all searches get the same time."""
+        """The winners of searches by each guide in the same time, judged by the exact checker."""
         found: dict[str, list[tuple[float, Result]]] = {name: [] for name in self.guides}
         for done, prompt in enumerate(prompts, start=1):
             for seed in seeds:
