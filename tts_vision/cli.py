@@ -549,9 +549,13 @@ def _tell(result: Result, folder: Path) -> None:
         typer.echo(f"holdout {holdout.best:.4f} by {name}  (first sample {holdout.first:.4f}{agree})")
         if holdout.fell:
             typer.echo(f"warning {holdout.warning(result.config.verifier, str(name))}")
+    if result.satisfied is not None:
+        typer.echo(f"target  {result.config.target}: {'satisfied' if result.satisfied else 'not satisfied'}")
+    extra = result.topped_up
     typer.echo(
         f"spent   {spent.nfe:g}{limit} nfe, {spent.verifier_calls} verifier calls, {spent.elapsed:.1f} s; "
         f"{len(result.population)} samples"
+        + (f", {extra.samples} of them independent, for the rest of the budget" if extra.samples else "")
     )
     if spent.macs:
         most = f" of {result.budget.macs / 1e9:.4g}" if result.budget.macs else ""
@@ -640,6 +644,7 @@ def _parameter_table(entry: Entry, *, flags: bool) -> Table:
         table.add_column(head)
     for name, p in _parameters_of(entry).items():
         default = "required" if p.default is inspect.Parameter.empty else str(p.default)
+        default = "fits the budget" if name == entry.size else default
         _add_row(table, _as_flag(name) if flags else name, p.type_name, default, p.help)
     return table
 
