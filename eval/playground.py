@@ -35,10 +35,15 @@ def evaluation_prompts(n: int) -> list[Prompt]:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Accuracy of the best samples, in percent with 95 % intervals over prompts, as a Markdown table."""
+    """Accuracy of the best samples, in percent with 95 % intervals over prompts, as a Markdown table.
+
+    The own share is that of the compute which the algorithm itself spent; independent samples took the rest.
+    """
     lines = [
-        "| algorithm | " + " | ".join(f"{c.budget}: right, % | nfe | seconds" for c in comparisons) + " |",
-        "|---|" + "--:|--:|--:|" * len(comparisons),
+        "| algorithm | "
+        + " | ".join(f"{c.budget}: right, % | nfe | own share, % | seconds" for c in comparisons)
+        + " |",
+        "|---|" + "--:|--:|--:|--:|" * len(comparisons),
     ]
     rows = [{row.algorithm: row for row in comparison.rows()} for comparison in comparisons]
     for name in rows[0]:
@@ -49,7 +54,8 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 def _cell(row: Row) -> str:
     low, high = 100 * row.evaluation_low, 100 * row.evaluation_high
-    return f"{100 * row.evaluation:.1f} [{low:.1f}, {high:.1f}] | {row.nfe:.0f} | {row.seconds:.1f}"
+    own = f"{100 * (1 - row.topped_up):.0f}"
+    return f"{100 * row.evaluation:.1f} [{low:.1f}, {high:.1f}] | {row.nfe:.0f} | {own} | {row.seconds:.1f}"
 
 
 def plot(comparisons: Sequence[Comparison]) -> Figure:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.tts_var import tts_var
+from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.context import SearchContext
 from tts_vision.pipelines.var import infinity
@@ -38,8 +39,8 @@ PROMPT = Prompt("a prompt of thirty tokens")
 
 
 @dataclass(frozen=True)
-class CountedPlan:
-    """A plan of Infinity-2B that computes nothing: random bits, empty pictures, true counts."""
+class CountedModel:
+    """Infinity-2B without weights: random bits, uniform images, true counts."""
 
     schedule: Schedule
     branches: int = 2
@@ -49,21 +50,23 @@ class CountedPlan:
     def empty(self, n: int) -> Tensor:
         return torch.empty(n, 0, infinity.SIZES["2b"].bits, dtype=torch.uint8)
 
-    def condition(self, prompt: Prompt) -> None:
+    overrides: frozenset[str] = frozenset()
+
+    def encode(self, condition: Condition) -> None:
         return None
 
-    def words(self, prompt: Prompt) -> int:
+    def words(self, condition: Condition) -> int:
         return WORDS
 
     def cache(self, rows: int) -> KVCache:
         return KVCache.empty(1, self.branches, rows, 1, self.schedule.starts[-2], 1)
 
-    def probability(self, condition: Any, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+    def probability(self, encoded: Any, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
         cache.grow(self.schedule.lengths[scale])
         return torch.full((len(tokens), self.schedule.lengths[scale], infinity.SIZES["2b"].bits), 0.5)
 
     def features(self, tokens: Tensor) -> Tensor:
-        """The share of set bits stands for the picture, so that candidates differ."""
+        """The share of set bits is the brightness of the image, so that candidates differ."""
         share = tokens.float().mean((1, 2)) if tokens.shape[1] else torch.zeros(len(tokens))
         return share[:, None, None, None].expand(-1, 3, *self.schedule.final)
 
@@ -80,8 +83,8 @@ class CountedPipeline:
 
     name: str = "Infinity-2B (counted)"
 
-    def plan(self, call: dict[str, Any]) -> CountedPlan:
-        return CountedPlan(schedule_for(1.0))
+    def configured(self, call: dict[str, Any]) -> CountedModel:
+        return CountedModel(schedule_for(1.0))
 
 
 class Brightness:
@@ -91,10 +94,10 @@ class Brightness:
     accepts: frozenset[Modality] = frozenset({"image"})
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
-        return [Score(value=float(np.asarray(picture).mean())) for picture in media]
+        return [Score(value=float(np.asarray(image).mean())) for image in media]
 
     def features(self, media: Sequence[Media]) -> Tensor:
-        return torch.tensor([[float(np.asarray(picture).mean())] for picture in media])
+        return torch.tensor([[float(np.asarray(image).mean())] for image in media])
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,13 @@ def _share(task: tuple[Benchmark, list[Prompt], list[str], str, Path]) -> Compar
 
 
 def table(comparison: Comparison, arms: dict[str, str]) -> str:
-    """Accuracy of the best samples with 95 % intervals over prompts, their scores, and what they cost."""
+    """Accuracy of the best samples with 95 % intervals over prompts, their scores, and their costs.
+
+    The own share is that of the compute which the search itself spent; independent samples took the rest.
+    """
     lines = [
-        "| search | right, % | verifier's score | GMAC | decodes | verifier calls | seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| search | right, % | verifier's score | GMAC | own share, % | decodes | verifier calls | seconds |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     calls = {arm: [c.verifier_calls for c in comparison.cells if c.algorithm == arm] for arm in _specs(arms)}
     names = {spec: name for name, spec in arms.items()}
@@ -127,7 +130,8 @@ def table(comparison: Comparison, arms: dict[str, str]) -> str:
         mean_calls = sum(calls[row.algorithm]) / len(calls[row.algorithm])
         lines.append(
             f"| {name} | {100 * row.evaluation:.1f} [{low:.1f}, {high:.1f}] "
-            f"| {row.score:.4f} | {row.macs / 1e9:.3g} | {row.decodes:.1f} | {mean_calls:.1f} "
+            f"| {row.score:.4f} | {row.macs / 1e9:.3g} | {100 * (1 - row.topped_up):.0f} "
+            f"| {row.decodes:.1f} | {mean_calls:.1f} "
             f"| {row.seconds:.2f} |"
         )
     return "\n".join(lines)

@@ -20,7 +20,8 @@ from tts_vision.config import RunConfig, SamplerOptions
 from tts_vision.eval.playground import evaluation_prompts
 from tts_vision.pipelines.var_sampler import ScaleSampler
 from tts_vision.resolve import find_verifier, load_model, load_verifier
-from tts_vision.types import Prompt, Verifier
+from tts_vision.types import Prompt
+from tts_vision.verifier import Verifier
 
 FULL = 64
 
@@ -58,7 +59,7 @@ def measure(prompts: Sequence[Prompt], samples: int, sizes: Sequence[int], verif
     whole = samplers[FULL]
     pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for prompt in prompts:
-        state = whole.init(prompt, range(samples), seed=0)
+        state = whole.init(whole.condition_of(prompt), range(samples), seed=0)
         scores: dict[tuple[int, int], list[float]] = {}
         for scale in range(1, whole.num_steps):
             state = whole.advance(state)

@@ -52,6 +52,7 @@ class Cell:
         verifier_calls: Samples scored.
         seconds: Wall-clock time.
         folder: Where the search is kept, inside the comparison's folder.
+        topped_up: Share of the compute that went to independent samples, because the algorithm left it.
     """
 
     algorithm: str
@@ -66,6 +67,7 @@ class Cell:
     verifier_calls: int
     seconds: float
     folder: str
+    topped_up: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Row:
     macs: float
     decodes: float
     seconds: float
+    topped_up: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -398,6 +401,7 @@ def _cell(arm: str, result: Result, evaluation: float, root: Path) -> Cell:
         verifier_calls=result.spent.verifier_calls,
         seconds=result.spent.elapsed,
         folder=str(result.folder.relative_to(root)),
+        topped_up=result.topped_up.share_of(result.spent),
     )
 
 
@@ -422,6 +426,7 @@ def _row(cells: Sequence[Cell], plain_score: float) -> Row:
         macs=float(np.mean([cell.macs for cell in cells])),
         decodes=float(np.mean([cell.decodes for cell in cells])),
         seconds=float(np.mean([cell.seconds for cell in cells])),
+        topped_up=float(np.mean([cell.topped_up for cell in cells])),
     )
 
 

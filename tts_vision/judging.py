@@ -51,7 +51,7 @@ class Judging:
     @property
     def score_cost(self) -> Cost:
         """The cost of decoding and scoring one sample."""
-        return Cost(decodes=1, verifier_calls=sum(self.verifier.calls(1).values()))
+        return self._price(1)
 
     @property
     def satisfied(self) -> bool | None:
@@ -132,17 +132,25 @@ class Judging:
         )
         return embedded
 
+    def _price(self, n: int) -> Cost:
+        """The cost of decoding and scoring `n` samples together."""
+        return Cost(decodes=n, verifier_calls=sum(self.verifier.calls(n).values()))
+
     def _affordable(self, wanted: int) -> int:
         """How many of the `wanted` scores can be paid for."""
         if self._engine.journal.is_spent:
             return 0
-        left, each = self._engine.ledger.remaining(), self.score_cost
-        # a limit of time says nothing before anything was measured
-        paid = (left if left.forecast(each) else replace(left, seconds=None)).times(each)
-        return wanted if paid is None else min(wanted, paid)
+        left = self._engine.ledger.remaining()
+        if not left.forecast(self.score_cost):
+            left = replace(left, seconds=None)  # a limit of time says nothing before anything was measured
+        low, high = 0, wanted + 1
+        while high - low > 1:
+            middle = wanted if high > wanted else (low + high) // 2
+            low, high = (middle, high) if left.affords(self._price(middle)) else (low, middle)
+        return low
 
     def _score_rows(self, op: int, sampler: Sampler, rows: State, preview: bool) -> dict[int, Score]:
-        media = self._decode(op, sampler, rows, preview, calls=self.score_cost.verifier_calls)
+        media = self._decode(op, sampler, rows, preview, scored=True)
         scores = self._ask(media, [self.prompt] * len(media), step=rows.step if preview else None)
         files = []
         for uid, sample, score in zip(rows.uids, media, scores):
@@ -177,7 +185,7 @@ class Judging:
         if self._affordable(len(state)) < len(state):
             raise BudgetSpent
         preview = state.step < sampler.num_steps
-        media = self._decode(op, sampler, state, preview, calls=self.score_cost.verifier_calls)
+        media = self._decode(op, sampler, state, preview, scored=True)
         if len(media) < len(state):
             raise BudgetSpent
         scores = self._ask(media, prompts, step=state.step if preview else None)
@@ -206,7 +214,7 @@ class Judging:
             return safe_scores(self.verifier, media, prompts, asked=asked)
 
     def _decode(
-        self, op: int, sampler: Sampler, rows: State, preview: bool, *, calls: int = 0
+        self, op: int, sampler: Sampler, rows: State, preview: bool, *, scored: bool = False
     ) -> list[Media]:
         """The samples or previews of the rows; only of the first ones when time runs out.
 
@@ -215,7 +223,7 @@ class Judging:
             sampler: Decodes.
             rows: Particles, of which those that were decoded at this step before are not decoded again.
             preview: Whether they are unfinished.
-            calls: Verifier calls that each sample is going to take.
+            scored: Whether they are scored next, which has to be paid for too.
         """
         engine = self._engine
         decode = sampler.preview if preview else sampler.decode
@@ -224,8 +232,8 @@ class Judging:
         for a, b in engine.batches(len(todo)):
             part = rows.select(todo[a:b])
             cost = Cost(decodes=sum(uid not in done for uid in part.uids))
-            ahead = Cost(verifier_calls=calls * (len(rows) - len(todo) + b))
-            if a and not engine.ledger.affords(cost + ahead):
+            ahead = self._price(len(rows) - len(todo) + b).verifier_calls if scored else 0
+            if a and not engine.ledger.affords(cost + Cost(verifier_calls=ahead)):
                 break  # time runs out: go on with the decoded ones
             engine.ledger.charge(cost)
             done.update(zip(part.uids, (m for group in engine.halving(part, decode) for m in group)))

@@ -49,6 +49,10 @@ class TopUp:
     nfe: float = 0.0
     macs: float = 0.0
 
+    def share_of(self, spent: Spent) -> float:
+        """Their share of the compute of a search, from 0 to 1."""
+        return (self.macs or self.nfe) / spent.compute if spent.compute else 0.0
+
 
 @dataclass(frozen=True)
 class Result:
