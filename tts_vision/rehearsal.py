@@ -25,7 +25,8 @@ from tts_vision.verifier import ALONE, Asked, Verifier
 
 _TRIED = (1, 2, 3, 4, 6, 8, 16, 32, 64)  # sizes among which the smallest valid one is looked for
 _MOST = 10**6
-_INSENSITIVE = 32  # a cost that is the same at so many times the size does not depend on it
+_FAR = 32  # a cost that is the same at so many times the size does not depend on it
+_UNITS = ("nfe", "tokens", "macs", "verifier_calls")
 
 
 class StandInSampler(Sampler):
@@ -187,31 +188,43 @@ def largest_size(
 ) -> int | None:
     """The largest value of the size parameter that the rest of the budget pays for; 0 if none does.
 
-    None if other parameters decide the size, so that the algorithm refuses this one, or ignores it.
+    None if other parameters decide the size, so that the algorithm refuses this one or ignores it, or if
+    nothing that the budget limits grows with it.
 
     Raises:
         ConfigError: If the algorithm refuses its parameters at any size.
     """
     left = ctx.remaining()
     known: dict[int, Cost | None] = {}
+    refusals: dict[int, ConfigError] = {}
 
     def cost(n: int) -> Cost | None:
         if n not in known:
-            known[n] = rehearse(ctx, algorithm, {**params, size: n})
+            known[n] = None
+            try:
+                known[n] = rehearse(ctx, algorithm, {**params, size: n})
+            except ConfigError as error:  # perhaps of this size alone
+                refusals[n] = error
         return known[n]
 
     def fits(n: int) -> bool:
         price = cost(n)
+        if n in refusals and refusals[n].__cause__ is not None:  # it broke, which is no refusal
+            raise refusals[n]
         return price is not None and left.affords(price)
 
-    try:
-        least = _smallest(cost)
-    except ConfigError:
+    least = next((n for n in _TRIED if cost(n) is not None), 0)
+    if not least and refusals:
         rehearse(ctx, algorithm, params)  # refused without the size as well: raises
         return None
+    if not least:
+        raise ConfigError(
+            f"An algorithm must finish and score a sample but this one does not at sizes {_TRIED[0]} to "
+            f"{_TRIED[-1]}; score the finished state with ctx.score."
+        )
     if not fits(least):
         return 0
-    if cost(least) == cost(2 * least) and cost(least) == cost(_INSENSITIVE * least):
+    if _limited(left, cost(least)) == _limited(left, cost(2 * least)) == _limited(left, cost(_FAR * least)):
         return None
     # most costs are affine in the size, so two of them predict where the budget ends
     low, high = least, _predicted(left, least, cost)
@@ -226,19 +239,12 @@ def largest_size(
     return low
 
 
-def _smallest(cost: Callable[[int], Cost | None]) -> int:
-    """The smallest size at which the algorithm finishes a sample."""
-    refusal: ConfigError | None = None
-    for n in _TRIED:
-        try:
-            if cost(n) is not None:
-                return n
-        except ConfigError as error:  # perhaps of this size alone
-            refusal = error
-    raise refusal or ConfigError(
-        f"An algorithm must finish and score a sample but this one does not at sizes {_TRIED[0]} to "
-        f"{_TRIED[-1]}; score the finished state with ctx.score."
-    )
+def _limited(left: Remaining, cost: Cost | None) -> dict[str, float] | None:
+    """The part of a cost that counts against the limits."""
+    if cost is None:
+        return None
+    units = {unit: getattr(cost, unit) for unit in _UNITS if getattr(left, unit) is not None}
+    return units if left.seconds is None else {**units, "seconds": left.forecast(cost)}
 
 
 def _predicted(left: Remaining, least: int, cost: Callable[[int], Cost | None]) -> int:
@@ -248,16 +254,8 @@ def _predicted(left: Remaining, least: int, cost: Callable[[int], Cost | None]) 
     if second is None:
         return least + 1
     each = second + first * -1
-    rest = Remaining(
-        **{
-            unit: None if (has := getattr(left, unit)) is None else has - getattr(first, unit)
-            for unit in ("nfe", "tokens", "macs", "verifier_calls")
-        },
-        seconds=None if left.seconds is None else left.seconds - left.forecast(first),
-        seconds_per_compute=left.seconds_per_compute,
-        seconds_per_decode=left.seconds_per_decode,
-        seconds_per_call=left.seconds_per_call,
-    )
+    spent = _limited(left, first) or {}
+    rest = replace(left, **{unit: getattr(left, unit) - spent[unit] for unit in spent})
     times = rest.times(each)
     return least + 1 if times is None else max(least + 1, least + least * times)
 
