@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from toy_search import events, toy_context
-from tts_vision.algorithms.reno import (
-    NoiseAscent,
-    clipped,
-    norm_penalty,
-    norm_penalty_gradient,
-    plan_iterations,
-    reno,
-)
+from toy_search import events, run, toy_context
+from tts_vision.algorithms.reno import NoiseAscent, reno
+from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
-from tts_vision.mutations import describe, from_description
+from tts_vision.gradients import clipped, norm_penalty, norm_penalty_gradient
+from tts_vision.moves import describe, from_description
 from tts_vision.testing.contracts import AlgorithmContract
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
-from tts_vision.types import Cost, Prompt, State
+from tts_vision.types import Cost, State
+
+TOY = GaussianMixtureSampler()
 
 
 class TestContract(AlgorithmContract):
@@ -77,7 +75,7 @@ def test_steps_are_those_of_torch_sgd(momentum: float) -> None:
     x = torch.nn.Parameter(start.clone())
     optimiser = torch.optim.SGD([x], lr=5.0, momentum=momentum, nesterov=momentum > 0)
     ascent = NoiseAscent(2.0, 0.01, 5.0, momentum, 0.1, back=1)
-    state = State(start, 0, (0,), Prompt("x"), 0)
+    state = State.initial(start, (0,), Condition("x"), 0)
     for _ in range(6):
         optimiser.zero_grad()
         reward = -(x - target).square().sum()
@@ -86,8 +84,8 @@ def test_steps_are_those_of_torch_sgd(momentum: float) -> None:
         optimiser.step()
         gradient = -2 * (state.latents - target)
         carry = {**state.carry, "gradient": gradient, "origin": state.latents}
-        sample = State(state.latents, 1, (0,), Prompt("x"), 0, carry)
-        state = ascent.apply(sample, torch.zeros(1, d))
+        sample = replace(state, step=1, carry=carry)
+        state = ascent.apply(TOY, sample, torch.zeros(1, d))
         assert state.step == 0
         assert torch.allclose(state.latents, x.detach(), atol=1e-5)
 
@@ -96,18 +94,18 @@ def test_half_precision_noise_is_optimised_in_float32() -> None:
     # steps far below what half precision tells apart still add up
     start = torch.full((1, 64), 4.0, dtype=torch.bfloat16)
     ascent = NoiseAscent(1.0, 0.0, 1.0, 0.0, 0.01, back=1)
-    state = State(start, 0, (0,), Prompt("x"), 0)
+    state = State.initial(start, (0,), Condition("x"), 0)
     for _ in range(100):
         carry = {**state.carry, "gradient": torch.ones(1, 64), "origin": state.latents}
-        state = ascent.apply(State(state.latents, 1, (0,), Prompt("x"), 0, carry), torch.zeros(1, 64))
+        state = ascent.apply(TOY, replace(state, step=1, carry=carry), torch.zeros(1, 64))
         assert state.latents.dtype == torch.bfloat16
     assert float(state.latents[0, 0]) == pytest.approx(4 + 100 * 0.01 / 8, abs=0.02)
 
 
 def test_climbs_to_what_the_reward_wants() -> None:
     ctx = toy_context(ode(), TargetReward((1.0, 0.5)), seed=0)
-    reno(ctx, n=3, iterations=30, lr=3.0)
-    rewards = torch.tensor([event.values for event in events(ctx, "gradient")])
+    run(reno, ctx, n=3, iterations=30, lr=3.0)
+    rewards = torch.tensor([event.rewards for event in events(ctx, "gradient")])
     assert rewards.shape == (29, 3)
     assert (rewards[-1] > rewards[0]).all()
     assert rewards[-1].max() > -0.05
@@ -130,16 +128,16 @@ def test_the_penalty_keeps_the_noise_at_its_norm() -> None:
 
 def test_noises_do_not_touch_each_other() -> None:
     ctx = toy_context(ode(), seed=5)
-    reno(ctx, n=3, iterations=5)
+    run(reno, ctx, n=3, iterations=5)
     alone = toy_context(ode(), seed=5)
-    reno(alone, n=1, iterations=5)
-    together = [event.values[0] for event in events(ctx, "gradient")]
-    assert together == pytest.approx([event.values[0] for event in events(alone, "gradient")])
+    run(reno, alone, n=1, iterations=5)
+    together = [event.rewards[0] for event in events(ctx, "gradient")]
+    assert together == pytest.approx([event.rewards[0] for event in events(alone, "gradient")])
 
 
 def test_the_first_iterate_is_the_plain_sample_and_each_is_a_candidate() -> None:
     ctx = toy_context(ode(), seed=2)
-    reno(ctx, n=1, iterations=6)
+    run(reno, ctx, n=1, iterations=6)
     plain = toy_context(ode(), seed=2)
     score = plain.score(plain.finish(plain.init(1)))
     assert ctx.candidates[0].score.value == float(score[0])
@@ -149,36 +147,46 @@ def test_the_first_iterate_is_the_plain_sample_and_each_is_a_candidate() -> None
     assert sum(event.backwards for event in events(ctx, "gradient")) == 4 * 5
 
 
+def test_independent_samples_where_the_noises_are_too_many() -> None:
+    ctx = toy_context(ode(), nfe=40)
+    state = run(reno, ctx, n=11)
+    assert [event.value for event in events(ctx, "size")] == [0]
+    assert state.uids == tuple(ctx.candidates) == tuple(range(10)) and not events(ctx, "gradient")
+
+
 def test_patience() -> None:
     ctx = toy_context(ode(), seed=2)
-    state = reno(ctx, n=1, iterations=40, lr=0.0, patience=3)
+    state = run(reno, ctx, n=1, iterations=40, lr=0.0, patience=3)
     # nothing ever changes, so the first iterate stays the best
     assert len(ctx.candidates) == 4 and state.step == ctx.num_steps
 
 
-def test_a_budget_pays_for_iterations_then_for_noises() -> None:
-    ctx = toy_context(ode())
-    for times, plan in [(2, None), (3, (1, 2)), (16, (1, 8)), (99, (1, 50)), (198, (2, 50)), (500, (5, 50))]:
-        left = toy_context(ode(), times=times).ledger.remaining()
-        assert plan_iterations(ctx, left, None, None) == plan, times
-    left = toy_context(ode(), times=16).ledger.remaining()
-    assert plan_iterations(ctx, left, 4, None) == (4, 2)
-    assert plan_iterations(ctx, left, None, 3) == (3, 3)
-    free = toy_context(ode()).ledger.remaining()
-    assert plan_iterations(ctx, free, None, None) == (1, 50)
+def test_a_budget_pays_for_iterations() -> None:
+    # each but the last is a sample and a gradient at the cost of another one
+    for times, iterations in [(1, 1), (2, 1), (3, 2), (16, 8), (99, 50), (500, 250)]:
+        ctx = toy_context(ode(), times=times)
+        run(reno, ctx)
+        assert [event.value for event in events(ctx, "size")] == [iterations]
+        assert len(events(ctx, "gradient")) == iterations - 1, times
+    ctx = toy_context(ode(), times=16)
+    run(reno, ctx, n=4)
+    assert [event.value for event in events(ctx, "size")] == [2]
+    free = toy_context(ode())
+    run(reno, free)
+    assert len(events(free, "gradient")) == 49 and len(events(free, "init")[0].uids) == 1, "as in the paper"
 
 
 def test_the_rest_of_a_budget_goes_to_independent_samples() -> None:
     ctx = toy_context(ode(), times=16)
-    reno(ctx)
+    run(reno, ctx)
     # 7 gradients at 2, the last iterate and one more sample
     assert ctx.ledger.spent.nfe == 16 * 4 and len(ctx.candidates) == 9
     asked = toy_context(ode(), times=16)
-    reno(asked, n=1, iterations=2)
+    run(reno, asked, n=1, iterations=2)
     assert len(asked.candidates) == 2
 
 
-def test_the_mutation_is_described_by_plain_values() -> None:
+def test_the_move_is_described_by_plain_values() -> None:
     ascent = NoiseAscent(1.0, 0.01, 5.0, 0.9, 0.1, back=4)
     assert from_description(describe(ascent)) == ascent
     assert ascent.gradient_steps == 4
@@ -191,11 +199,10 @@ def test_the_mutation_is_described_by_plain_values() -> None:
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"lr": -1.0}, "lr must be at least 0"),
         ({"momentum": 1.5}, "momentum must be between 0 and 1"),
-        ({"n": 9}, "n=9 noises need a gradient each, 108 nfe and 27 verifier calls"),
-        ({"n": 2, "iterations": 40}, "n=2 with iterations=40 costs 632"),
-        ({"iterations": 40}, "n=1 with iterations=40 costs 316"),
+        ({"n": 2, "iterations": 40}, "must fit its budget of 40 nfe but iterations=40 costs 632"),
+        ({"iterations": 40}, "must fit its budget of 40 nfe but iterations=40 costs 316"),
     ],
 )
 def test_rejects(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        reno(toy_context(ode(), nfe=40), **parameters)
+        run(reno, toy_context(ode(), nfe=40), **parameters)
