@@ -1,7 +1,7 @@
 """What the toolkit costs: best-of-n through it against a bare loop over the pipeline.
 
-``python -m tts_vision.eval.overhead`` draws the same pictures from the same seeds in batches of the same size
-both ways, in turn, and prints the ratio of the wall-clock times; the pictures must be identical.
+``python -m tts_vision.eval.overhead`` draws the same images from the same seeds in batches of the same size
+both ways, in turn, and prints the ratio of the wall-clock times; the images must be identical.
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ MODELS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
 
 
 def bare_loop(pipe: Any, call: dict[str, Any], n: int, batch: int) -> list[np.ndarray]:
-    """`n` pictures by the pipeline alone."""
+    """`n` images by the pipeline alone."""
     pipe.set_progress_bar_config(disable=True)
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for first in range(0, n, batch):
         uids = range(first, min(first + batch, n))
         generators = [torch.Generator("cpu").manual_seed(row_seed(0, uid)) for uid in uids]
-        pictures += pipe(PROMPT, num_images_per_prompt=len(uids), generator=generators, **call).images
-    return [np.asarray(picture) for picture in pictures]
+        images += pipe(PROMPT, num_images_per_prompt=len(uids), generator=generators, **call).images
+    return [np.asarray(image) for image in images]
 
 
 def toolkit(pipe: Any, call: dict[str, Any], n: int, batch: int) -> list[np.ndarray]:
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     options = parser.parse_args(arguments)
     rows = [compare(name, options.n, options.batch, options.repeats) for name in options.models]
-    print("| model | bare loop, s | toolkit / bare, median [min, max] | same pictures |")
+    print("| model | bare loop, s | toolkit / bare, median [min, max] | same images |")
     print("|---|--:|--:|---|")
     for row in rows:
         print(

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tiny_pipelines import TINY
+from tts_vision.condition import Condition
 from tts_vision.config import ModelOptions, SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
 from tts_vision.pipelines.loading import load
-from tts_vision.types import Prompt
 
 ENTRY = TINY["stable_diffusion"]
 CPU = ModelOptions(device="cpu")
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(pipe, **kwargs) -> torch.Tensor:
     call = {**ENTRY.kwargs, "num_inference_steps": 4, **kwargs}
     sampler = DiffusersSampler(pipe, options=SamplerOptions(pipeline_kwargs=call))
-    state = sampler.init(Prompt("two red circles"), [0], seed=0)
+    state = sampler.init(Condition("two red circles"), [0], seed=0)
     return sampler.advance(state, sampler.num_steps).latents
 
 
@@ -79,13 +79,13 @@ def test_previews_go_through_the_tiny_autoencoder(checkpoint, tmp_path):
     tiny = load(str(checkpoint), options=ModelOptions(device="cpu", preview_vae=str(tmp_path)))
     calls = []
     tiny.vae.register_forward_pre_hook(lambda *_: calls.append(1))
-    pictures = []
+    images = []
     for pipe in (full, tiny):
         call = {**ENTRY.kwargs, "num_inference_steps": 4}
         sampler = DiffusersSampler(pipe, options=SamplerOptions(pipeline_kwargs=call))
-        state = sampler.advance(sampler.init(Prompt("two red circles"), [0], seed=0), 2)
-        pictures.append(np.asarray(sampler.preview(state)[0]))
-    assert not np.array_equal(pictures[0], pictures[1])
+        state = sampler.advance(sampler.init(Condition("two red circles"), [0], seed=0), 2)
+        images.append(np.asarray(sampler.preview(state)[0]))
+    assert not np.array_equal(images[0], images[1])
     assert tiny.vae is not tiny.tts_vision_preview_vae
 
 

@@ -119,7 +119,7 @@ def test_json_has_everything_and_nothing_else() -> None:
     assert found[1]["scores"][RED] == {
         "value": None,
         "parts": {},
-        "reason": "it is no picture that Pillow can read",
+        "reason": "it is no image that Pillow can read",
     }
 
 
@@ -147,7 +147,7 @@ def test_clips_are_decoded() -> None:
         ("none.png", "No such file or directory"),
         ("none.mp4", "No such file or directory"),
         ("folder", "it is a folder; name the files in it"),
-        ("text.png", "it is no picture that Pillow can read"),
+        ("text.png", "it is no image that Pillow can read"),
         ("cut.png", "image file is truncated"),
         ("cut.mp4", "the clip cannot be decoded: .*Invalid data"),
     ],

@@ -134,7 +134,7 @@ def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> 
     result = runner.invoke(app, args)
     assert result.exit_code == 0, result.output
     assert "mine.py@batched:batch_size=1" in result.stdout and "mine.py@batched:batch_size=2" in result.stdout
-    assert "2 of 3 pictures" in result.stdout and "per second" in result.stdout
+    assert "2 of 3 images" in result.stdout and "per second" in result.stdout
     result = runner.invoke(
         app, ["verifier-bench", "-v", "mine.py@heavy", "-v", "mine.py@clips", "--json", "--size", "8"]
     )

@@ -185,7 +185,7 @@ def _fill(module: nn.Module, seed: int) -> None:
             else:
                 value = 0.5 * noise
             if "decoder.conv_out" in name:
-                value = 0.5 * value  # most pixels of a decoded picture stay within its range
+                value = 0.5 * value  # most pixels of a decoded image stay within its range
             parameter.copy_(value)
 
 
@@ -1186,7 +1186,7 @@ def hunyuan_video() -> DiffusionPipeline:
 
 
 def _picture() -> torch.Tensor:
-    """A smooth 16 x 16 picture, shape ``(1, 3, 16, 16)``, values in [0, 1]."""
+    """A smooth 16 x 16 image, shape ``(1, 3, 16, 16)``, values in [0, 1]."""
     import torch
 
     ramp = torch.linspace(0.0, 1.0, 16)

@@ -386,7 +386,7 @@ def compare(
 
 @app.command()
 def score(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Pictures and clips.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Images and clips.")],
     prompts: Annotated[
         list[str], typer.Option("--prompt", "-p", help="One for all files, or one per file in their order.")
     ],
@@ -395,7 +395,7 @@ def score(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Score pictures and clips that you have, by any verifiers.
+    """Score images and clips that you have, by any verifiers.
 
     Exit code 1 says that something could not be scored; why is told on standard error.
     """
@@ -463,7 +463,7 @@ def verifier_bench(
         for head in ("verifier", "scored", "per second", "loading, s", "peak, MB", "risen by, MB"):
             table.add_column(head, justify="left" if head == "verifier" else "right")
         for row in found:
-            kind = "clips" if row.kind == "video" else "pictures"
+            kind = "clips" if row.kind == "video" else "images"
             scored = f"{row.samples - row.unscored} of {row.samples} {kind}"
             memory = [f"{value / 2**20:.0f}" for value in (row.peak_memory, row.own_memory)]
             _add_row(table, row.verifier, scored, f"{row.per_second:.2f}", f"{row.loading:.2f}", *memory)

@@ -1,4 +1,4 @@
-"""Pictures of a search: its samples, its progress, its family tree."""
+"""Images of a search: its samples, its progress, its family tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SHEET_WIDTH, _MOST_PICTURES = 1280, 400
+_SHEET_WIDTH, _MOST_IMAGES = 1280, 400
 _BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
 
 
@@ -108,7 +108,7 @@ def draw_scaling(axes: Axes, spent: Sequence[float], best: Sequence[float], labe
 
 def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.Image:
     """The samples in the given order with their scores under them, at most 400."""
-    shown = candidates[:_MOST_PICTURES]
+    shown = candidates[:_MOST_IMAGES]
     side = 192 if len(shown) <= 36 else 112
     columns = max(1, min(len(shown), _SHEET_WIDTH // (side + 8)))
     rows = math.ceil(len(shown) / columns)
@@ -122,12 +122,10 @@ def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.
     for number, candidate in enumerate(shown):
         row, column = divmod(number, columns)
         x, y = 8 + column * (side + 8), 34 + row * (side + 28)
-        picture = _fit(still(candidate.load()), side)
-        corner = (x + (side - picture.width) // 2, y + (side - picture.height) // 2)
-        sheet.paste(picture, corner)
-        draw.rectangle(
-            (*corner, corner[0] + picture.width - 1, corner[1] + picture.height - 1), outline=_FAINT
-        )
+        image = _fit(still(candidate.load()), side)
+        corner = (x + (side - image.width) // 2, y + (side - image.height) // 2)
+        sheet.paste(image, corner)
+        draw.rectangle((*corner, corner[0] + image.width - 1, corner[1] + image.height - 1), outline=_FAINT)
         value = candidate.score.value
         score = "unscored" if math.isnan(value) else f"{value:.4f}"
         draw.text(
@@ -136,15 +134,15 @@ def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.
     return sheet
 
 
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    """The picture as large as fits a square; small ones by whole factors, so that pixels stay visible."""
-    picture = picture.convert("RGB")
-    factor = side / max(picture.size)
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """The image as large as fits a square; small ones by whole factors, so that pixels stay visible."""
+    image = image.convert("RGB")
+    factor = side / max(image.size)
     method = Image.Resampling.LANCZOS
     if factor >= 1:
         factor, method = max(1, math.floor(factor)), Image.Resampling.NEAREST
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, method)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, method)
 
 
 def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, float] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Samples as files: pictures as PNG, clips as MP4 or, without PyAV, as animated PNG."""
+"""Samples as files: images as PNG, clips as MP4 or, without PyAV, as animated PNG."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
     """Writes a sample; the same sample and text give the same bytes.
 
     Args:
-        media: Picture or clip.
+        media: Image or clip.
         path: Its suffix decides the format: ``.mp4`` for clips, ``.png`` for both, anything that
-            Pillow writes for pictures.
+            Pillow writes for images.
         text: Kept in the file as text metadata, by PNG and MP4.
 
     Raises:
@@ -44,7 +44,7 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
     if path.suffix == ".mp4":
         _write_mp4(media, path, text)
         return
-    pictures = _pictures(media)
+    images = _images(media)
     options: dict[str, Any] = {}
     info = PngInfo()
     for key, value in text.items():
@@ -59,8 +59,8 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
                 stacklevel=2,
             )
         info.add_text("fps", repr(media.fps))
-        options |= {"save_all": True, "append_images": pictures[1:], "duration": 1000 / media.fps, "loop": 0}
-    pictures[0].save(path, **options)
+        options |= {"save_all": True, "append_images": images[1:], "duration": 1000 / media.fps, "loop": 0}
+    images[0].save(path, **options)
 
 
 def read_media(path: Path) -> Media:
@@ -86,7 +86,7 @@ def read_media(path: Path) -> Media:
 
 
 def open_media(path: Path) -> Media:
-    """The sample in any picture or video file.
+    """The sample in any image or video file.
 
     Args:
         path: Anything that Pillow reads, which keeps its mode, turned as its camera says; several frames
@@ -105,23 +105,23 @@ def open_media(path: Path) -> Media:
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise OSError("it is no picture that Pillow can read") from None
+        raise OSError("it is no image that Pillow can read") from None
     except (ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise OSError(f"the picture is damaged: {error}") from error
+        raise OSError(f"the image is damaged: {error}") from error
 
 
 def still(media: Media) -> Image.Image:
-    """The picture, or the middle frame of a clip."""
-    pictures = _pictures(media)
-    return pictures[len(pictures) // 2]
+    """The image, or the middle frame of a clip."""
+    images = _images(media)
+    return images[len(images) // 2]
 
 
 def pixels(media: Media) -> np.ndarray:
-    """``(T, H, W, 3)`` uint8 values; ``T`` is 1 for a picture."""
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in _pictures(media)])
+    """``(T, H, W, 3)`` uint8 values; ``T`` is 1 for an image."""
+    return np.stack([np.asarray(image.convert("RGB")) for image in _images(media)])
 
 
-def _pictures(media: Media) -> list[Image.Image]:
+def _images(media: Media) -> list[Image.Image]:
     if isinstance(media, Video):
         return [Image.fromarray(frame) for frame in media.frames.numpy()]
     return [media]
@@ -157,7 +157,7 @@ def _write_mp4(media: Media, path: Path, text: Mapping[str, str]) -> None:
 
 
 def _read_animation(image: Image.Image) -> Video:
-    """The frames of a picture file that has several; each lasts as long as most of them do."""
+    """The frames of an image file that has several; each lasts as long as most of them do."""
     frames, durations = [], []
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import CogView4Pipeline
 
-# Little guidance: single pictures err about one time in five, which leaves a search something to do. Stronger
+# Little guidance: single images err about one time in five, which leaves a search something to do. Stronger
 # guidance (3 to 4) is right a few percent more often; see `measure`.
 DEFAULTS = {"num_inference_steps": 13, "guidance_scale": 1.5}
 WEIGHTS_VARIABLE = "TTS_VISION_PLAYGROUND_WEIGHTS"

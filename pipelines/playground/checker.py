@@ -1,4 +1,4 @@
-"""An exact checker of playground pictures: detections by plain image analysis, and GenEval's verdict on them.
+"""An exact checker of playground images: detections by plain image analysis, and GenEval's verdict on them.
 
 No learned part: the ground is the median of the border, objects are connected components that stand off
 from it, a colour is the nearest of the palette, a shape the template that overlaps best. Scoring follows
@@ -27,7 +27,7 @@ _TEMPLATE_RADII = (7.0, 9.0, 11.0, 13.5)
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in a picture.
+    """One object found in an image.
 
     Attributes:
         label: One of `world.SHAPES`, or "unknown" for a component that resembles none.
@@ -46,10 +46,10 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the checker says about a picture and a prompt.
+    """What the checker says about an image and a prompt.
 
     Attributes:
-        correct: Whether the picture shows what the prompt asks, by GenEval's rules.
+        correct: Whether the image shows what the prompt asks, by GenEval's rules.
         reason: What is missing, empty when correct.
         detections: What was found.
         fraction: Share of the single demands that are met, 0 to 1; 1 exactly when correct.
@@ -62,7 +62,7 @@ class Verdict:
 
 
 def detect(image: np.ndarray) -> tuple[Detection, ...]:
-    """Finds the objects of a picture.
+    """Finds the objects of an image.
 
     Args:
         image: RGB, uint8 of shape `(h, w, 3)`.
@@ -71,12 +71,12 @@ def detect(image: np.ndarray) -> tuple[Detection, ...]:
         Detections by falling score.
 
     Raises:
-        ValueError: The picture is not of that type and shape.
+        ValueError: The image is not of that type and shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
-            f"A picture is an RGB uint8 array (h, w, 3); got {image.dtype} {image.shape}. "
-            f"Convert it with np.asarray(picture.convert('RGB'))."
+            f"An image is an RGB uint8 array (h, w, 3); got {image.dtype} {image.shape}. "
+            f"Convert it with np.asarray(image.convert('RGB'))."
         )
     pixels = image.astype(np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -152,7 +152,7 @@ def _classify(strength: np.ndarray) -> tuple[str, float]:
 
 
 def evaluate(image: np.ndarray, metadata: Mapping[str, Any]) -> Verdict:
-    """Judges a picture against a prompt by GenEval's rules.
+    """Judges an image against a prompt by GenEval's rules.
 
     Each include takes its `count` most certain detections of the class; fewer fail. Their colours must be
     the asked one, and each must lie to every object of the reference group as asked. Any exclude that is

@@ -42,7 +42,7 @@ def draw(
         seeds: n seeds of the initial noise, each as a plain call with that generator would use it.
         steps: Denoising steps.
         guidance: Guidance scale.
-        batch_size: Pictures drawn at once.
+        batch_size: Images drawn at once.
         mixed: Compute in bfloat16 where that is safe; faster, not bit-equal to plain calls.
 
     Returns:
@@ -116,8 +116,8 @@ def draw_var(
     Args:
         pipe: The pipeline.
         prompts: The prompts.
-        n: Pictures a prompt.
-        seed: Picture k of prompt i is that of particle k of a search with seed `seed + i`.
+        n: Images a prompt.
+        seed: Image k of prompt i is that of particle k of a search with seed `seed + i`.
         guidance: Guidance scale.
         tau: Temperature.
 
@@ -140,7 +140,7 @@ def judge(
     Args:
         images: RGB images, uint8 of shape `(p * n, 64, 64, 3)`.
         records: p prompts in GenEval's schema.
-        n: Pictures a prompt.
+        n: Images a prompt.
         clip: Folder of the CLIP model, or None to leave it out.
 
     Returns:

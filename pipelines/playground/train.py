@@ -1,6 +1,6 @@
 """Trains the playground: `python -m tts_vision.pipelines.playground.train --stage all`.
 
-Draws a bank of pictures, then trains the autoencoder, the flow, the decoder once more and the CLIP, the
+Draws a bank of images, then trains the autoencoder, the flow, the decoder once more and the CLIP, the
 tokenizer of the visual autoregressive model and its transformer, and exports them. Each stage resumes from
 its checkpoint in the work folder, so that the command may be killed and run again.
 """
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-tokenizer", type=float, default=10.0)
     parser.add_argument("--minutes-var", type=float, default=60.0)
     parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
-    parser.add_argument("--bank-size", type=int, default=150_000, help="pictures to train on")
+    parser.add_argument("--bank-size", type=int, default=150_000, help="images to train on")
     parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,6 +1,6 @@
-"""The playground's CLIP: a small and fallible judge of pictures, in the transformers format.
+"""The playground's CLIP: a small and fallible judge of images, in the transformers format.
 
-Contrastive (Radford et al. 2021) on drawn pictures, with one altered caption of each picture among the
+Contrastive (Radford et al. 2021) on drawn images, with one altered caption of each image among the
 negatives: another colour, shape, count or relation, or the colours exchanged (Yuksekgonul et al. 2023).
 """
 
@@ -29,11 +29,11 @@ from tts_vision.pipelines.playground.training import (
 
 
 def build_clip(width: int = 144, vision_layers: int = 5, text_layers: int = 3, seed: int = 3) -> CLIPModel:
-    """An untrained CLIP on 8-pixel patches of 64x64 pictures.
+    """An untrained CLIP on 8-pixel patches of 64x64 images.
 
     Args:
         width: Width of both towers.
-        vision_layers: Layers of the picture tower.
+        vision_layers: Layers of the image tower.
         text_layers: Layers of the text tower.
         seed: Seed of the weights.
 
@@ -122,14 +122,14 @@ def altered(spec: world.Spec, rng: np.random.Generator) -> world.Spec:
 
 
 def _soften(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blurs each picture by its own random amount and adds noise, as generated pictures are imperfect.
+    """Blurs each image by its own random amount and adds noise, as generated images are imperfect.
 
     Args:
-        x: Pictures in [-1, 1], shape `(b, 3, h, w)`.
+        x: Images in [-1, 1], shape `(b, 3, h, w)`.
         generator: Source of randomness.
 
     Returns:
-        Pictures, same shape.
+        Images, same shape.
     """
     amount = torch.rand(len(x), 1, 1, 1, generator=generator)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -156,14 +156,14 @@ def train_clip(
 
     Args:
         work_dir: Where the checkpoint lies.
-        bank: Training pictures.
+        bank: Training images.
         latents: Their scaled latents, shape `(n, 4, 8, 8)`.
-        vae: The autoencoder; half of the pictures are decoded by it, from noisy latents.
+        vae: The autoencoder; half of the images are decoded by it, from noisy latents.
         budget: How long to train.
         device: Where to train.
         seed: Seed of weights and batches.
         width: Width of both towers.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: See `training.build_optimisers`.
         stop_after: See `training.train`.
 

@@ -120,7 +120,7 @@ def encode_bank(
 
     Args:
         work_dir: Where they are kept.
-        bank: The pictures.
+        bank: The images.
         vae: The trained autoencoder.
         device: Where to encode.
 
@@ -140,7 +140,7 @@ def encode_bank(
         ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         tokens = ids.to(torch.uint8).view(len(bank.captions), CAPTIONS_PER_SCENE, MAX_TOKENS)
         save_atomically(path, {"latents": torch.cat(chunks), "tokens": tokens})
-        log(work_dir, f"flow: encoded {len(tokens)} pictures")
+        log(work_dir, f"flow: encoded {len(tokens)} images")
     saved = torch.load(path, weights_only=True)
     return saved["latents"], saved["tokens"]
 
@@ -169,7 +169,7 @@ def train_flow(
         size: Architecture.
         device: Where to train.
         seed: Seed of weights and batches.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: See `build_optimisers`.
         caption_dropout: Share of captions replaced by the empty one.
         compiled: Compile the transformer, which needs a C++ compiler.

@@ -44,8 +44,8 @@ def reconstruction_loss(drawn: Tensor, target: Tensor) -> Tensor:
     """Pixel and edge error; the edge part is what keeps outlines sharp.
 
     Args:
-        drawn: Decoded pictures, shape `(b, 3, h, w)`.
-        target: True pictures, same shape.
+        drawn: Decoded images, shape `(b, 3, h, w)`.
+        target: True images, same shape.
 
     Returns:
         A scalar.
@@ -71,12 +71,12 @@ def train_vae(
 
     Args:
         work_dir: Where the checkpoint lies.
-        bank: Training pictures.
+        bank: Training images.
         budget: How long to train.
         device: Where to train.
         seed: Seed of weights and batches.
         width: Channels of the model.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: Peak rate of AdamW.
         latent_noise: Spread of the noise on latents, which teaches the decoder to bear imprecise ones.
         stop_after: See `training.train`.
@@ -140,15 +140,15 @@ def sharpen_decoder(
 
     Args:
         work_dir: Where the checkpoint lies.
-        bank: Training pictures.
+        bank: Training images.
         latents: Their scaled latents, shape `(n, 4, 8, 8)`.
         vae: The trained autoencoder; its decoder is changed in place.
         budget: How long to train.
         device: Where to train.
         seed: Seed of the batches.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: Peak rate of AdamW.
-        latent_noise: Largest spread of the noise on latents; each picture draws its own below it.
+        latent_noise: Largest spread of the noise on latents; each image draws its own below it.
         stop_after: See `training.train`.
 
     Returns:

@@ -84,13 +84,13 @@ def train_tokenizer(
 
     Args:
         work_dir: Where the checkpoint lies.
-        bank: Training pictures.
+        bank: Training images.
         budget: How long to train.
         device: Where to train.
         seed: Seed of weights and batches.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: Peak rate of AdamW.
-        cut_off: Share of pictures that are decoded from their first scales alone, so that previews are good.
+        cut_off: Share of images that are decoded from their first scales alone, so that previews are good.
         unquantised: Share of the budget over which quantisation sets in, by and by: colours are learnt late
             where features are binary from the start.
         stop_after: See `training.train`.
@@ -168,7 +168,7 @@ def trained(work_dir: Path) -> InfinityPipeline:
 
 
 def _summed(vae: BSQVAE, bits: Tensor, tokens: Tensor) -> Tensor:
-    """The features ``(B, C, H, W)`` of each picture's first `tokens` tokens."""
+    """The features ``(B, C, H, W)`` of each image's first `tokens` tokens."""
     features = vae.quantizer.empty(len(bits), SCHEDULE).to(bits.device)
     for k, grid in enumerate(SCHEDULE.grids):
         more = vae.quantizer.added(features, bits[:, SCHEDULE.starts[k] : SCHEDULE.starts[k + 1]], grid)
@@ -177,7 +177,7 @@ def _summed(vae: BSQVAE, bits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _pixel_error(drawn: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
-    """Mean squared error of chosen pictures; zero if there are none."""
+    """Mean squared error of chosen images; zero if there are none."""
     return (drawn[chosen] - target[chosen]).square().sum() / max(1, drawn[chosen].numel())
 
 
@@ -200,7 +200,7 @@ def encode_bank(work_dir: Path, bank: Bank, vae: BSQVAE, device: str = "cpu") ->
         ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
         tokens = ids.to(torch.uint8).view(len(bank.captions), CAPTIONS_PER_SCENE, MAX_TOKENS)
         save_atomically(path, {"features": torch.cat(chunks), "tokens": tokens})
-        log(work_dir, f"var: encoded {len(tokens)} pictures")
+        log(work_dir, f"var: encoded {len(tokens)} images")
     saved = torch.load(path, weights_only=True)
     return saved["features"], saved["tokens"]
 
@@ -227,10 +227,10 @@ def train_var(
         budget: How long to train.
         device: Where to train.
         seed: Seed of weights and batches.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: See `build_optimisers`.
         caption_dropout: Share of captions replaced by the learned embedding of no text.
-        most_flips: Each scale of each picture has up to this share of its bits flipped, which the scales
+        most_flips: Each scale of each image has up to this share of its bits flipped, which the scales
             after it learn to correct.
         stop_after: See `training.train`.
 

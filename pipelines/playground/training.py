@@ -1,4 +1,4 @@
-"""What the training stages share: a resumable loop, an average of weights, the bank of pictures."""
+"""What the training stages share: a resumable loop, an average of weights, the bank of images."""
 
 from __future__ import annotations
 
@@ -252,12 +252,12 @@ def warm_then_decay(progress: float, warm: float = 0.01, decay_from: float = 0.6
     return max((1.0 - progress) / (1.0 - decay_from), 1e-3)
 
 
-# ------------------------------------------------------------------------------------- the bank of pictures
+# ------------------------------------------------------------------------------------- the bank of images
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Drawn pictures with their captions.
+    """Drawn images with their captions.
 
     Attributes:
         images: uint8 of shape `(n, 64, 64, 3)`.
@@ -268,7 +268,7 @@ class Bank:
     captions: list[list[str]]
 
     def batch(self, index: Tensor) -> Tensor:
-        """Pictures as the models take them.
+        """Images as the models take them.
 
         Args:
             index: Which ones, shape `(b,)`.
@@ -288,11 +288,11 @@ def _draw_chunk(seed: int, count: int) -> tuple[np.ndarray, list[list[str]]]:
 
 
 def load_bank(work_dir: Path, size: int, seed: int, workers: int = 2) -> Bank:
-    """Opens the bank of training pictures, drawing it first if it is not there.
+    """Opens the bank of training images, drawing it first if it is not there.
 
     Args:
         work_dir: Where it lies.
-        size: How many pictures; rounded up to whole chunks.
+        size: How many images; rounded up to whole chunks.
         seed: Seed of the drawing.
         workers: Processes that draw.
 
@@ -319,5 +319,5 @@ def load_bank(work_dir: Path, size: int, seed: int, workers: int = 2) -> Bank:
                 captions += texts
         images.flush()
         words.write_text(json.dumps(captions))
-        log(work_dir, f"bank: drew {len(captions)} pictures")
+        log(work_dir, f"bank: drew {len(captions)} images")
     return Bank(np.load(pixels), json.loads(words.read_text()))

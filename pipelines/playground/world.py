@@ -1,6 +1,6 @@
 """A procedural world of plain shapes: scenes, drawings, captions and the prompts that describe them.
 
-Seven shapes in the ten colours of GenEval (Ghosh et al. 2023), one to four to a picture, on a plain grey
+Seven shapes in the ten colours of GenEval (Ghosh et al. 2023), one to four to an image, on a plain grey
 ground, 64x64 pixels. Captions follow GenEval's six task forms, and metadata follow its schema, so that
 whatever reads GenEval's prompt files reads these. Two freer forms ("two red circles", "two red circles left
 of a blue star") are understood as well.
@@ -73,7 +73,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture holds: its shapes and the grey level of its ground."""
+    """What an image holds: its shapes and the grey level of its ground."""
 
     things: tuple[Thing, ...]
     background: int
@@ -180,7 +180,7 @@ def render_batch(scenes: Sequence[Scene]) -> np.ndarray:
         scenes: n scenes.
 
     Returns:
-        RGB pictures, uint8 of shape `(n, 64, 64, 3)`.
+        RGB images, uint8 of shape `(n, 64, 64, 3)`.
     """
     canvas = np.empty((len(scenes), SIZE, SIZE, 3), np.float32)
     canvas[:] = np.array([scene.background for scene in scenes], np.float32)[:, None, None, None]
@@ -214,7 +214,7 @@ def render(scene: Scene) -> np.ndarray:
         scene: The scene.
 
     Returns:
-        An RGB picture, uint8 of shape `(64, 64, 3)`.
+        An RGB image, uint8 of shape `(64, 64, 3)`.
     """
     return render_batch([scene])[0]
 

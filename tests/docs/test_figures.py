@@ -30,7 +30,7 @@ def rows(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.md")), ids=lambda path: path.stem)
 def test_the_results_page_has_the_tables_of_the_benchmarks(path: Path) -> None:
     page = set(rows(DOCS / "results.md"))
-    measured = [row.replace("ms per picture", "ms per image") for row in rows(path)]
+    measured = [row.replace("ms per image", "ms per image") for row in rows(path)]
     assert [row for row in measured if row not in page] == []
 
 

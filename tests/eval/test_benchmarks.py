@@ -32,7 +32,7 @@ def test_the_benchmark_writes_a_table_and_a_plot_and_resumes(tmp_path, capsys, m
     assert (tmp_path / "table.md").read_text() == table
 
 
-def test_overhead_compares_the_same_pictures(tmp_path, capsys):
+def test_overhead_compares_the_same_images(tmp_path, capsys):
     file = tmp_path / "overhead.json"
     overhead.main(["--n", "3", "--batch", "2", "--repeats", "1", "--json", str(file)])
     rows = json.loads(file.read_text())
@@ -41,6 +41,6 @@ def test_overhead_compares_the_same_pictures(tmp_path, capsys):
     assert "tiny SDXL" in capsys.readouterr().out
 
 
-def test_overhead_would_notice_other_pictures(monkeypatch):
+def test_overhead_would_notice_other_images(monkeypatch):
     monkeypatch.setattr(overhead, "toolkit", lambda *_: [np.zeros((64, 64, 3), np.uint8)] * 2)
     assert not overhead.compare("playground", n=2, batch=2, repeats=1)["identical"]

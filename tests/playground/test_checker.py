@@ -14,7 +14,7 @@ def drawn(n: int, seed: int) -> list[tuple[dict, np.ndarray]]:
     return [(world.metadata(spec), image) for (spec, _), image in zip(pairs, images)]
 
 
-def picture(*things: Thing, background: int = 128) -> np.ndarray:
+def drawing(*things: Thing, background: int = 128) -> np.ndarray:
     return world.render(Scene(things, background))
 
 
@@ -39,7 +39,7 @@ def test_soft_and_noisy_pictures_are_judged_right() -> None:
 @pytest.mark.parametrize("colour", world.COLOURS)
 def test_every_shape_in_every_colour_on_every_grey(shape: str, colour: str) -> None:
     for grey in world.GREYS:
-        detections = checker.detect(picture(Thing(shape, colour, 31.3, 32.6, 10.0), background=grey))
+        detections = checker.detect(drawing(Thing(shape, colour, 31.3, 32.6, 10.0), background=grey))
         assert [(d.label, d.colour) for d in detections] == [(shape, colour)]
         x0, y0, x1, y1 = detections[0].box
         assert x0 < 31.3 < x1 and y0 < 32.6 < y1
@@ -47,7 +47,7 @@ def test_every_shape_in_every_colour_on_every_grey(shape: str, colour: str) -> N
 
 def test_wrong_pictures_are_judged_wrong() -> None:
     circle, star = Thing("circle", "red", 16, 32, 10), Thing("star", "blue", 48, 32, 10)
-    image = picture(circle, star)
+    image = drawing(circle, star)
     for text in (
         "a circle left of a star",
         "a red circle and a blue star",
@@ -68,22 +68,22 @@ def test_wrong_pictures_are_judged_wrong() -> None:
 
 def test_counting_wants_the_exact_number() -> None:
     rings = [Thing("ring", "green", x, y, 8) for x, y in ((14, 14), (50, 14), (14, 50))]
-    assert evaluate(picture(*rings), world.parse_prompt("three rings")).correct
-    more = evaluate(picture(*rings), world.parse_prompt("two rings"))
+    assert evaluate(drawing(*rings), world.parse_prompt("three rings")).correct
+    more = evaluate(drawing(*rings), world.parse_prompt("two rings"))
     assert not more.correct and "expected ring<3, found 3" in more.reason
-    fewer = evaluate(picture(*rings), world.parse_prompt("four rings"))
+    fewer = evaluate(drawing(*rings), world.parse_prompt("four rings"))
     assert not fewer.correct and "expected ring>=4, found 3" in fewer.reason
 
 
 def test_additional_objects_do_no_harm_outside_counting() -> None:
-    image = picture(
+    image = drawing(
         Thing("circle", "red", 16, 16, 9), Thing("ring", "white", 48, 16, 9), Thing("star", "blue", 32, 48, 9)
     )
     assert evaluate(image, world.parse_prompt("a red circle and a blue star")).correct
 
 
 def test_two_groups_of_one_shape_are_told_apart_by_colour() -> None:
-    image = picture(Thing("circle", "red", 16, 32, 10), Thing("circle", "blue", 48, 32, 10))
+    image = drawing(Thing("circle", "red", 16, 32, 10), Thing("circle", "blue", 48, 32, 10))
     assert evaluate(image, world.parse_prompt("a red circle left of a blue circle")).correct
     assert not evaluate(image, world.parse_prompt("a blue circle left of a red circle")).correct
 

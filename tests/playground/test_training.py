@@ -91,8 +91,8 @@ def test_the_script_trains_and_exports_what_the_loader_loads(
     images = pipe("a star", num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 64, 64, 3)
     assert playground.weights_path("clip").is_dir()
-    (picture,) = load_pipeline(playground.weights_path("var"))("a star")
-    assert picture.size == (64, 64)
+    (image,) = load_pipeline(playground.weights_path("var"))("a star")
+    assert image.size == (64, 64)
 
 
 def test_the_bank_is_the_same_each_time(tmp_path: Path, bank: Bank) -> None:

@@ -1,4 +1,4 @@
-"""Reflection: a critic reads the best sample, the prompt is rewritten, an editor starts from the image; rounds.
+"""Reflection: a critic reads the best sample, the prompt is rewritten, an editor starts from the image.
 
 Two generators in one search, answers from outside, prompts and input images that change: killed after every
 event it resumes to the same bytes, and every candidate of every round is made again from its record.
