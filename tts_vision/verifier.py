@@ -138,7 +138,7 @@ class FunctionVerifier(Verifier):
 
     def __init__(self, function: Callable[[list[Media], list[str]], Any], name: str | None = None) -> None:
         self.function = function
-        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.name = name or str(getattr(function, "__name__", type(function).__name__))
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         values = self.function(list(media), [prompt.text for prompt in prompts])
