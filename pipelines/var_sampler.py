@@ -42,6 +42,7 @@ class ScaleSampler(Sampler):
     """
 
     shares_forwards = True
+    preview_shows_step = True
     capabilities = frozenset({"stochastic", "preview", "renoise", "moves"})
 
     def __init__(self, pipe: ScalePipeline, *, options: SamplerOptions | None = None) -> None:

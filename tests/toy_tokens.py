@@ -42,6 +42,7 @@ class TokenSampler(Sampler):
 
     name = "toy_tokens"
     shares_forwards = True
+    preview_shows_step = True
     capabilities = frozenset({"stochastic", "preview", "renoise", "moves"})
 
     def __init__(

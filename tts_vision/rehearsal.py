@@ -6,10 +6,12 @@ fits. Where the cost depends on scores, the rehearsal is an upper bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -40,7 +42,7 @@ class StandInSampler(Sampler):
         self.real = real
         self.name, self.modality, self.num_steps = real.name, real.modality, real.num_steps
         self.last_noisy_step, self.shares_forwards = real.last_noisy_step, real.shares_forwards
-        self.capabilities = real.capabilities
+        self.capabilities, self.preview_shows_step = real.capabilities, real.preview_shows_step
 
     def condition_of(self, prompt: Prompt) -> Condition:
         return self.real.condition_of(prompt)
@@ -128,11 +130,41 @@ class StandInFeatures:
         return torch.rand(len(media), 4, generator=torch.Generator().manual_seed(len(media)))
 
 
+class EvenDraws(np.random.Generator):
+    """Draws arrays of one half, with which every scheme resamples equal weights into the fewest copies."""
+
+    def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
+        return super().random() if size is None else np.full(size, 0.5, dtype)
+
+
 class Rehearsal(SearchContext):
-    """A context on stand-ins: operations cost what they would and nobody is asked."""
+    """A context on stand-ins: operations cost what they would and nobody is asked.
+
+    Args:
+        real: The context that the search will run in; it is left as it is.
+    """
+
+    def __init__(self, real: SearchContext) -> None:
+        find = real.open_sampler
+        super().__init__(
+            StandInSampler(real.sampler),
+            StandInVerifier(real.verifier),
+            real.prompt,
+            seed=real.seed,
+            max_batch=real.max_batch,
+            open_sampler=None if find is None else lambda name: StandInSampler(find(name)),
+        )
+        self._chunk, self._early = real._chunk, real._may_end_early
+
+    @property
+    def _may_end_early(self) -> bool:
+        return self._early
+
+    def rng(self) -> np.random.Generator:
+        return EvenDraws(super().rng().bit_generator)
 
     def extractor(self, name: str) -> FeatureExtractor:
-        self._judging.embeds = True
+        super().extractor(name)  # refuses what the search would refuse
         return StandInFeatures()
 
     def measure(self, state: State, key: str) -> Tensor:
@@ -162,14 +194,7 @@ def rehearse(ctx: SearchContext, algorithm: Callable[..., Any], params: Mapping[
         algorithm: The search.
         params: All parameters, the size included.
     """
-    stage = Rehearsal(
-        StandInSampler(ctx.sampler),
-        StandInVerifier(ctx.verifier),
-        ctx.prompt,
-        seed=ctx.seed,
-        max_batch=ctx.max_batch,
-        open_sampler=_stands_in(ctx.open_sampler),
-    )
+    stage = Rehearsal(ctx)
     try:
         algorithm(stage, **params)
     except TTSVisionError:
@@ -226,16 +251,23 @@ def largest_size(
         return 0
     if _limited(left, cost(least)) == _limited(left, cost(2 * least)) == _limited(left, cost(_FAR * least)):
         return None
-    # most costs are affine in the size, so two of them predict where the budget ends
-    low, high = least, _predicted(left, least, cost)
-    if fits(high):
-        low, step = high, 1
-        while low + step < _MOST and fits(low + step):
-            low, step = low + step, 2 * step
-        high = low + step
-    while high - low > 1:
-        middle = (low + high) // 2
+
+    def share(n: int) -> float:
+        return _share(left, cost(n))
+
+    low, high = least, 2 * least
+    while fits(high):
+        if high >= _MOST:
+            return high
+        # most costs are affine in the size, so two of them tell where the budget ends
+        guess = _crossing(low, high, share)
+        low, high = high, min(max(math.floor(guess), high + 1), _FAR * high)
+    halves = False
+    while (width := high - low) > 1:
+        guess = (low + high) / 2 if halves else _crossing(low, high, share)
+        middle = min(max(math.floor(guess), low + 1), high - 1)
         low, high = (middle, high) if fits(middle) else (low, middle)
+        halves = not halves and 2 * (high - low) > width
     return low
 
 
@@ -247,21 +279,23 @@ def _limited(left: Remaining, cost: Cost | None) -> dict[str, float] | None:
     return units if left.seconds is None else {**units, "seconds": left.forecast(cost)}
 
 
-def _predicted(left: Remaining, least: int, cost: Callable[[int], Cost | None]) -> int:
-    """The size at which the budget ends, if the cost is affine from `least` on; more than `least`."""
-    first, second = cost(least), cost(2 * least)
-    assert first is not None
-    if second is None:
-        return least + 1
-    each = second + first * -1
-    spent = _limited(left, first) or {}
-    rest = replace(left, **{unit: getattr(left, unit) - spent[unit] for unit in spent})
-    times = rest.times(each)
-    return least + 1 if times is None else max(least + 1, least + least * times)
+def _share(left: Remaining, cost: Cost | None) -> float:
+    """The share of the tightest limit that a cost takes."""
+    limited = _limited(left, cost)
+    if limited is None:
+        return math.inf
+    return max(
+        (price / has if (has := getattr(left, unit)) > 0 else math.inf for unit, price in limited.items()),
+        default=0.0,
+    )
 
 
-def _stands_in(find: Callable[[str], Sampler] | None) -> Callable[[str], Sampler] | None:
-    return None if find is None else lambda name: StandInSampler(find(name))
+def _crossing(low: int, high: int, share: Callable[[int], float]) -> float:
+    """Where a limit is reached, on the line through the shares that two sizes take."""
+    before, after = share(low), share(high)
+    if not before < after < math.inf:
+        return (low + high) / 2 if after > 1 else 2.0 * high
+    return low + (high - low) * (1 - before) / (after - before)
 
 
 def _marks(state: State) -> Tensor:

@@ -36,6 +36,8 @@ class Sampler(ABC):
             a later step could never differ.
         shares_forwards: Whether rows of equal latents and conditions share one forward, as those of token
             models may.
+        preview_shows_step: Whether a preview depends on the randomness of the last step, as that of tokens
+            does. An x0 estimate is made before the noise of its step is added.
         capabilities: The abilities that algorithms may ask for:
 
             ``noise``       the state at step 0 is Gaussian noise that may be replaced;
@@ -53,6 +55,7 @@ class Sampler(ABC):
     num_steps: int
     last_noisy_step: int = -1
     shares_forwards: bool = False
+    preview_shows_step: bool = False
     capabilities: frozenset[str] = frozenset()
     meter: Meter = NoMeter()
 

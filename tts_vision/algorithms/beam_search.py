@@ -40,15 +40,33 @@ def beam_search(
     chosen = chosen_scales(ctx, scales)
     state = ctx.init(width * branch if 0 in chosen else width)
     for scale in chosen:
+        if scale < state.step:
+            continue
         state = ctx.advance(state, scale - state.step)
-        if scale:
-            state = ctx.select(state, [i for i in range(len(state)) for _ in range(branch)])
-        state = ctx.advance(state, 1)
+        state = branches(ctx, state, branch) if scale else ctx.advance(state, 1)
         if state.step < ctx.num_steps:
             state = ctx.select(state, top_k(ctx.score(state), width))
     state = ctx.finish(state)
     ctx.score(state)
     return state
+
+
+def branches(ctx: SearchContext, state: State, branch: int) -> State:
+    """Versions of each particle, advanced until their previews differ.
+
+    Where previews show the randomness of their own step, as those of tokens do, copies draw the next step.
+    An x0 estimate is made before the noise of its step is added: there the noise of the last step is drawn
+    again, which costs nothing, and the next step shows the difference; otherwise copies take two steps.
+    """
+    copies = [i for i in range(len(state)) for _ in range(branch)]
+    if ctx.sampler.preview_shows_step:
+        return ctx.advance(ctx.select(state, copies), 1)
+    move = ctx.mutation(state.step, 1.0)
+    if move is not None and move.target(state.step) == state.step:
+        others = [i for i in range(len(state)) for _ in range(branch - 1)]
+        versions = State.cat([state, ctx.mutate(state, move, others)]) if others else state
+        return ctx.advance(versions, 1)
+    return ctx.advance(ctx.select(state, copies), min(2, ctx.num_steps - state.step))
 
 
 def chosen_scales(ctx: SearchContext, scales: list[int] | None) -> list[int]:

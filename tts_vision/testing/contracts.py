@@ -492,6 +492,15 @@ class AlgorithmContract:
         assert context.best is not None
         assert seconds / 3 < clock.now <= seconds
 
+    def test_compared_siblings_differ(
+        self, algorithm: Callable[..., State], verifier: Verifier, sizes: dict[str, Any]
+    ) -> None:
+        seen = Seen(verifier)
+        sampler = GaussianMixtureSampler(num_steps=20)
+        algorithm(SearchContext(sampler, seen, Prompt("x"), seed=SEED), **sizes)
+        for images in seen.calls_seen:
+            assert len(set(images)) == len(images), "samples that are scored together must differ"
+
     def test_without_limits(
         self,
         algorithm: Callable[..., State],
@@ -604,6 +613,25 @@ class HalfBlind(Verifier):
             self.seen += 1
             seen.append(self.seen % self.blind_to != 0)
         return torch.where(torch.tensor(seen), rewards, torch.nan)
+
+
+class Seen(Verifier):
+    """Another verifier, and the samples that it scored together."""
+
+    name = "seen"
+
+    def __init__(self, verifier: Verifier) -> None:
+        self.verifier, self.accepts = verifier, verifier.accepts
+        self.differentiable = verifier.differentiable
+        self.calls_seen: list[list[bytes]] = []
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        if asked.step != 1:  # from pure noise, the toy's x0 estimate is the same for all
+            self.calls_seen.append([m.tobytes() for m in media if isinstance(m, Image.Image)])
+        return self.verifier.score(media, prompts, asked)
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return self.verifier.rewards(pixels, prompts)
 
 
 class Ranked(Verifier):
