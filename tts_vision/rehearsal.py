@@ -180,6 +180,9 @@ class Rehearsal(SearchContext):
     ) -> Any:
         return super().ask(name, lambda: expected, cost=cost)
 
+    def warn(self, message: str) -> None:
+        return None
+
     def using(self, generator: Sampler | str) -> SearchContext:
         if isinstance(generator, str):
             return super().using(generator)
@@ -217,7 +220,7 @@ def largest_size(
     nothing that the budget limits grows with it.
 
     Raises:
-        ConfigError: If the algorithm refuses its parameters at any size.
+        ConfigError: If the algorithm refuses its parameters, at any but the smallest sizes.
     """
     left = ctx.remaining()
     known: dict[int, Cost | None] = {}
@@ -228,17 +231,17 @@ def largest_size(
             known[n] = None
             try:
                 known[n] = rehearse(ctx, algorithm, {**params, size: n})
-            except ConfigError as error:  # perhaps of this size alone
+            except ConfigError as error:
                 refusals[n] = error
         return known[n]
 
     def fits(n: int) -> bool:
         price = cost(n)
-        if n in refusals and refusals[n].__cause__ is not None:  # it broke, which is no refusal
+        if n in refusals:
             raise refusals[n]
         return price is not None and left.affords(price)
 
-    least = next((n for n in _TRIED if cost(n) is not None), 0)
+    least = next((n for n in _TRIED if cost(n) is not None), 0)  # some need two particles or more
     if not least and refusals:
         rehearse(ctx, algorithm, params)  # refused without the size as well: raises
         return None

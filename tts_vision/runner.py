@@ -36,6 +36,8 @@ from tts_vision.results import (
 from tts_vision.trace import Event, lineage
 from tts_vision.types import Prompt, State
 
+SIZE = "size"
+"""Name of the answer that says how large a search is."""
 Observer: TypeAlias = Callable[[SearchContext, Event], None]
 
 
@@ -164,7 +166,7 @@ def run(
         result = _search(setup, journal, samples, root, progress)
     except ConfigError:
         # what an algorithm refuses before its first operation leaves no folder behind
-        if root is not None and all(event.kind == "checkpoint" for event in journal.events):
+        if root is not None and all(event.what in {"checkpoint", SIZE} for event in journal.events):
             journal.close()
             remove_empty_search(root)
         raise
@@ -268,7 +270,7 @@ def conduct(
     if budget.seconds is not None:
         plain = context.finish(context.init(1))
         context.score(plain)
-    n = context.ask("size", lambda: largest_size(context, algorithm, params, size))
+    n = context.ask(SIZE, lambda: largest_size(context, algorithm, params, size))
     if n is None:
         _check_affordable(context, algorithm, params, "it")
         return algorithm(context, **params)
