@@ -8,9 +8,13 @@ from typing import Any
 from tts_vision.context import SearchContext
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget
+from tts_vision.registry import entry_of
+from tts_vision.runner import conduct
+from tts_vision.sampler import Sampler
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
-from tts_vision.types import Media, Prompt, Sampler, Score, Verifier
+from tts_vision.types import Media, Prompt, Score
+from tts_vision.verifier import ALONE, Asked, Verifier
 
 
 def toy_context(
@@ -37,12 +41,19 @@ def toy_context(
     return context
 
 
-def events(context: SearchContext, kind: str) -> list[Any]:
-    """What a search recorded of one kind."""
-    return [event for event in context._journal.events if event.kind == kind]
+def run(algorithm: Callable[..., Any], context: SearchContext, **params: Any) -> Any:
+    """Runs an algorithm as a search does: at the size that its budget pays for, unless that is given."""
+    return conduct(context, algorithm, params, entry_of("algorithm", algorithm).size)
 
 
-class Scripted:
+def events(context: SearchContext, what: str) -> list[Any]:
+    """The events of one operation; ``move`` stands for all births but those by init and select."""
+    if what == "move":
+        return [e for e in context.events if e.kind == "birth" and e.what not in {"init", "select"}]
+    return [event for event in context.events if event.what == what]
+
+
+class Scripted(Verifier):
     """A verifier that returns given values in the order in which it is asked."""
 
     name = "scripted"
@@ -51,6 +62,6 @@ class Scripted:
     def __init__(self, values: Sequence[float]) -> None:
         self.values = list(values)
 
-    def score(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         taken, self.values = self.values[: len(media)], self.values[len(media) :]
         return [Score(value=value) for value in taken]

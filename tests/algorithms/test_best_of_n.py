@@ -62,7 +62,8 @@ def test_plans_under_a_time_limit_by_a_first_sample(monkeypatch: pytest.MonkeyPa
     state = run(best_of_n, ctx)
     # 11 samples of 0.9 s fit, of which the first one measures
     assert len(state) == 10 and len(ctx.candidates) == 11
-    assert [len(event.uids) for event in events(ctx, "init")] == [1, 10]
+    # no more at a time than there are, in case that the forecast is wrong
+    assert [len(event.uids) for event in events(ctx, "init")] == [1, 1, 2, 4, 3]
     assert ctx.ledger.elapsed <= 10
 
 

@@ -9,11 +9,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from toy_search import events, toy_context
+from toy_search import events, run, toy_context
 from tts_vision.algorithms.gradient_guidance import Rule, Shift, gradient_guidance, guided_steps
 from tts_vision.context import SearchContext
 from tts_vision.errors import CapabilityError, ConfigError
-from tts_vision.mutations import describe, from_description
+from tts_vision.moves import describe, from_description
 from tts_vision.testing.contracts import AlgorithmContract
 from tts_vision.testing.toys import GaussianMixture, GaussianMixtureSampler, LinearReward, TargetReward
 from tts_vision.types import Cost, State
@@ -81,7 +81,7 @@ def test_the_score_rule_tilts_a_gaussian_as_it_should() -> None:
     mixture = GaussianMixture.of((1.0, (0.5, -0.5), 0.6))
     reward = LinearReward((1.0, 0.5))
     ctx = toy_context(GaussianMixtureSampler(mixture, num_steps=60, eta=0.0), reward, seed=1)
-    state = gradient_guidance(ctx, n=400, rule="score", scale=1.0)
+    state = run(gradient_guidance, ctx, n=400, rule="score", scale=1.0)
     exact = reward.tilted(mixture, 1.0)
     assert torch.allclose(state.latents.double().mean(0), exact.mean, atol=0.12)
     assert (exact.mean - mixture.mean).norm() > 0.35
@@ -95,35 +95,35 @@ def test_rewards_rise_on_any_sampler(rule: Rule, eta: float) -> None:
 
     def mean(scale: float) -> float:
         ctx = toy_context(GaussianMixtureSampler(num_steps=12, eta=eta), TargetReward((2.0, 1.0)), seed=3)
-        state = gradient_guidance(ctx, n=60, rule=rule, scale=scale)
-        return float(ctx.standing(state).mean())
+        state = run(gradient_guidance, ctx, n=60, rule=rule, scale=scale)
+        return float(ctx.current_scores(state).mean())
 
     assert mean(scale) > mean(0.0) + 0.5
 
 
 def test_nothing_is_shifted_at_scale_zero() -> None:
     ctx, plain = toy_context(ode(), seed=3), toy_context(ode(), seed=3)
-    state = gradient_guidance(ctx, n=3, scale=0.0)
+    state = run(gradient_guidance, ctx, n=3, scale=0.0)
     assert torch.equal(state.latents, plain.finish(plain.init(3)).latents)
 
 
 def test_solver_history_goes_on() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=6, eta=0.0, order=2), seed=3)
     plain = toy_context(GaussianMixtureSampler(num_steps=6, eta=0.0, order=2), seed=3)
-    state = gradient_guidance(ctx, n=3, scale=0.0)
+    state = run(gradient_guidance, ctx, n=3, scale=0.0)
     assert torch.equal(state.latents, plain.finish(plain.init(3)).latents)
 
 
 def test_only_chosen_steps_are_shifted_and_paid_for() -> None:
     ctx = toy_context(ode(10))
-    gradient_guidance(ctx, n=2, start=0.2, end=0.7, every=2)
+    run(gradient_guidance, ctx, n=2, start=0.2, end=0.7, every=2)
     assert [event.from_step for event in events(ctx, "gradient")] == [2, 4, 6]
     assert ctx.ledger.spent == Cost(nfe=2 * (10 + 3), decodes=2 * 4, verifier_calls=2 * 4)
 
 
 def test_repeats_go_back_by_noise_but_not_to_where_nothing_is_left() -> None:
     ctx = toy_context(ode(4), nfe=1000)
-    gradient_guidance(ctx, n=2, repeats=3)
+    run(gradient_guidance, ctx, n=2, repeats=3)
     assert [event.from_step for event in events(ctx, "gradient")] == [0, 1, 1, 1, 2, 2, 2]
     assert [(event.from_step, event.step) for event in events(ctx, "renoise")] == [
         (2, 1),
@@ -142,9 +142,9 @@ def test_repeats_need_a_sampler_that_goes_back() -> None:
             self.capabilities = self.capabilities - {"renoise"}
 
     with pytest.raises(CapabilityError, match="needs a sampler with 'renoise'"):
-        gradient_guidance(toy_context(Onward()), n=1, repeats=2)
+        run(gradient_guidance, toy_context(Onward()), n=1, repeats=2)
     ctx = toy_context(Onward())
-    gradient_guidance(ctx, n=1)
+    run(gradient_guidance, ctx, n=1)
     assert ctx.best is not None
 
 
@@ -160,14 +160,14 @@ def test_guided_steps() -> None:
 
 def test_a_budget_is_filled() -> None:
     ctx = toy_context(ode(10), times=16)
-    state = gradient_guidance(ctx)
+    state = run(gradient_guidance, ctx)
     # eight at 1.9 samples each, and less than one is left
     assert len(state) == len(ctx.candidates) == 8
     asked = toy_context(ode(10), times=16)
-    assert len(gradient_guidance(asked, n=2)) == len(asked.candidates) == 2
+    assert len(run(gradient_guidance, asked, n=2)) == len(asked.candidates) == 2
 
 
-def test_the_mutation_is_described_by_plain_values() -> None:
+def test_the_move_is_described_by_plain_values() -> None:
     assert from_description(describe(Shift("score", 2.0))) == Shift("score", 2.0)
 
 
@@ -184,7 +184,7 @@ def test_the_mutation_is_described_by_plain_values() -> None:
 )
 def test_rejects(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        gradient_guidance(toy_context(nfe=40), **parameters)
+        run(gradient_guidance, toy_context(nfe=40), **parameters)
 
 
 def test_a_zero_gradient_shifts_nothing() -> None:
@@ -193,6 +193,6 @@ def test_a_zero_gradient_shifts_nothing() -> None:
             return super().rewards(pixels, prompts) * 0
 
     ctx, plain = toy_context(ode(), Flat(), seed=3), toy_context(ode(), seed=3)
-    state = gradient_guidance(ctx, n=2)
+    state = run(gradient_guidance, ctx, n=2)
     assert isinstance(ctx, SearchContext)
     assert torch.equal(state.latents, plain.finish(plain.init(2)).latents)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from toy_tokens import TokenAlgorithmContract, TokenSampler
 
-from toy_search import events, toy_context
+from toy_search import events, run, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.fk_steering import fk_steering
 from tts_vision.algorithms.search_over_paths import search_over_paths
@@ -43,6 +43,6 @@ class TestSearchOverPaths(TokenAlgorithmContract):
 
 def test_paths_keep_the_scales_before_the_fork() -> None:
     ctx = toy_context(TokenSampler(), times=8)
-    search_over_paths(ctx, start=0.5, back=0.2, forward=0.6)
+    run(search_over_paths, ctx, start=0.5, back=0.2, forward=0.6)
     back = events(ctx, "renoise")[0]
     assert (back.from_step, back.step) == (3, 2)

@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from toy_search import events, toy_context
+from toy_search import events, run, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.search_over_paths import levels, search_over_paths
 from tts_vision.context import SearchContext
@@ -44,7 +44,7 @@ def test_levels() -> None:
 def test_cost_is_that_of_the_paper() -> None:
     n, forks = 3, 4
     ctx = toy_context(GaussianMixtureSampler(num_steps=20))
-    search_over_paths(ctx, n=n, forks=forks)
+    run(search_over_paths, ctx, n=n, forks=forks)
     assert ctx.ledger.spent.nfe == n * 8 + 2 * n * forks * 10
     assert ctx.ledger.spent.verifier_calls == 2 * n * forks
     assert len(ctx.candidates) == n * forks
@@ -52,7 +52,7 @@ def test_cost_is_that_of_the_paper() -> None:
 
 def test_keeps_the_best_previews() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=20))
-    state = search_over_paths(ctx, n=2, forks=3)
+    state = run(search_over_paths, ctx, n=2, forks=3)
     previews, finals = events(ctx, "score")
     best = sorted(previews.uids, key=lambda uid: -previews.values[previews.uids.index(uid)])[:2]
     assert events(ctx, "renoise")[1].parents == tuple(best * 3)
@@ -63,7 +63,7 @@ def test_keeps_the_best_previews() -> None:
 def test_beats_random_search_on_a_smooth_reward() -> None:
     def best(algorithm: Callable[[SearchContext], State], seed: int) -> float:
         ctx = toy_context(GaussianMixtureSampler(num_steps=20), seed=seed, times=16)
-        algorithm(ctx)
+        run(algorithm, ctx)
         assert ctx.best is not None
         return ctx.best.score.value
 
@@ -84,4 +84,4 @@ def test_beats_random_search_on_a_smooth_reward() -> None:
 )
 def test_rejects(parameters: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        search_over_paths(toy_context(nfe=40), **parameters)  # type: ignore[arg-type]
+        run(search_over_paths, toy_context(nfe=40), **parameters)  # type: ignore[arg-type]
