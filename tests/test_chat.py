@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import logging
 from typing import Any
 
@@ -8,8 +9,17 @@ import pytest
 from chat_server import Answer, asked, nobody_there, serving
 from PIL import Image
 
-from tts_vision.chat import ChatEndpoint
+from tts_vision import chat
+from tts_vision.chat import (
+    ENCODED_IMAGES,
+    LONGEST_ANSWER,
+    ChatEndpoint,
+    data_url,
+    json_values,
+    without_reasoning,
+)
 from tts_vision.errors import ConfigError
+from tts_vision.rewriters.chat import lines
 
 KEY = "sk-secret-0123456789"
 ASK: dict[str, Any] = {"owner": "judge", "key_variable": "SOME_KEY"}
@@ -40,6 +50,7 @@ def test_asks_as_the_protocol_says() -> None:
     (request,) = server.requests
     assert server.keys == [f"Bearer {KEY}"]
     assert request["model"] == "eye-1" and request["temperature"] == 0.0
+    assert request["max_tokens"] == LONGEST_ANSWER and "max_completion_tokens" not in request
     assert request["response_format"]["json_schema"] == {"name": "answer", "strict": True, "schema": schema}
     assert [m["role"] for m in request["messages"]] == ["user", "assistant", "user"]
     *parts, text = request["messages"][0]["content"]
@@ -47,8 +58,9 @@ def test_asks_as_the_protocol_says() -> None:
     assert request["messages"][1]["content"] == "A fox."
     for part, image in zip(parts, shown, strict=True):
         head, data = part["image_url"]["url"].split(",")
-        assert head == "data:image/png;base64"
-        assert np.array_equal(Image.open(io.BytesIO(base64.b64decode(data))), image)
+        assert head == "data:image/jpeg;base64"
+        sent = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert sent.format == "JPEG" and sent.size == image.size
 
 
 def test_answers_come_in_the_order_of_the_questions_though_they_finish_otherwise() -> None:
@@ -91,6 +103,161 @@ def test_a_failure_costs_only_its_own_sample() -> None:
     assert "HTTP 500: boom" in (replies[2].reason or "")
     assert "no chat completion" in (replies[4].reason or "")
     assert "answered nothing" in (replies[5].reason or "")
+    assert len(server.requests) == 6 + 2  # a server that fails and an empty answer are tried again
+
+
+def test_an_empty_answer_is_tried_again() -> None:
+    answers = iter(
+        [Answer(""), Answer(body=json.dumps({"choices": [{"message": {"content": None}}]})), Answer("a")]
+    )
+    waits: list[float] = []
+    with serving(lambda request: next(answers)) as server:
+        (reply,) = endpoint(server.base_url, waits).ask([[]], ["?"])
+    assert reply.text == "a" and len(waits) == 2
+
+
+def test_an_answer_that_reached_its_limit_says_so() -> None:
+    def ended(text: str) -> Answer:
+        return Answer(
+            body=json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "length"}]})
+        )
+
+    answers = iter([ended("half an ans"), ended("")])
+    with serving(lambda request: next(answers)) as server:
+        asking = endpoint(server.base_url, parallel=1, max_tokens=7)
+        half, nothing = asking.ask([[]] * 2, ["a", "b"])
+    assert (half.text, half.cut) == ("half an ans", True)
+    assert "raise max_tokens" in (nothing.reason or "")
+    assert [request["max_tokens"] for request in server.requests] == [7, 7]  # it would be cut again
+
+
+def test_an_answer_in_parts_and_an_error_in_the_body_are_read() -> None:
+    parts = [{"type": "text", "text": "two "}, {"type": "refusal"}, {"type": "text", "text": "halves"}]
+    bodies = {
+        "parts": {"choices": [{"message": {"content": parts}}]},
+        "error": {"error": {"message": "no credit", "code": 402}},
+    }
+    with serving(lambda r: Answer(body=json.dumps(bodies[asked(r)]))) as server:
+        read, failed = endpoint(server.base_url).ask([[]] * 2, ["parts", "error"])
+    assert read.text == "two halves"
+    assert "answered with an error: no credit" in (failed.reason or "") and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("temperature", "Unsupported value: 'temperature' does not support 0.0 with this model."),
+        (
+            "response_format",
+            '{"error": {"message": "This model does not support response format json_schema"}}',
+        ),
+        ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+    ],
+)
+def test_an_option_that_a_server_refuses_is_dropped_once_and_remembered(option: str, said: str) -> None:
+    def answer(request: dict[str, Any]) -> Answer:
+        return Answer(said, status=400, body=said) if option in request else Answer("fine")
+
+    waits: list[float] = []
+    with serving(answer) as server:
+        asking = endpoint(server.base_url, waits, retries=0)
+        with pytest.warns(UserWarning, match=f"refuses {option}; judge asks it without"):
+            assert asking.ask([[]], ["?"], schema={})[0].text == "fine"
+        assert [option in request for request in server.requests] == [True, False]
+        assert all("messages" in request and "model" in request for request in server.requests)
+        assert ("max_completion_tokens" in server.requests[1]) == (option == "max_tokens")
+        assert asking.ask([[]] * 3, ["?"] * 3, schema={})[2].text == "fine"
+        assert len(server.requests) == 5 and option not in server.requests[-1]
+    assert not waits  # it is no failure that passes
+
+
+def test_a_server_that_refuses_everything_is_asked_the_bare_question() -> None:
+    def answer(request: dict[str, Any]) -> Answer:
+        extra = [key for key in request if key not in {"model", "messages"}]
+        return Answer(status=422, body=f"unknown field {extra[0]}") if extra else Answer("fine")
+
+    with (
+        serving(answer) as server,
+        pytest.warns(UserWarning, match="max_completion_tokens and max_tokens and"),
+    ):
+        assert endpoint(server.base_url).ask([[]], ["?"], schema={})[0].text == "fine"
+    assert set(server.requests[-1]) == {"model", "messages"} and len(server.requests) == 5
+
+
+def test_what_was_refused_for_another_reason_is_not_remembered() -> None:
+    said = "your prompt speaks of temperature, which is a forbidden word"
+    with serving(lambda request: Answer(status=400, body=said)) as server:
+        asking = endpoint(server.base_url)
+        (reply,) = asking.ask([[]], ["?"])
+    assert "HTTP 400" in (reply.reason or "") and not asking.refused and len(server.requests) == 2
+
+
+def test_each_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Image.Image] = []
+
+    def counting(image: Image.Image, image_format: Any = "jpeg") -> str:
+        encoded.append(image)
+        return data_url(image, image_format)
+
+    monkeypatch.setattr(chat, "data_url", counting)
+    a, b = some_images(2)
+    with serving(lambda r: Answer("fine")) as server:
+        asking = endpoint(server.base_url)
+        asking.ask([[a, b], [b, a], [a.copy()]], ["?"] * 3)
+        asking.ask([[b]], ["?"])
+        assert len(encoded) == 2
+        a.putpixel((0, 0), (1, 2, 3))  # another image now
+        asking.ask([[a]], ["?"])
+        assert len(encoded) == 3
+        asking.ask([[image] for image in some_images(ENCODED_IMAGES + 5)], ["?"] * (ENCODED_IMAGES + 5))
+        assert len(asking._urls) == ENCODED_IMAGES
+    urls = [[part["image_url"]["url"] for part in r["messages"][0]["content"][:-1]] for r in server.requests]
+    assert sorted(map(len, urls[:3])) == [1, 2, 2] and len({url for shown in urls[:3] for url in shown}) == 2
+
+
+def test_images_go_as_they_are_asked_for() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    with serving(lambda r: Answer("fine")) as server:
+        for image_format in ("png", "jpeg"):
+            endpoint(server.base_url, image_format=image_format).ask([[image]], ["?"])
+    lossless, small = (
+        Image.open(
+            io.BytesIO(base64.b64decode(r["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]))
+        )
+        for r in server.requests
+    )
+    assert lossless.format == "PNG" and np.array_equal(lossless, image)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    assert np.array_equal(small, Image.open(io.BytesIO(buffer.getvalue())))
+    assert data_url(Image.new("RGBA", (3, 3))).startswith("data:image/jpeg")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1}', [{"a": 1}]),
+        ('Sure: ```json\n{"a": {"b": [1]}}\n``` done', [{"a": {"b": [1]}}]),
+        ('<think>maybe {"a": 0}? no {</think>{"a": 1}', [{"a": 1}]),
+        ('so {"a": 0}</think>\n{"a": 1}', [{"a": 1}]),
+        ('{"a": 1}<think>and now {"a": 2}', [{"a": 1}]),
+        ('I use {braces} and [brackets, then {"a": 1} {really}', [{"a": 1}]),
+        ('{"a": 1} or {"a": 2}', [{"a": 1}, {"a": 2}]),
+        ('[{"a": 1}, {"b": 2}] {"c": "}{"}', [[{"a": 1}, {"b": 2}], {"c": "}{"}]),
+        ('{"a": {"b": 1}', [{"b": 1}]),
+        ("7/10", []),
+        ("", []),
+        ("{" * 100_000, []),
+        ("[" * 100_000, []),
+    ],
+)
+def test_json_is_found_wherever_it_is(text: str, expected: list[Any]) -> None:
+    assert json_values(text) == expected
+
+
+def test_reasoning_is_left_out() -> None:
+    assert without_reasoning("<THINK>\na\n</THINK> b <thinking>c</thinking>d") == " b d"
+    assert without_reasoning("plain <b>text</b>") == "plain <b>text</b>"
 
 
 def test_an_image_that_cannot_be_sent_costs_only_its_own_sample() -> None:
@@ -170,7 +337,10 @@ def test_refuses_an_address_that_holds_a_key_or_is_none(url: str) -> None:
     assert KEY not in str(error.value)
 
 
-@pytest.mark.parametrize("wrong", [{"retries": -1}, {"parallel": 0}, {"timeout": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"retries": -1}, {"parallel": 0}, {"timeout": 0.0}, {"max_tokens": 0}, {"image_format": "gif"}],
+)
 def test_refuses_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         endpoint("http://host/v1", **wrong)
@@ -178,3 +348,11 @@ def test_refuses_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 def test_nothing_asked_nothing_answered() -> None:
     assert endpoint(nobody_there()).ask([], []) == []
+
+
+def test_a_rewriter_reads_lines_and_lists_without_the_reasoning() -> None:
+    assert lines('<think>- maybe\n</think>1. a red fox\n- "a fox that is red"') == [
+        "a red fox",
+        "a fox that is red",
+    ]
+    assert lines('Here: ["a red fox", " a fox "]') == ["a red fox", "a fox"]

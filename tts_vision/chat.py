@@ -2,22 +2,27 @@
 
 A question that gets no answer costs only its own sample: its reply has no text and the reason. The key is
 read from the environment when a request is sent; it is never stored, and is removed from the server's
-messages.
+messages. An option that the server refuses by name, such as ``response_format``, is left out from then on.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -27,9 +32,27 @@ from tts_vision.errors import ConfigError
 Question: TypeAlias = str | Sequence[str]
 """A question of the user, or a dialogue: turns of user and assistant in turn, the user's first and last."""
 
+ImageFormat: TypeAlias = Literal["jpeg", "png"]
+
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 LONGEST_WAIT = 30.0
 LARGEST_BODY = 16 * 2**20
+LONGEST_ANSWER = 2048
+JPEG_QUALITY = 95
+ENCODED_IMAGES = 64
+"""Encoded images that an endpoint remembers."""
+
+MOST_FAILURES = 1000
+"""Places at which a JSON value may fail to begin before the search for one is given up."""
+_OPENING = re.compile(r"[{\[]")
+
+# how servers call an option when they refuse it
+OPTIONS = {
+    "response_format": r"response[ _]format|json_schema|guided_json|structured[ _]outputs?",
+    "temperature": r"temperature",
+    "max_tokens": r"max_tokens",
+    "max_completion_tokens": r"max_completion_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -39,10 +62,12 @@ class Reply:
     Attributes:
         text: The answer; empty if there is none.
         reason: Why there is none.
+        cut: Whether the answer ended at the limit of its length.
     """
 
     text: str = ""
     reason: str | None = None
+    cut: bool = False
 
 
 class _Failure(Exception):
@@ -52,11 +77,20 @@ class _Failure(Exception):
         again: Whether to try once more.
         down: Whether there was no server at all.
         wait: Seconds that the server asks to wait.
+        refused: Names of the options that the server refuses.
     """
 
-    def __init__(self, reason: str, *, again: bool = False, down: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        again: bool = False,
+        down: bool = False,
+        wait: float = 0.0,
+        refused: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(reason)
-        self.again, self.down, self.wait = again, down, wait
+        self.again, self.down, self.wait, self.refused = again, down, wait, refused
 
 
 class ChatEndpoint:
@@ -72,6 +106,8 @@ class ChatEndpoint:
         retries: Further attempts after a failure that may pass.
         parallel: Requests under way at once.
         temperature: Temperature of sampling; None leaves it to the server.
+        max_tokens: Longest answer, in tokens; None leaves it to the server.
+        image_format: How images are sent: ``jpeg`` (quality 95, full colour resolution) or ``png``.
         backoff: Seconds before the second attempt; doubles with each.
         sleep: Waits for so many seconds; replaceable for tests.
         jitter: Draws from [0, 1) the random part of a wait, which keeps clients apart.
@@ -91,6 +127,8 @@ class ChatEndpoint:
         retries: int = 4,
         parallel: int = 4,
         temperature: float | None = 0.0,
+        max_tokens: int | None = LONGEST_ANSWER,
+        image_format: ImageFormat = "jpeg",
         backoff: float = 1.0,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] | None = None,
@@ -101,6 +139,10 @@ class ChatEndpoint:
         for name, value, least in (("retries", retries, 0), ("parallel", parallel, 1)):
             if value < least:
                 raise ConfigError(f"{name} of {owner} must be at least {least} but got {value}; raise it.")
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigError(f"max_tokens of {owner} must be at least 1 but got {max_tokens}; raise it.")
+        if image_format not in {"jpeg", "png"}:
+            raise ConfigError(f"image_format of {owner} must be jpeg or png but got {image_format!r}.")
         if not timeout > 0:
             raise ConfigError(f"timeout of {owner} must be positive but got {timeout}; raise it.")
         self.model = model
@@ -110,9 +152,13 @@ class ChatEndpoint:
         self.retries = retries
         self.parallel = parallel
         self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.image_format: ImageFormat = image_format
         self.backoff = backoff
+        self.refused: frozenset[str] = frozenset()
         self._sleep = sleep
         self._jitter = jitter or random.Random().random
+        self._urls: OrderedDict[str, str] = OrderedDict()
 
     @classmethod
     def named(
@@ -126,6 +172,8 @@ class ChatEndpoint:
         retries: int,
         parallel: int = 4,
         temperature: float | None = 0.0,
+        max_tokens: int | None = LONGEST_ANSWER,
+        image_format: ImageFormat = "jpeg",
     ) -> ChatEndpoint | None:
         """The endpoint that a plugin's parameters name, as in the class; None if they name none.
 
@@ -142,6 +190,8 @@ class ChatEndpoint:
                 retries=retries,
                 parallel=parallel,
                 temperature=temperature,
+                max_tokens=max_tokens,
+                image_format=image_format,
             )
         if model is not None:
             raise ConfigError(f"model is the name at an endpoint but got {model!r} without base_url; set it.")
@@ -170,41 +220,97 @@ class ChatEndpoint:
             One reply per question.
         """
         down = threading.Event()
+        options: dict[str, Any] = {}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        if self.max_tokens is not None:
+            options["max_tokens"] = self.max_tokens
+            options["max_completion_tokens"] = self.max_tokens  # the newer name, for servers that want it
+        if schema is not None:
+            wanted = {"name": schema_name, "strict": True, "schema": dict(schema)}
+            options["response_format"] = {"type": "json_schema", "json_schema": wanted}
 
-        def answer(shown: Sequence[Image.Image], question: Question) -> Reply:
+        def answer(shown: Sequence[str | Exception], question: Question) -> Reply:
             try:
-                body: dict[str, Any] = {"model": self.model, "messages": _messages(shown, question)}
-                if self.temperature is not None:
-                    body["temperature"] = self.temperature
-                if schema is not None:
-                    wanted = {"name": schema_name, "strict": True, "schema": dict(schema)}
-                    body["response_format"] = {"type": "json_schema", "json_schema": wanted}
-                return Reply(text=self._hidden(self._persist(body, down)))
+                for url in shown:
+                    if isinstance(url, Exception):
+                        raise _Failure(f"an image cannot be sent: {type(url).__name__}: {url}") from url
+                urls = [url for url in shown if isinstance(url, str)]
+                body = {"model": self.model, "messages": _messages(urls, question)}
+                reply = self._persist(body, options, down)
+                return Reply(self._hidden(reply.text), reply.reason, reply.cut)
             except _Failure as failure:
                 return Reply(reason=self._hidden(str(failure)))
             except Exception as error:  # of one sample; the message may hold the key
                 return Reply(reason=f"asking {self.base_url} failed with {type(error).__name__}")
 
         with ThreadPoolExecutor(max_workers=self.parallel) as threads:
-            return list(threads.map(answer, images, questions))
+            return list(threads.map(answer, self._encoded(images, threads), questions))
 
-    def _persist(self, body: Mapping[str, Any], down: threading.Event) -> str:
-        """The answer after as many attempts as it takes, with exponential back-off between them."""
-        for attempt in range(self.retries + 1):
+    def _encoded(
+        self, images: Sequence[Sequence[Image.Image]], threads: ThreadPoolExecutor
+    ) -> list[list[str | Exception]]:
+        """The images as data URLs, each encoded once; the error in the place of one that cannot be."""
+
+        def attempt(work: Callable[[Image.Image], str], image: Image.Image) -> str | Exception:
+            try:
+                return work(image)
+            except Exception as error:  # of any codec; it costs only the questions that show this image
+                return error
+
+        by_id = {id(image): image for shown in images for image in shown}
+        contents = dict(zip(by_id, threads.map(partial(attempt, _digest), by_id.values()), strict=True))
+        new = {contents[key]: image for key, image in by_id.items() if contents[key] not in self._urls}
+        encode = partial(data_url, image_format=self.image_format)
+        encoded = dict(zip(new, threads.map(partial(attempt, encode), new.values()), strict=True))
+        known = {key: encoded.get(content) or self._urls[str(content)] for key, content in contents.items()}
+        for key, url in known.items():
+            if isinstance(url, str):
+                self._urls[str(contents[key])] = url
+                self._urls.move_to_end(str(contents[key]))
+        while len(self._urls) > ENCODED_IMAGES:
+            self._urls.popitem(last=False)
+        return [[known[id(image)] for image in shown] for shown in images]
+
+    def _persist(self, body: Mapping[str, Any], options: Mapping[str, Any], down: threading.Event) -> Reply:
+        """The answer after as many attempts as it takes, with exponential back-off between them.
+
+        A request whose options are refused is sent again without them, which is no attempt of its own.
+        """
+        refused, attempt = self.refused, 0
+        while True:
             if down.is_set():  # other questions found it down
                 raise _Failure(self._unreachable)
+            sent = {name: value for name, value in options.items() if name not in refused}
+            if "max_tokens" in sent:
+                sent.pop("max_completion_tokens", None)
             try:
-                return self._attempt(body)
+                reply = self._attempt({**body, **sent})
+                self._remember(refused)
+                return reply
             except _Failure as failure:
+                if new := failure.refused & sent.keys():
+                    refused |= new
+                    continue
                 if not failure.again or attempt == self.retries:
                     if failure.down:
                         down.set()
                     raise
                 wait = min(LONGEST_WAIT, self.backoff * 2**attempt) * (1 + self._jitter()) / 2
                 self._sleep(max(wait, min(failure.wait, LONGEST_WAIT)))
-        raise AssertionError("the last attempt returns or raises")
+                attempt += 1
 
-    def _attempt(self, body: Mapping[str, Any]) -> str:
+    def _remember(self, refused: frozenset[str]) -> None:
+        """Keeps the options without which a request was answered, and says so once."""
+        if new := refused - self.refused:
+            self.refused |= new
+            warnings.warn(
+                f"{self.base_url} refuses {' and '.join(sorted(new))}; {self.owner} asks it without from now "
+                "on.",
+                stacklevel=2,
+            )
+
+    def _attempt(self, body: Mapping[str, Any]) -> Reply:
         import requests
         from urllib3.exceptions import NewConnectionError
 
@@ -235,14 +341,17 @@ class ChatEndpoint:
                 raise _Failure(self._unreachable, again=True, down=True) from error
             raise _Failure(f"{self.base_url} broke off ({type(error).__name__})", again=True) from error
         if status != 200:
-            said = self._hidden(" ".join(content.decode("utf-8", "replace").split()))[:200]
+            whole = " ".join(content.decode("utf-8", "replace").split())
+            said = self._hidden(whole)[:200]
+            named = {name for name, pattern in OPTIONS.items() if re.search(rf"\b(?:{pattern})\b", whole)}
             hint = f"; put a key into {self.key_variable}" if status in {401, 403} else ""
             raise _Failure(
                 f"{self.base_url} answered HTTP {status}: {said or 'nothing'}{hint}",
                 again=status in AGAIN,
                 wait=float(wait) if wait.isdigit() else 0.0,
+                refused=frozenset(named) if status in {400, 422} else frozenset(),
             )
-        return _text(content, self.base_url)
+        return _reply(content, self.base_url)
 
     @property
     def _unreachable(self) -> str:
@@ -264,33 +373,88 @@ class ChatEndpoint:
         return text.replace(key, "***") if key else text
 
 
-def data_url(image: Image.Image) -> str:
-    """The image as a PNG in a ``data:`` URL."""
+def data_url(image: Image.Image, image_format: ImageFormat = "jpeg") -> str:
+    """The image in a ``data:`` URL, as JPEG of quality 95 with full colour resolution, or as PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    if image_format == "png":
+        image.save(buffer, "PNG")
+    else:
+        plain = image if image.mode in {"RGB", "L"} else image.convert("RGB")
+        plain.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _messages(images: Sequence[Image.Image], question: Question) -> list[dict[str, Any]]:
+def _digest(image: Image.Image) -> str:
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _messages(urls: Sequence[str], question: Question) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for i, text in enumerate(turns(question)):
-        shown = [{"type": "image_url", "image_url": {"url": data_url(p)}} for p in ([] if i else images)]
+        shown = [{"type": "image_url", "image_url": {"url": url}} for url in ([] if i else urls)]
         content = text if i % 2 else [*shown, {"type": "text", "text": text}]
         messages.append({"role": "assistant" if i % 2 else "user", "content": content})
     return messages
 
 
-def _text(content: bytes, base_url: str) -> str:
+def _reply(content: bytes, base_url: str) -> Reply:
     """The answer in the body of a chat completion."""
     try:
-        message = json.loads(content)["choices"][0]["message"]
+        body = json.loads(content)
+        if isinstance(body, dict) and body.get("error") and not body.get("choices"):
+            error = body["error"]
+            said = error.get("message") if isinstance(error, dict) else error
+            code = error.get("code") if isinstance(error, dict) else None
+            raise _Failure(f"{base_url} answered with an error: {str(said)[:200]}", again=code in AGAIN)
+        choice = body["choices"][0]
+        message = choice["message"]
         text = message.get("content")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _Failure(f"{base_url} answered with something that is no chat completion") from error
+    if isinstance(text, list):  # some servers answer with a list of parts, as questions have
+        parts = [part.get("text") if isinstance(part, dict) else part for part in text]
+        text = "".join(part for part in parts if isinstance(part, str))
+    cut = choice.get("finish_reason") == "length"
     if not isinstance(text, str) or not text.strip():
-        refusal = message.get("refusal")
-        raise _Failure(f"the model refused: {refusal}" if refusal else "the model answered nothing")
-    return text
+        if refusal := message.get("refusal"):
+            raise _Failure(f"the model refused: {refusal}")
+        if cut:
+            raise _Failure("the model answered nothing before its answer reached the limit; raise max_tokens")
+        raise _Failure("the model answered nothing", again=True)
+    return Reply(text, cut=cut)
+
+
+def without_reasoning(answer: str) -> str:
+    """An answer without the reasoning that some models write before it, in ``<think>`` tags.
+
+    Some servers leave out the opening tag. A block that is never closed hides the rest.
+    """
+    visible = re.sub(r"<(think|thinking|reasoning)>.*?</\1>", "", answer, flags=re.DOTALL | re.IGNORECASE)
+    visible = re.split(r"</(?:think|thinking|reasoning)>", visible, flags=re.IGNORECASE)[-1]
+    return re.split(r"<(?:think|thinking|reasoning)>", visible, flags=re.IGNORECASE)[0]
+
+
+def json_values(answer: str) -> list[Any]:
+    """The JSON objects and lists in an answer, in order, wherever they begin; reasoning is left out.
+
+    Braces that begin no JSON are skipped, so that prose and code fences do no harm. Objects within others
+    are parts of these.
+    """
+    return list(_json_values(without_reasoning(answer)))
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    decoder = json.JSONDecoder()
+    at, failures = 0, 0
+    while failures < MOST_FAILURES and (start := _OPENING.search(text, at)):
+        try:
+            value, at = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at, failures = start.end(), failures + 1
+            continue
+        yield value
 
 
 def _checked_url(base_url: str, owner: str) -> str:

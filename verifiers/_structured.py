@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tts_vision.chat import ChatEndpoint, Question, Reply
+from tts_vision.chat import ChatEndpoint, Question, Reply, json_values, without_reasoning
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 AGAIN = "That answer cannot be used: {error}. Answer with nothing but the JSON object that was asked for."
 
-Answer = TypeVar("Answer", bound=BaseModel)
+_MARK = re.compile(r"(?P<mark>\d+(?:\.\d+)?)\s*(?:(?:/|out of|of)\s*(?P<most>\d+(?:\.\d+)?))?")
+
+
+class Schema(BaseModel):
+    """Base class of answers: the schema that a server is told allows no other keys, reading ignores them."""
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"additionalProperties": False})
+
+
+Answer = TypeVar("Answer", bound=Schema)
 
 
 class AsksModel:
@@ -24,13 +34,14 @@ class AsksModel:
         base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, to ask instead.
         model: Name of the model at `base_url`.
         key_variable: Environment variable with the key of `base_url`; sent there if it is set.
-        structured: Whether the endpoint is told the JSON schema of the answer; not all support it.
+        structured: Whether the endpoint is told the JSON schema of the answer.
+        image_format: How images are sent to the endpoint: ``jpeg`` (quality 95) or ``png``.
         temperature: Temperature of sampling at the endpoint; None leaves it to the server.
         timeout: Seconds until an attempt at the endpoint is given up.
         retries: Further attempts at the endpoint after a failure that may pass.
         parallel: Requests to the endpoint under way at once.
         cache: Folder for answers, which are not asked for again; none by default.
-        max_new_tokens: Longest answer of a model on this machine, in tokens.
+        max_new_tokens: Longest answer, in tokens.
         device: Device of a model on this machine; by default the accelerator, if there is one.
         dtype: Precision of its weights: float32, bfloat16 or float16.
     """
@@ -48,8 +59,8 @@ def ask(
 ) -> list[Answer | str]:
     """The answers, or the reasons why there are none, in the order of the questions.
 
-    An answer that does not follow the schema is asked for once more, with the error; a failed request is not
-    repeated.
+    An answer that does not follow the schema is asked for once more, with the error; a request that failed
+    for good is not repeated.
 
     Args:
         model: The model or endpoint.
@@ -57,7 +68,7 @@ def ask(
         questions: Each must describe the wanted JSON object.
         kind: Schema of an answer.
         called: Name of the schema in reasons, one word.
-        structured: Whether an endpoint is told the schema; not all support it.
+        structured: Whether an endpoint is told the schema.
         max_new_tokens: Longest answer of a model on this machine, in tokens.
     """
 
@@ -68,27 +79,73 @@ def ask(
         return [Reply(text) for text in model.generate(shown, asked, max_new_tokens=max_new_tokens)]
 
     first = replies(images, list[Question](questions))
-    answers = [reply.reason or parsed(object_in(reply.text), kind, called) for reply in first]
+    answers = [read(reply, kind, called) for reply in first]
     wrong = [i for i, answer in enumerate(answers) if isinstance(answer, str) and not first[i].reason]
-    dialogues = [[questions[i], first[i].text, AGAIN.replace("{error}", str(answers[i]))] for i in wrong]
+    dialogues = [
+        [questions[i], without_reasoning(first[i].text).strip() or "...", AGAIN.format(error=answers[i])]
+        for i in wrong
+    ]
     for i, reply in zip(wrong, replies([images[i] for i in wrong], dialogues)):
-        answer = reply.reason or parsed(object_in(reply.text), kind, called)
+        answer = read(reply, kind, called)
         told = " ".join(reply.text.split())[:80]
         answers[i] = f"{answer}; it said {told!r}" if isinstance(answer, str) and told else answer
     return answers
 
 
-def object_in(text: str) -> str:
-    """The JSON object in an answer, which may be in a code fence or after some words."""
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
+def read(reply: Reply, kind: type[Answer], called: str) -> Answer | str:
+    """The answer in a reply; else the reason why there is none.
+
+    It may be anywhere in the reply, in a list, the only entry of another object, or in parts over several
+    objects. Of several answers the last one counts. A reply without any JSON is read as it stands, for
+    schemas that take a word.
+    """
+    if reply.reason:
+        return reply.reason
+    values = json_values(reply.text)
+    if not values:
+        said = without_reasoning(reply.text).strip()
+        answer = parsed(said, kind, called)
+        return _told(f"the answer does not follow the {called}: it holds no JSON object", reply, answer)
+    answers = [parsed(value, kind, called) for given in [_joined(values), *values] for value in _forms(given)]
+    found = [answer for answer in answers if not isinstance(answer, str)]
+    return found[-1] if found else _told(str(parsed(values[-1], kind, called)), reply)
+
+
+def _told(reason: str, reply: Reply, answer: Answer | str = "") -> Answer | str:
+    if not isinstance(answer, str):
+        return answer
+    return f"{reason}; it was cut at the limit of its length, max_new_tokens" if reply.cut else reason
+
+
+def _joined(values: Sequence[Any]) -> dict[str, Any]:
+    """The entries of all objects among JSON values as one object; the last one of a name counts."""
+    return {key: part for value in values if isinstance(value, dict) for key, part in value.items()}
+
+
+def _forms(value: Any) -> list[Any]:
+    """The objects that a JSON value may stand for."""
+    if isinstance(value, list):
+        return [_joined(value), *(entry for entry in value if isinstance(entry, dict))]
+    inner = list(value.values()) if isinstance(value, dict) and len(value) == 1 else []
+    return [*(entry for entry in inner if isinstance(entry, dict)), value]
 
 
 def parsed(answer: Any, kind: type[Answer], called: str) -> Answer | str:
-    """The answer from JSON text or from the cache; else its error."""
+    """The answer from JSON values; else its error."""
     try:
-        return kind.model_validate_json(answer) if isinstance(answer, str) else kind.model_validate(answer)
+        return kind.model_validate(answer)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"the answer does not follow the {called}: {where + ': ' if where else ''}{first['msg']}"
+
+
+def out_of_ten(value: Any) -> Any:
+    """A mark of 0 to 10 as models write it: 7, "7", "7/10", "70 of 100"; anything else stays as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _MARK.fullmatch(value.strip())
+    if match is None:
+        return value
+    mark, most = float(match["mark"]), float(match["most"] or 10)
+    return mark * 10 / most if most else value

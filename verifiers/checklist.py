@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from tts_vision.chat import ChatEndpoint
+from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint
 from tts_vision.errors import ConfigError
 from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
@@ -48,10 +48,8 @@ Answer with one such JSON object, and write nothing else."""
 CALLED = "checklist"
 
 
-class Thing(BaseModel):
+class Thing(_structured.Schema):
     """Things of one kind."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1)
     count: Annotated[int, Field(ge=1)] | None
@@ -59,20 +57,16 @@ class Thing(BaseModel):
     attributes: list[str]
 
 
-class Link(BaseModel):
+class Link(_structured.Schema):
     """How one thing lies or acts to another."""
-
-    model_config = ConfigDict(extra="forbid")
 
     subject: int
     relation: str = Field(min_length=1)
     object: int
 
 
-class Contents(BaseModel):
+class Contents(_structured.Schema):
     """The things, relations and texts that an image must show."""
-
-    model_config = ConfigDict(extra="forbid")
 
     objects: list[Thing]
     relations: list[Link]
@@ -132,7 +126,7 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
         colours: Folder or hub id of the CLIP that names the colours of detected objects.
         base_url: OpenAI-compatible endpoint, such as ``http://localhost:8000/v1``, that parses the prompts.
         cache: Folder for the checklists of the language model; none by default.
-        max_new_tokens: Longest checklist of a model on this machine, in tokens.
+        max_new_tokens: Longest checklist, in tokens.
         dtype: Precision of the language model: float32, bfloat16 or float16.
         batch_size: Questions, or images for the detector, computed at once.
     """
@@ -159,7 +153,7 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
         timeout: float = 60.0,
         retries: int = 4,
         cache: Path | None = None,
-        max_new_tokens: int = 800,
+        max_new_tokens: int = LONGEST_ANSWER,
         device: str | None = None,
         dtype: str = "bfloat16",
         batch_size: int = 8,
@@ -183,6 +177,7 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
             key_variable=key_variable,
             timeout=timeout,
             retries=retries,
+            max_tokens=max_new_tokens,
         )
         self.combine, self.threshold, self.template = combine, threshold, template
         self.structured, self.max_new_tokens = structured, max_new_tokens
@@ -192,7 +187,7 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
         )
         self._reader: VisionLanguageModel | ChatEndpoint = endpoint or self._vlm
         self._asked: list[Any] = (
-            [base_url, model, structured] if endpoint else [checkpoint, dtype, max_new_tokens]
+            [base_url, model, structured, max_new_tokens] if endpoint else [checkpoint, dtype, max_new_tokens]
         )
         self._judge: ObjectJudge | None = None
         if verify == "detector":

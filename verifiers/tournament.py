@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,17 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import model_validator
 from scipy.special import expit
 
-from tts_vision.chat import ChatEndpoint
+from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint, ImageFormat
 from tts_vision.errors import ConfigError
 from tts_vision.model_verifier import UnusableSample, as_image
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Verifier
 from tts_vision.verifiers._cache import key_of
-from tts_vision.verifiers._structured import AsksModel
+from tts_vision.verifiers._structured import AsksModel, Schema, ask
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 QUESTION = (
@@ -28,15 +29,23 @@ QUESTION = (
     "asks for? If both show it equally well, which one looks better? Answer with one word, first or second."
 )
 FORM = ' Write it as JSON: {"winner": "first"} or {"winner": "second"}.'
+WAYS = {"first": {"first", "1", "1st"}, "second": {"second", "2", "2nd"}}
 ELO_START, ELO_STEP = 1000.0, 32.0
 
 
-class Winner(BaseModel):
+class Winner(Schema):
     """Which of two images is better."""
 
-    model_config = ConfigDict(extra="forbid")
-
     winner: Literal["first", "second"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_words(cls, value: Any) -> Any:
+        """Takes other ways to say it: the bare word, "Image 1", 2."""
+        told = value.get("winner") if isinstance(value, dict) else value
+        words = set(re.findall(r"\w+", str(told).lower()))
+        said = [name for name, ways in WAYS.items() if words & ways]
+        return {"winner": said[0]} if len(said) == 1 and len(words) < 6 else value
 
 
 @dataclass
@@ -122,6 +131,8 @@ class Tournament(AsksModel, Verifier):
         timeout: float = 60.0,
         retries: int = 4,
         parallel: int = 4,
+        max_new_tokens: int = LONGEST_ANSWER,
+        image_format: ImageFormat = "jpeg",
         device: str | None = None,
         dtype: str = "bfloat16",
         batch_size: int = 4,
@@ -141,6 +152,8 @@ class Tournament(AsksModel, Verifier):
             retries=retries,
             parallel=parallel,
             temperature=temperature,
+            max_tokens=max_new_tokens,
+            image_format=image_format,
         )
         self.aggregate = aggregate
         self.rounds = rounds
@@ -208,10 +221,17 @@ class Tournament(AsksModel, Verifier):
     def _firsts(self, shown: list[list[Image.Image]], questions: list[str]) -> list[float | str]:
         """P(the first of two is better) for each pair, or the reason why it is unknown."""
         if isinstance(self._judge, ChatEndpoint):
-            schema = Winner.model_json_schema() if self.structured else None
-            asked = [question + FORM for question in questions]
-            replies = self._judge.ask(shown, asked, schema=schema, schema_name="winner")
-            return [reply.reason or _winner(reply.text) for reply in replies]
+            answers = ask(
+                self._judge,
+                shown,
+                [question + FORM for question in questions],
+                Winner,
+                called="winner",
+                structured=self.structured,
+            )
+            return [
+                answer if isinstance(answer, str) else float(answer.winner == "first") for answer in answers
+            ]
         try:
             return list(self._judge.answer_probabilities(shown, questions, ["first"], ["second"]))
         except UnusableSample as error:
@@ -330,13 +350,3 @@ def _score(table: Table, player: int, rating: float) -> Score:
         return Score.unscored(table.failures[player])
     parts = {name: float(won.count(w)) for name, w in (("wins", 1.0), ("losses", 0.0), ("ties", 0.5))}
     return Score(value=rating, parts=parts, reason=None if won else "it was compared with no other sample")
-
-
-def _winner(text: str) -> float | str:
-    """1 if an endpoint answers that the first is better, 0 if the second; else the fault of the answer."""
-    start, end = text.find("{"), text.rfind("}")
-    try:
-        found: Any = Winner.model_validate_json(text[start : end + 1] if start >= 0 else text)
-        return float(found.winner == "first")
-    except ValidationError:
-        return f"the answer names no winner: {' '.join(text.split())[:80]!r}"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from tts_vision.chat import ChatEndpoint
+from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint, ImageFormat
 from tts_vision.errors import ConfigError
 from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers._cache import DiskCache, key_of
-from tts_vision.verifiers._structured import AGAIN, AsksModel, ask, parsed
+from tts_vision.verifiers._structured import AGAIN, AsksModel, Schema, ask, out_of_ten, parsed
 from tts_vision.verifiers._vlm import VisionLanguageModel
 
 Metric = Literal[
@@ -26,19 +26,23 @@ Metric = Literal[
 ]
 
 
-class Aspect(BaseModel):
+class Aspect(Schema):
     """A judgement of one aspect."""
 
-    model_config = ConfigDict(extra="forbid")
-
     explanation: str
-    score: float = Field(ge=0, le=10)
+    score: Annotated[float, BeforeValidator(out_of_ten), Field(ge=0, le=10)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explained(cls, value: Any) -> Any:
+        """Takes a bare mark, and one without an explanation."""
+        if not isinstance(value, dict):
+            return {"explanation": "", "score": value}
+        return {"explanation": "", **value}
 
 
-class Rubric(BaseModel):
+class Rubric(Schema):
     """Judgements of all aspects."""
-
-    model_config = ConfigDict(extra="forbid")
 
     accuracy_to_prompt: Aspect
     creativity_and_originality: Aspect
@@ -103,7 +107,8 @@ class VLMJudge(AsksModel, BatchedVerifier):
         retries: int = 4,
         parallel: int = 4,
         cache: Path | None = None,
-        max_new_tokens: int = 800,
+        max_new_tokens: int = LONGEST_ANSWER,
+        image_format: ImageFormat = "jpeg",
         device: str | None = None,
         dtype: str = "bfloat16",
         batch_size: int = 4,
@@ -121,6 +126,8 @@ class VLMJudge(AsksModel, BatchedVerifier):
             retries=retries,
             parallel=parallel,
             temperature=temperature,
+            max_tokens=max_new_tokens,
+            image_format=image_format,
         )
         self.metric = metric
         self.structured = structured
@@ -128,7 +135,9 @@ class VLMJudge(AsksModel, BatchedVerifier):
         self.cache = None if cache is None else DiskCache(cache)
         self._judge: VisionLanguageModel | ChatEndpoint
         self._asked: list[Any] = (
-            [base_url, model, temperature, structured] if endpoint else [checkpoint, dtype, max_new_tokens]
+            [base_url, model, temperature, structured, max_new_tokens, image_format]
+            if endpoint
+            else [checkpoint, dtype, max_new_tokens]
         )
         self._judge = endpoint or VisionLanguageModel(
             checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size

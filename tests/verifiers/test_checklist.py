@@ -164,8 +164,7 @@ def test_a_server_that_knows_no_schema_is_told_none(build: Callable[..., PromptC
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ("A dog and a table.", "Invalid JSON"),
-        (json.dumps({**CONTENTS, "mood": "calm"}), "mood: Extra inputs"),
+        ("A dog and a table.", "it holds no JSON object"),
         (json.dumps({**CONTENTS, "objects": [{"name": "dog"}]}), "objects.0.count: Field required"),
         (json.dumps({**CONTENTS, "objects": []}), "relations must join two of 0 objects but got 0 and 1"),
         (json.dumps({"objects": [], "relations": [], "texts": []}), "nothing is listed"),
@@ -185,6 +184,23 @@ def test_what_is_no_checklist_is_asked_for_once_more(
         (score,) = build(**reading(server.base_url)).score(some_images(1), [Prompt(FREE)])
         assert list(score.parts) == NAMES
         assert why in asked(server.requests[1]) and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        json.dumps({**CONTENTS, "mood": "calm"}),
+        json.dumps({"checklist": CONTENTS}),
+        json.dumps([{key: value} for key, value in CONTENTS.items()]),
+        f"<think>{{objects: dog}} {json.dumps({'objects': []})}</think>In {{JSON}}:\n{json.dumps(CONTENTS)}",
+    ],
+)
+def test_a_checklist_is_read_at_once_however_it_is_wrapped(
+    build: Callable[..., PromptChecklist], said: str
+) -> None:
+    with serving(lambda request: Answer(said)) as server:
+        (score,) = build(**reading(server.base_url)).score(some_images(1), [Prompt(FREE)])
+    assert list(score.parts) == NAMES and len(server.requests) == 1
 
 
 def test_prose_twice_costs_only_that_prompt(build: Callable[..., PromptChecklist]) -> None:

@@ -16,13 +16,15 @@ from PIL import Image, ImageDraw
 
 from samples import clips, some_images
 from tts_vision import Prompt
+from tts_vision.chat import Reply
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract, values
 from tts_vision.types import Media, Score
 from tts_vision.verifier import Asked, Best, Verifier
+from tts_vision.verifiers._structured import read
 from tts_vision.verifiers._vlm import VisionLanguageModel
-from tts_vision.verifiers.tournament import Tournament, bradley_terry, elo, swiss_pairs, verdict
+from tts_vision.verifiers.tournament import Tournament, Winner, bradley_terry, elo, swiss_pairs, verdict
 
 PROMPT = Prompt("a bright day")
 
@@ -211,7 +213,7 @@ def test_failed_questions_cost_only_their_games() -> None:
     with serving(answer) as server:
         scores = tournament(server.base_url, rounds=3).score(media, [PROMPT] * 4)
     assert [math.isnan(s.value) for s in scores] == [False, False, True, False]
-    assert "names no winner: 'Both are lovely.'" in (scores[2].reason or "")
+    assert "it holds no JSON object; it said 'Both are lovely.'" in (scores[2].reason or "")
     assert scores[1].value > scores[3].value > scores[0].value
 
 
@@ -339,3 +341,21 @@ def test_real_weights_know_a_red_circle() -> None:
     ImageDraw.Draw(square).rectangle((64, 64, 192, 192), fill="blue")
     right, wrong = Tournament(checkpoint=checkpoint).score([circle, square], [Prompt("a red circle")] * 2)
     assert right.value > wrong.value
+
+
+@pytest.mark.parametrize(
+    ("said", "first"),
+    [
+        ('{"winner": "first"}', 1.0),
+        ("<think>the second? {</think> First.", 1.0),
+        ('{"winner": "Image 2", "why": "sharper"}', 0.0),
+        ('{"winner": 1}', 1.0),
+        ('If both {were} equal: {"winner": "first"}, but they are not: {"winner": "second"}', 0.0),
+        ("The second image.", 0.0),
+        ("first or second", None),
+        ("I cannot say which of the two would be the first choice", None),
+    ],
+)
+def test_a_winner_is_read_however_it_is_said(said: str, first: float | None) -> None:
+    answer = read(Reply(said), Winner, "winner")
+    assert (answer.winner == "first" if isinstance(answer, Winner) else None) == first

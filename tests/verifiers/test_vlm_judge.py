@@ -85,7 +85,7 @@ def test_a_server_that_knows_no_schema_is_told_none(server: ChatServer) -> None:
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ("I like it very much!", "Invalid JSON"),
+        ("I like it very much!", "it holds no JSON object"),
         (rubric().replace("overall_score", "total"), "overall_score: Field required"),
         (rubric(11.0), "overall_score.score"),
     ],
@@ -100,6 +100,63 @@ def test_what_is_no_rubric_is_asked_for_once_more(bad: str, why: str) -> None:
     first, second = server.requests
     assert second["messages"][:2] == [first["messages"][0], {"role": "assistant", "content": bad}]
     assert why in asked(second)
+
+
+def marks(overall: Any) -> str:
+    """A rubric whose last mark is written in another way."""
+    return json.dumps({**json.loads(rubric()), "overall_score": overall})
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        (f"<think>Perhaps {rubric(1.0)} or {{...}}?</think>\n{rubric(6.0)}", 6.0),
+        (f"reasoning without its opening tag {rubric(1.0)}</think>{rubric(6.0)}", 6.0),
+        (f"A first {{draft}}: {rubric(2.0)} After a second look: {rubric(6.0)}", 6.0),
+        (json.dumps([{key: part} for key, part in json.loads(rubric(6.0)).items()]), 6.0),
+        (f"[{rubric(6.0)}]", 6.0),
+        (json.dumps({"judgement": json.loads(rubric(6.0))}), 6.0),
+        (json.dumps({**json.loads(rubric(6.0)), "confidence": 0.9}), 6.0),
+        (marks({"explanation": "x", "score": "7/10"}), 7.0),
+        (marks({"explanation": "x", "score": "70 out of 100"}), 7.0),
+        (marks({"explanation": "x", "score": " 7.5 "}), 7.5),
+        (marks({"score": 7, "note": "good"}), 7.0),
+        (marks("7/10"), 7.0),
+        (marks(7), 7.0),
+    ],
+)
+def test_a_rubric_is_read_at_once_however_it_is_wrapped(said: str, value: float) -> None:
+    with serving(lambda request: Answer(said)) as server:
+        (score,) = judge(server.base_url).score(some_images(1), [Prompt("x")])
+    assert score.value == value and len(score.parts) == len(ASPECTS) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("mark", ["11/10", "good", "-3", None, [7]])
+def test_what_is_no_mark_is_asked_for_once_more(mark: Any) -> None:
+    answers = iter([Answer(marks({"explanation": "x", "score": mark})), Answer(rubric(3.0))])
+    with serving(lambda request: next(answers)) as server:
+        assert judge(server.base_url).score(some_images(1), [Prompt("x")])[0].value == 3.0
+    assert "overall_score" in asked(server.requests[1])
+
+
+def test_reasoning_is_not_sent_back() -> None:
+    answers = iter([Answer("<think>hm</think>Nice."), Answer(rubric(3.0))])
+    with serving(lambda request: next(answers)) as server:
+        judge(server.base_url).score(some_images(1), [Prompt("x")])
+    assert server.requests[1]["messages"][1]["content"] == "Nice."
+
+
+def test_a_local_model_may_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = VLMJudge(checkpoint="none", device="cpu", max_new_tokens=9)
+    told: list[int] = []
+
+    def generate(images: Any, questions: Any, *, max_new_tokens: int) -> list[str]:
+        told.append(max_new_tokens)
+        return [f"<think>{{</think>{rubric(6.0)}"] * len(questions)
+
+    monkeypatch.setattr(verifier._judge, "load", lambda: None)
+    monkeypatch.setattr(verifier._judge, "generate", generate)
+    assert verifier.score(some_images(2), [Prompt("x")] * 2)[1].value == 6.0 and told[0] == 9
 
 
 def test_prose_twice_leaves_only_that_image_unscored() -> None:

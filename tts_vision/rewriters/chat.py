@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tts_vision.chat import ChatEndpoint
+from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint, json_values, without_reasoning
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
 from tts_vision.rewriting import Rewriter
@@ -28,6 +28,7 @@ class ChatRewriter(Rewriter):
         temperature: Of the endpoint's sampling; none leaves it to the server.
         timeout: Seconds until an attempt is given up.
         retries: Further attempts after a failure that may pass.
+        max_tokens: Longest answer, in tokens; none leaves it to the server.
     """
 
     name = "chat"
@@ -42,6 +43,7 @@ class ChatRewriter(Rewriter):
         temperature: float | None = 0.7,
         timeout: float = 60.0,
         retries: int = 4,
+        max_tokens: int | None = LONGEST_ANSWER,
     ) -> None:
         self._endpoint = ChatEndpoint(
             base_url,
@@ -51,6 +53,7 @@ class ChatRewriter(Rewriter):
             temperature=temperature,
             timeout=timeout,
             retries=retries,
+            max_tokens=max_tokens,
         )
 
     def rewrite(self, text: str, n: int) -> list[str]:
@@ -66,7 +69,10 @@ class ChatRewriter(Rewriter):
 
 
 def lines(answer: str) -> list[str]:
-    """The wordings in an answer: its lines without bullets, numbers, quotes and reasoning."""
-    visible = re.sub(r"<think>.*?</think>", "", answer, flags=re.DOTALL)
+    """The wordings in an answer: its lines without bullets, numbers, quotes and reasoning, or a JSON list."""
+    for value in json_values(answer):
+        if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
+            return [entry.strip() for entry in value if entry.strip()]
+    visible = without_reasoning(answer)
     found = (_BULLET.sub("", line).strip().strip("\"'“”") for line in visible.splitlines())
     return [line for line in found if line]
