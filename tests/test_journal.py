@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from toy_search import run as conducted
 from toy_search import toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
 from tts_vision.algorithms.evosearch import evosearch
 from tts_vision.algorithms.fk_steering import fk_steering
+from tts_vision.condition import Condition
 from tts_vision.context import SearchContext
 from tts_vision.errors import StorageError
 from tts_vision.journal import Journal
@@ -22,7 +25,7 @@ from tts_vision.ledger import Budget
 from tts_vision.testing.contracts import FakeClock, Killed, SlowReward, kill_everywhere, results
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
-from tts_vision.types import Prompt, Rows, State
+from tts_vision.types import Rows, State
 
 
 class Counting(GaussianMixtureSampler):
@@ -38,7 +41,8 @@ class Counting(GaussianMixtureSampler):
 
 
 def steering(ctx: SearchContext) -> State:
-    return fk_steering(ctx, n=3, resample_steps=[2, 4], ess_threshold=None)
+    state: State = conducted(fk_steering, ctx, n=3, resample_steps=[2, 4], ess_threshold=None)
+    return state
 
 
 def run(
@@ -72,7 +76,7 @@ def run(
 
 def test_killed_before_any_write(tmp_path: Path) -> None:
     whole, sampler = run(tmp_path / "whole")
-    for count in range(1, len(whole._journal.events) + 1):
+    for count in range(1, len(whole.events) + 1):
         folder = tmp_path / str(count)
         _, killed = run(folder, die_before=count)
         resumed, rest = run(folder)
@@ -95,7 +99,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 
 def test_torn_last_line(tmp_path: Path) -> None:
     whole, _ = run(tmp_path / "whole")
-    for count in range(1, len(whole._journal.events) + 1):
+    for count in range(1, len(whole.events) + 1):
         folder = tmp_path / str(count)
         run(folder, die_after=count)
         trace = folder / "trace.jsonl"
@@ -106,12 +110,26 @@ def test_torn_last_line(tmp_path: Path) -> None:
         assert all(line.endswith(b"}\n") for line in trace.read_bytes().splitlines(keepends=True))
 
 
+@pytest.mark.parametrize("damage", [b"garbage", b"gar\rbage", b'{"op": 0, "kind": "init", "seeds": [1]}'])
+def test_a_trace_that_cannot_be_read_is_left_as_it_is(tmp_path: Path, damage: bytes) -> None:
+    run(tmp_path, die_after=9)
+    trace = tmp_path / "trace.jsonl"
+    lines = trace.read_bytes().split(b"\n")
+    lines[3] = damage
+    trace.write_bytes(b"\n".join(lines))
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(path.suffix == ".safetensors" for path in files)
+    with pytest.raises(StorageError, match="in line 4|line 4 of"):
+        run(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
 def test_nothing_finished_is_computed_again(tmp_path: Path) -> None:
     whole, _ = run(tmp_path)
     again, sampler = run(tmp_path)
     assert not sampler.rows
     assert results(again) == results(whole) and again.ledger.spent == whole.ledger.spent
-    assert len(again._journal.events) == len(whole._journal.events)
+    assert len(again.events) == len(whole.events)
 
 
 @pytest.mark.parametrize("algorithm", [best_of_n, evosearch])
@@ -120,17 +138,17 @@ def test_plans_under_a_time_limit_are_repeated(
 ) -> None:
     slow = SlowReward(FakeClock(monkeypatch), 1.0)
     sampler = lambda: GaussianMixtureSampler(num_steps=5)  # noqa: E731
-    kill_everywhere(algorithm, sampler, slow, tmp_path, budget=Budget(seconds=5.5))
+    kill_everywhere(partial(conducted, algorithm), sampler, slow, tmp_path, budget=Budget(seconds=5.5))
 
 
 def test_another_search_is_refused(tmp_path: Path) -> None:
     run(tmp_path, die_after=9)
     ctx = toy_context(Counting(num_steps=6, order=2), journal=Journal(tmp_path), max_batch=2)
     with pytest.raises(StorageError, match="A resumed search must repeat itself"):
-        fk_steering(ctx, n=4)
+        conducted(fk_steering, ctx, n=4)
     ctx = toy_context(Counting(num_steps=6, order=2), journal=Journal(tmp_path), max_batch=2)
     with pytest.raises(StorageError, match="A resumed search must repeat itself"):
-        fk_steering(ctx, n=3, resample_steps=[], ess_threshold=None)
+        conducted(fk_steering, ctx, n=3, resample_steps=[], ess_threshold=None)
 
 
 def stored(folder: Path) -> list[str]:
@@ -138,8 +156,8 @@ def stored(folder: Path) -> list[str]:
 
 
 def some_state(n: int = 2, **changes: Any) -> State:
-    state = State(torch.randn(n, 3), 2, tuple(range(n)), Prompt("x"), 0)
-    return replace(state, **changes)
+    state = State.initial(torch.randn(n, 3), range(n), Condition("x"), 0)
+    return replace(state, **{"step": 2, **changes})
 
 
 def test_states_survive_the_disk(tmp_path: Path) -> None:
@@ -173,7 +191,7 @@ def test_tensors_live_as_long_as_a_state_is_made_of_them(tmp_path: Path) -> None
     assert len(stored(tmp_path)) == 2
     del joined
     assert stored(tmp_path) == []
-    assert journal.load(name, some_state(), (0, 1), 2).is_ghost
+    assert journal.load(name, some_state(), (0, 1), 2).is_placeholder
 
 
 def test_tensors_are_kept_after_a_failure(tmp_path: Path) -> None:
@@ -191,10 +209,10 @@ def test_disk_holds_no_more_than_the_living(tmp_path: Path) -> None:
         most[0] = max(most[0], len(list((tmp_path / "state").iterdir())))
 
     ctx = toy_context(GaussianMixtureSampler(num_steps=9), journal=Journal(tmp_path), observer=observe)
-    fk_steering(ctx, n=3, resample_steps=list(range(1, 8)), ess_threshold=None)
+    conducted(fk_steering, ctx, n=3, resample_steps=list(range(1, 8)), ess_threshold=None)
     # the population before a step and after it
     assert most[0] == 2
-    ctx._journal.close()
+    ctx._engine.journal.close()
     assert not (tmp_path / "state").exists()
 
 
@@ -268,6 +286,6 @@ def test_memory_only() -> None:
     state = some_state()
     assert journal.save(state, 0, 0) == (state, None)
     ctx = toy_context(verifier=TargetReward(), journal=journal)
-    best_of_n(ctx, n=2)
-    assert [event.kind for event in journal.events] == ["init", "advance", "decode", "score"]
+    conducted(best_of_n, ctx, n=2)
+    assert [event.what for event in journal.events] == ["init", "advance", "decode", "score"]
     journal.close()

@@ -222,7 +222,7 @@ def largest_size(
     Raises:
         ConfigError: If the algorithm refuses its parameters, at any but the smallest sizes.
     """
-    left = ctx.remaining()
+    left = ctx.ledger.remaining()  # the answer is recorded as a whole, so nothing in it is
     known: dict[int, Cost | None] = {}
     refusals: dict[int, ConfigError] = {}
 
