@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tts_vision.config import RunConfig, Spec, did_you_mean, override, read_yaml
-from tts_vision.errors import ConfigError, HoldoutWarning, TTSVisionError, UnknownNameError
+from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -515,7 +515,7 @@ def _run(config: RunConfig, folder: Path, *, resume: bool) -> None:
     going_on = f"'tts-vision resume {folder}' goes on from where it stopped."
     try:
         with ProgressReport(sys.stderr) as report, warnings.catch_warnings():
-            warnings.simplefilter("ignore", HoldoutWarning)  # `_tell` says it
+            warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
             observe: Observer = report
             result = run(config, output=folder, resume=resume, progress=observe)
     except KeyboardInterrupt:
@@ -562,6 +562,8 @@ def _tell(result: Result, folder: Path) -> None:
         typer.echo(
             f"        {spent.macs / 1e9:.4g}{most} GMAC, {spent.tokens:g} tokens, {spent.decodes} decodes"
         )
+    for message in result.warnings:
+        typer.echo(f"warning {message}")
     if result.is_preview:
         typer.echo("note    the budget ended before a sample was finished: this is a preview")
     elif result.budget_spent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,13 +15,14 @@ from torch import Tensor
 from tts_vision.candidates import Candidate, MediaStore
 from tts_vision.condition import Condition, conditions_of
 from tts_vision.engine import Engine, check_repeats, check_steps
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, SearchWarning
 from tts_vision.features import load_extractor
 from tts_vision.gradients import compute_gradient
 from tts_vision.journal import Journal
 from tts_vision.judging import Judging, Target
 from tts_vision.ledger import Ledger, Remaining
 from tts_vision.moves import Move, Recondition, Renoise, Select, carried
+from tts_vision.resampling import Floats
 from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
 from tts_vision.trace import Event
@@ -151,13 +153,15 @@ class SearchContext:
 
     @property
     def chunk(self) -> int:
-        """Independent samples to make at a time; with a target no more than there are already.
+        """Independent samples to make at a time; no more than there are if a target or the time may end it.
 
         Unlike `max_batch` it does not depend on memory, so that a resumed search repeats itself.
         """
-        if self._judging.target is None:
-            return self._chunk
-        return min(self._chunk, max(1, len(self.candidates)))
+        return min(self._chunk, max(1, len(self.candidates))) if self._may_end_early else self._chunk
+
+    @property
+    def _may_end_early(self) -> bool:
+        return self._judging.target is not None or self.ledger.budget.seconds is not None
 
     @property
     def can_fork(self) -> bool:
@@ -456,6 +460,22 @@ class SearchContext:
     def note(self, **values: float) -> None:
         """Records numbers about the search itself (effective sample size, generation)."""
         self._engine.ask("note", lambda: {key: float(value) for key, value in values.items()})
+
+    def weigh(self, state: State, log_weights: Floats, log_z: float) -> None:
+        """Records the weights by which finished particles follow the law that the algorithm samples.
+
+        Args:
+            state: The particles.
+            log_weights: ``(B,)``, up to a constant.
+            log_z: Estimate of the log of the law's normalising constant, relative to the model's own.
+        """
+        weights = {"log_weights": [float(value) for value in log_weights], "log_z": float(log_z)}
+        self._engine.ask("weights", lambda: weights, uids=state.uids)
+
+    def warn(self, message: str) -> None:
+        """Tells the user something about the search; recorded."""
+        self._engine.ask("warning", lambda: message)
+        warnings.warn(message, SearchWarning, stacklevel=3)
 
     # The end
 

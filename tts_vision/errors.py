@@ -43,5 +43,9 @@ class TargetReached(Exception):
     """A finished sample reached the target. Ends a search; never reaches the user."""
 
 
-class HoldoutWarning(UserWarning):
+class SearchWarning(UserWarning):
+    """Something about a search that the user should know, and may change."""
+
+
+class HoldoutWarning(SearchWarning):
     """The guiding verifier rose while the one that was held out fell."""

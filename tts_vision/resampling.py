@@ -54,6 +54,28 @@ def ess(weights: Any) -> float:
     return float(values.sum() ** 2 / np.square(values).sum())
 
 
+def strength_for(rewards: Any, target: float) -> float | None:
+    """The factor at which weights ``exp(factor * reward)`` have the effective sample size `target`.
+
+    Args:
+        rewards: ``(N,)``; NaN where unscored.
+        target: Effective sample size, above 1 and below N.
+
+    Returns:
+        The factor; None where fewer than two rewards differ, so that none is defined.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    known = values[np.isfinite(values)]
+    if len(known) < 2 or not known.std() or target >= len(values):
+        return None
+    low, high = -12.0, 12.0  # of the logarithm of the factor times the spread
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = ess(normalise(np.exp(middle) / known.std() * values)) > target
+        low, high = (middle, high) if enough else (low, middle)
+    return float(np.exp(low) / known.std())
+
+
 def multinomial(weights: Floats, n: int, rng: np.random.Generator) -> Ancestors:
     """Independent draws, made in order from the spacings of exponential variables."""
     points = np.cumsum(-np.log(np.maximum(rng.random(n + 1), np.finfo(np.float64).tiny)))

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tts_vision.calibration import PreviewTrust, preview_trust
 from tts_vision.candidates import Candidate, MediaStore
 from tts_vision.config import RunConfig, read_yaml
@@ -21,6 +23,7 @@ from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal, storage
 from tts_vision.ledger import Budget, Spent
 from tts_vision.media import still, suffix_of, write_media
+from tts_vision.resampling import ess, normalise
 from tts_vision.rng import row_seed
 from tts_vision.trace import Ancestor, Event, Family, answers, lineage, read_trace
 from tts_vision.types import Media, Score
@@ -104,6 +107,51 @@ class Result:
         """The sample of the root seed without any search, if it was among the samples."""
         first = next((c for c in self.population if c.uid == 0), None)
         return first if first is not None and _from_seed(_family(self.trace), 0) else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Messages of the algorithm that the user should know."""
+        return [str(answer.value) for answer in answers(self.trace, "warning")]
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """The weights by which particles follow the law that the algorithm samples, by uid; they sum to 1.
+
+        Empty for algorithms that sample none; `fk_steering` and `das` do.
+        """
+        uids, value = self._weighing
+        return dict(zip(uids, normalise(value["log_weights"]).tolist())) if uids else {}
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size of `weights`; NaN without any."""
+        return ess(list(self.weights.values())) if self.weights else math.nan
+
+    @property
+    def log_z(self) -> float:
+        """Estimate of the log of the law's normalising constant, relative to the model's; NaN without any."""
+        return float(self._weighing[1].get("log_z", math.nan))
+
+    def sample(self, k: int = 1, *, seed: int = 0) -> list[Candidate]:
+        """`k` independent draws from the law that the algorithm samples, by `weights`.
+
+        Raises:
+            ConfigError: If the algorithm samples no law.
+        """
+        if not self.weights:
+            raise ConfigError(
+                f"Samples are drawn by the weights of an algorithm but {self.config.algorithm!r} gives none; "
+                "use fk_steering (potential='diff') or das, or take `population`."
+            )
+        by_uid = {candidate.uid: candidate for candidate in self.population}
+        uids, weights = zip(*self.weights.items())
+        drawn = np.random.default_rng(seed).choice(len(uids), size=k, p=np.array(weights))
+        return [by_uid[uids[i]] for i in drawn]
+
+    @property
+    def _weighing(self) -> tuple[tuple[int, ...], dict[str, Any]]:
+        found = list(answers(self.trace, "weights"))
+        return (found[-1].uids, found[-1].value) if found else ((), {})
 
     @property
     def topped_up(self) -> TopUp:
@@ -393,6 +441,10 @@ def report(result: Result) -> dict[str, Any]:
         "budget_spent": result.budget_spent,
         "satisfied": result.satisfied,
         "topped_up": asdict(result.topped_up),
+        "warnings": result.warnings,
+        "weights": {str(uid): weight for uid, weight in result.weights.items()},
+        "log_z": _number(result.log_z),
+        "ess": _number(result.ess),
         "budget": {key: value for key, value in asdict(result.budget).items() if value is not None},
         "spent": result.spent.model_dump(exclude={"seconds", "elapsed", "peak_memory"}),
         "holdout": None if result.holdout is None else result.holdout.as_json(),

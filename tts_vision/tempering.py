@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tts_vision.resampling import Floats, ess, normalise
+from tts_vision.resampling import Floats, ess, fill_unscored, normalise
 
 Tempering: TypeAlias = Literal["exp", "polynomial", "adaptive"]
 # the paper's 0.008 for 100 steps reaches the full target after this share of them
@@ -48,6 +48,18 @@ def adaptive(log_w: Floats, r: Floats, floor: float, ess_threshold: float) -> fl
     return low
 
 
-def known(values: Floats, before: Floats) -> Floats:
-    """The values, and those before where there is none."""
-    return np.where(np.isnan(values), before, values)
+def weighed(log_w: Floats, log_ratio: Floats, tempered_reward: Floats, psi: Floats) -> tuple[Floats, Floats]:
+    """The log-weights after a step, and the tempered rewards that they account for.
+
+    A particle without a reward gets the mean weight of the others, and that is accounted for: its next reward
+    corrects it, so that a failed preview biases no row for good.
+
+    Args:
+        log_w: ``(n,)`` log-weights before.
+        log_ratio: ``(n,)`` log of the model's kernel over the proposal's at the drawn step.
+        tempered_reward: ``(n,)``; NaN where there is none.
+        psi: ``(n,)`` tempered rewards that `log_w` accounts for.
+    """
+    gain = fill_unscored(log_ratio + tempered_reward - psi)
+    accounted = np.where(np.isnan(tempered_reward), psi + gain - log_ratio, tempered_reward)
+    return log_w + gain, accounted

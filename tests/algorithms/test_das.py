@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from toy_search import events, toy_context
-from tts_vision.algorithms.das import Tempering, Twist, adaptive, das, known, tempered
+from toy_search import events, run, toy_context
+from tts_vision.algorithms.das import Twist, das
+from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
-from tts_vision.mutations import describe, from_description
+from tts_vision.moves import describe, from_description
 from tts_vision.resampling import ess, normalise
+from tts_vision.tempering import Tempering, adaptive, tempered, weighed
 from tts_vision.testing.contracts import AlgorithmContract
 from tts_vision.testing.toys import TWO_MODES, GaussianMixtureSampler, LinearReward, TargetReward
-from tts_vision.types import Cost, Prompt, State
+from tts_vision.types import Cost, State
 
 NAN = float("nan")
 
@@ -83,7 +86,7 @@ def test_children_of_one_parent_differ_and_belong_to_it() -> None:
 def test_follows_the_target(tempering: Tempering, ess_threshold: float) -> None:
     reward, alpha = LinearReward((1.0, 0.5)), 0.7
     ctx = toy_context(GaussianMixtureSampler(num_steps=15), reward, seed=0)
-    state = das(ctx, n=400, alpha=alpha, tempering=tempering, ess_threshold=ess_threshold)
+    state = run(das, ctx, n=400, alpha=alpha, tempering=tempering, ess_threshold=ess_threshold)
     weights = torch.from_numpy(normalise(state.carry["log_weight"]))
     mean = weights @ state.latents.double()
     exact = reward.tilted(TWO_MODES, 1 / alpha).mean
@@ -96,7 +99,7 @@ def test_the_twist_keeps_more_particles_alive() -> None:
     reward, found = LinearReward((1.0, 0.5)), {}
     for name, power in [("twisted", 1.0), ("not until the end", 1e6)]:
         ctx = toy_context(GaussianMixtureSampler(num_steps=15), reward, seed=0)
-        state = das(ctx, n=200, alpha=0.5, tempering="polynomial", power=power, ess_threshold=0.0)
+        state = run(das, ctx, n=200, alpha=0.5, tempering="polynomial", power=power, ess_threshold=0.0)
         found[name] = ess(normalise(state.carry["log_weight"]))
     assert found["twisted"] > 1.3 * found["not until the end"]
 
@@ -104,17 +107,17 @@ def test_the_twist_keeps_more_particles_alive() -> None:
 def test_weights_telescope_to_the_reward_without_a_twist() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=8), seed=0)
     # never tempered up before the end, so never twisted, and never resampled
-    state = das(ctx, n=6, alpha=0.5, gamma=0.0, ess_threshold=0.0)
+    state = run(das, ctx, n=6, alpha=0.5, gamma=0.0, ess_threshold=0.0)
     final = torch.tensor([ctx.candidates[uid].score.value for uid in state.uids], dtype=torch.float64)
     assert torch.allclose(state.carry["log_weight"], final / 0.5)
 
 
 def test_resamples_below_the_threshold_and_starts_anew() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10), seed=0)
-    das(ctx, n=8, alpha=0.3)
-    notes = {event.values["step"]: event.values["ess"] for event in events(ctx, "note")}
+    run(das, ctx, n=8, alpha=0.3)
+    notes = {event.value["step"]: event.value["ess"] for event in events(ctx, "note")}
     assert list(notes) == list(range(9))
-    forked = [event.step - 1 for event in events(ctx, "mutate") if len(set(event.parents)) < 8]
+    forked = [event.step - 1 for event in events(ctx, "move") if len(set(event.parents)) < 8]
     assert forked == [step for step, value in notes.items() if value < 4]
     assert 0 < len(forked) < 9
 
@@ -122,7 +125,7 @@ def test_resamples_below_the_threshold_and_starts_anew() -> None:
 @pytest.mark.parametrize("scheme", ["systematic", "stratified", "residual", "ssp", "multinomial"])
 def test_schemes(scheme: Any) -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=6), seed=0)
-    state = das(ctx, n=5, scheme=scheme, ess_threshold=1.0)
+    state = run(das, ctx, n=5, scheme=scheme, ess_threshold=1.0)
     assert len(state) == len(set(state.uids)) == 5
 
 
@@ -150,30 +153,35 @@ def test_bisection_keeps_the_effective_sample_size() -> None:
     assert adaptive(log_w, np.full(16, NAN), 0.0, 0.5) == 1.0
 
 
-def test_particles_without_a_reward_keep_what_they_had() -> None:
-    assert known(np.array([1.0, NAN]), np.array([5.0, 6.0])).tolist() == [1.0, 6.0]
+def test_a_failed_preview_biases_no_particle_for_good() -> None:
+    ratio, zero = np.zeros(3), np.zeros(3)
+    log_w, psi = weighed(zero, ratio, np.array([1.0, NAN, 3.0]), zero)
+    mean = np.log((np.exp(1.0) + np.exp(3.0)) / 2)
+    assert log_w == pytest.approx([1.0, mean, 3.0]) and psi == pytest.approx([1.0, mean, 3.0])
+    # once all are known, the weights are those without the failure
+    log_w, psi = weighed(log_w, ratio + 0.5, np.array([2.0, 4.0, 1.0]), psi)
+    assert log_w == pytest.approx([2.5, 4.5, 1.5]) and psi.tolist() == [2.0, 4.0, 1.0]
 
 
 def test_cost() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10, guidance=True))
-    das(ctx, n=5)
+    run(das, ctx, n=5)
     # nine twisted steps go forth and back, the last one adds no noise
     assert ctx.ledger.spent == Cost(nfe=5 * 2 * (9 * 2 + 1), decodes=5 * 10, verifier_calls=5 * 10)
     filled = toy_context(GaussianMixtureSampler(num_steps=10), times=16)
-    assert len(das(filled)) == 8  # at 1.9 samples each
+    assert len(run(das, filled)) == 8  # at 1.9 samples each
     assert len(filled.candidates) == 8
 
 
-def test_the_mutation_is_described_by_plain_values() -> None:
+def test_the_move_is_described_by_plain_values() -> None:
     assert from_description(describe(Twist(0.3))) == Twist(0.3)
 
 
 def test_half_precision_steps_are_twisted_in_float32() -> None:
-    state = State(
+    start = State.initial(
         torch.full((1, 4), 2.0, dtype=torch.bfloat16),
-        1,
         (0,),
-        Prompt("x"),
+        Condition("x"),
         0,
         {
             "gradient": torch.full((1, 4), 1e-3),
@@ -182,7 +190,8 @@ def test_half_precision_steps_are_twisted_in_float32() -> None:
             "step_noise_std": torch.ones(1),
         },
     )
-    child = Twist(100.0).apply(state, torch.zeros(1, 4, dtype=torch.bfloat16))
+    state = replace(start, step=1)
+    child = Twist(100.0).apply(GaussianMixtureSampler(), state, torch.zeros(1, 4, dtype=torch.bfloat16))
     assert child.latents.dtype == torch.bfloat16
     assert child.latents.float().tolist() == [[pytest.approx(2.1, abs=0.02)] * 4]
     assert float(child.carry["log_ratio"][0]) == pytest.approx(-4 * 0.01 / 2)  # type: ignore[index]
@@ -200,11 +209,11 @@ def test_half_precision_steps_are_twisted_in_float32() -> None:
 )
 def test_rejects(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        das(toy_context(nfe=40), **parameters)
+        run(das, toy_context(nfe=40), **parameters)
 
 
 def test_large_rewards_do_not_overflow() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=6), TargetReward(), seed=0)
     with np.errstate(all="raise", under="ignore"):
-        state = das(ctx, n=4, alpha=1e-4)
+        state = run(das, ctx, n=4, alpha=1e-4)
     assert state.latents.isfinite().all() and np.isfinite(state.carry["log_weight"].numpy()).all()  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from toy_search import events, toy_context
+from toy_search import events, run, toy_context
 from tts_vision.algorithms.fk_steering import (
     Potential,
     check_steps,
@@ -97,7 +97,7 @@ def test_resampling_steps() -> None:
 def test_follows_the_tilted_distribution(potential: Potential, ess_threshold: float | None) -> None:
     reward, lam = LinearReward((1.0, 0.5)), 1.0
     ctx = toy_context(GaussianMixtureSampler(num_steps=15), reward, seed=0)
-    state = fk_steering(ctx, n=300, potential=potential, lam=lam, ess_threshold=ess_threshold)
+    state = run(fk_steering, ctx, n=300, potential=potential, lam=lam, ess_threshold=ess_threshold)
     weights = torch.from_numpy(normalise(state.carry["log_weight"]))
     mean = weights @ state.latents.double()
     exact = reward.tilted(TWO_MODES, lam).mean
@@ -107,7 +107,7 @@ def test_follows_the_tilted_distribution(potential: Potential, ess_threshold: fl
 
 def test_weights_are_carried_across_skipped_resamplings() -> None:
     never = toy_context(GaussianMixtureSampler(num_steps=10), seed=0)
-    state = fk_steering(never, n=6, potential="diff", lam=0.1, ess_threshold=0.0)
+    state = run(fk_steering, never, n=6, potential="diff", lam=0.1, ess_threshold=0.0)
     assert not events(never, "select")
     final = torch.tensor([never.candidates[uid].score.value for uid in state.uids], dtype=torch.float64)
     # without any resampling, all potentials are still in the weights
@@ -116,8 +116,8 @@ def test_weights_are_carried_across_skipped_resamplings() -> None:
 
 def test_resamples_only_below_the_threshold() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10), seed=0)
-    fk_steering(ctx, n=8, ess_threshold=0.5)
-    low = [event.values["step"] for event in events(ctx, "note") if event.values["ess"] < 4]
+    run(fk_steering, ctx, n=8, ess_threshold=0.5)
+    low = [event.value["step"] for event in events(ctx, "note") if event.value["ess"] < 4]
     assert [event.step for event in events(ctx, "select")] == low
     assert 0 < len(low) < len(events(ctx, "note"))
 
@@ -125,29 +125,29 @@ def test_resamples_only_below_the_threshold() -> None:
 def test_never_resamples_where_copies_could_not_differ() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10), seed=0)
     # the last noise comes in step 8
-    fk_steering(ctx, n=4, resample_steps=[3, 8, 9], ess_threshold=None)
+    run(fk_steering, ctx, n=4, resample_steps=[3, 8, 9], ess_threshold=None)
     assert [event.step for event in events(ctx, "select")] == [3, 8]
     plain = toy_context(GaussianMixtureSampler(num_steps=10, eta=0.0), seed=0)
-    fk_steering(plain, n=4)
+    run(fk_steering, plain, n=4)
     assert not events(plain, "select") and len(plain.candidates) == 4
 
 
 @pytest.mark.parametrize("scheme", ["systematic", "stratified", "residual", "ssp", "multinomial"])
 def test_schemes(scheme: Any) -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10), seed=0)
-    state = fk_steering(ctx, n=5, scheme=scheme, ess_threshold=None)
+    state = run(fk_steering, ctx, n=5, scheme=scheme, ess_threshold=None)
     assert len(state) == len(set(state.uids)) == 5
 
 
 def test_costs_particles_times_steps_and_previews() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10, guidance=True))
-    fk_steering(ctx, n=5)
+    run(fk_steering, ctx, n=5)
     assert ctx.ledger.spent == Cost(nfe=5 * 10 * 2, decodes=5 * 5, verifier_calls=5 * 5)
 
 
 def test_verifier_calls_limit_the_particles() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=10), verifier_calls=24)
-    assert len(fk_steering(ctx)) == 4  # four previews and a final score each
+    assert len(run(fk_steering, ctx)) == 4  # four previews and a final score each
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_verifier_calls_limit_the_particles() -> None:
 )
 def test_rejects(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        fk_steering(toy_context(nfe=40), **parameters)
+        run(fk_steering, toy_context(nfe=40), **parameters)
 
 
 def test_accepts_steps_in_order() -> None:

@@ -13,19 +13,17 @@ import pytest
 import torch
 from toy_tokens import FEATURES, TokenAlgorithmContract, TokenSampler
 
-from toy_search import Scripted, events, toy_context
+from toy_search import Scripted, events, run, toy_context
 from tts_vision.algorithms import tts_var as module
-from tts_vision.algorithms.tts_var import (
-    Potential,
-    log_potential,
-    representatives,
-    scaled_plan,
-    spread,
-    total_cost,
-    tts_var,
-)
+from tts_vision.algorithms._batches import scaled_schedule
+from tts_vision.algorithms._scales import spread
+from tts_vision.algorithms.best_of_n import best_of_n
+from tts_vision.algorithms.tts_var import Potential, log_potential, tts_var
+from tts_vision.context import SearchContext
+from tts_vision.diversity import representatives
 from tts_vision.errors import ConfigError
 from tts_vision.journal import Journal
+from tts_vision.rehearsal import rehearse
 from tts_vision.testing.contracts import AlgorithmContract, check_result, kill_everywhere
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.types import State
@@ -33,27 +31,40 @@ from tts_vision.types import State
 NAN = float("nan")
 INFINITY = [s * s for s in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)]
 PAPER = [8, 8, 6, 6, 6, 4, 2, 2, 2, 1, 1, 1, 1]
-search = partial(tts_var, features=FEATURES)
+
+
+def search(ctx: SearchContext, **params: Any) -> State:
+    """The search as a budget sizes it, with features that cost nothing."""
+    state: State = run(tts_var, ctx, **{"features": FEATURES, **params})
+    return state
 
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
-        return search
+        return tts_var
+
+    @pytest.fixture
+    def params(self) -> dict[str, Any]:
+        return {"features": FEATURES}
 
     @pytest.fixture
     def sizes(self) -> dict[str, Any]:
-        return {"n": 16}
+        return {"n": 16, "features": FEATURES}
 
 
 class TestContractOnTokens(TokenAlgorithmContract):
     @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
-        return search
+        return tts_var
+
+    @pytest.fixture
+    def params(self) -> dict[str, Any]:
+        return {"features": FEATURES}
 
     @pytest.fixture
     def sizes(self) -> dict[str, Any]:
-        return {"n": 16}
+        return {"n": 16, "features": FEATURES}
 
 
 def infinity(**limits: Any) -> Any:
@@ -146,25 +157,27 @@ def test_the_papers_schedule_is_the_default() -> None:
 
 def test_tokens_and_decodes_of_the_papers_schedule() -> None:
     ctx = infinity()
-    search(ctx)
-    # 1.39 times the tokens of one sample; all first scales are one forward
-    assert total_cost(ctx, scaled_plan(8, [2, 5], [6, 9])).tokens / sum(INFINITY) == pytest.approx(
-        1.39, abs=0.005
-    )
-    assert total_cost(ctx, scaled_plan(8, [2, 5], [6, 9])).tokens - ctx.ledger.spent.tokens >= 7
+    search(ctx, lam=10.0)
+    price = rehearse(ctx, tts_var, {"n": 8, "features": FEATURES})
+    assert price is not None
+    # 1.39 times the tokens of one sample, of which all first scales are one forward
+    assert (price.tokens + 7) / sum(INFINITY) == pytest.approx(1.39, abs=0.005)
+    # both that go on after scale 6 are copies of one, which share scale 7; early candidates agree by chance
+    assert len(set(events(ctx, "select")[2].parents)) == 1
+    assert 400 <= price.tokens - ctx.ledger.spent.tokens <= 400 + 7 * 4
     # eight and six to cluster, four and two to resample, one at the end
     assert ctx.ledger.spent.decodes == 21
     assert ctx.ledger.spent.verifier_calls == 4 + 2 + 1
-    assert total_cost(ctx, scaled_plan(8, [2, 5], [6, 9])).decodes == 21
+    assert (price.decodes, price.verifier_calls) == (21, 7)
 
 
 def test_order_of_events() -> None:
     ctx = infinity()
     search(ctx)
     seen = [
-        (event.kind, event.step, len(event.uids))
-        for event in ctx._journal.events
-        if event.kind in {"advance", "features", "score", "select"}
+        (event.what, event.step, len(event.uids))
+        for event in ctx.events
+        if event.what in {"advance", "features", "score", "select"}
     ]
     assert seen == [
         *[("advance", 3, 8), ("features", 3, 8), ("select", 3, 6)],
@@ -189,7 +202,7 @@ def test_other_numbers_of_scales(scales: int, clusters: list[int], resamplings: 
     ctx = toy_context(TokenSampler(INFINITY[:scales]))
     search(ctx)
     assert [event.step - 1 for event in events(ctx, "features")] == clusters
-    assert [event.values["scale"] for event in events(ctx, "note")] == resamplings
+    assert [event.value["scale"] for event in events(ctx, "note")] == resamplings
 
 
 def test_few_scales_drop_early_selections() -> None:
@@ -205,14 +218,14 @@ def test_few_scales_drop_early_selections() -> None:
 
 def test_sizes_along_the_papers_line() -> None:
     def sizes(start: int, *scales: int) -> list[int]:
-        return [s.size for s in scaled_plan(start, [], list(scales)).selections]
+        return [s.size for s in scaled_schedule(start, [], list(scales)).selections]
 
     assert sizes(8, 1, 2, 3, 4) == [6, 4, 2, 1]
     assert sizes(16, 1, 2, 3, 4) == [12, 8, 4, 2]
     assert sizes(8, 1, 2) == [4, 1]
     assert sizes(8, 1) == [1]
     # clusters leave something to choose from
-    assert [s.size for s in scaled_plan(2, [1, 2], [3, 4]).selections] == [1]
+    assert [s.size for s in scaled_schedule(2, [1, 2], [3, 4]).selections] == [1]
 
 
 @pytest.mark.parametrize("times", [2, 4, 8, 20])
@@ -241,7 +254,7 @@ def test_without_clustering_all_selections_are_by_reward() -> None:
     ctx = infinity()
     search(ctx, clustering=False, features="no such thing")
     assert not events(ctx, "features")
-    assert [event.values["scale"] for event in events(ctx, "note")] == [2, 5, 6, 9]
+    assert [event.value["scale"] for event in events(ctx, "note")] == [2, 5, 6, 9]
     assert ctx.ledger.spent.decodes == 21
 
 
@@ -249,7 +262,7 @@ def test_one_kind_of_scales_leaves_the_other_as_it_is() -> None:
     ctx = infinity()
     search(ctx, resample_scales=[5, 10])
     assert [event.step - 1 for event in events(ctx, "features")] == [2]
-    assert [event.values["scale"] for event in events(ctx, "note")] == [5, 10]
+    assert [event.value["scale"] for event in events(ctx, "note")] == [5, 10]
 
 
 @pytest.mark.parametrize("scheme", ["multinomial", "systematic", "stratified", "residual", "ssp"])
@@ -292,7 +305,8 @@ def test_clusters_keep_what_differs() -> None:
 def test_resumes_with_selections_of_all_kinds(tmp_path: Path) -> None:
     kill_everywhere(
         partial(
-            search,
+            tts_var,
+            features=FEATURES,
             batch_schedule=[4, 3, 3, 2, 4, 4],
             cluster_scales=[1],
             resample_scales=[3],
@@ -311,15 +325,14 @@ def test_same_seed_same_search() -> None:
 
 
 def test_beats_plain_samples_of_the_same_compute() -> None:
-    def best(algorithm: Callable[..., State], seed: int) -> float:
+    def best(algorithm: Callable[..., State], seed: int, **params: Any) -> float:
         ctx = toy_context(TokenSampler(pull=0.6), TargetReward((2.0, 2.0)), seed=seed, times=4)
-        algorithm(ctx)
+        run(algorithm, ctx, **params)
         assert ctx.best is not None
         return ctx.best.score.value
 
-    from tts_vision.algorithms.best_of_n import best_of_n
-
-    assert mean(best(search, seed) for seed in range(20)) > mean(best(best_of_n, seed) for seed in range(20))
+    found = [best(tts_var, seed, features=FEATURES) for seed in range(20)]
+    assert mean(found) > mean(best(best_of_n, seed) for seed in range(20))
 
 
 def test_stored_features_are_gone_after_the_search(tmp_path: Path) -> None:
@@ -336,7 +349,7 @@ def test_stored_features_are_gone_after_the_search(tmp_path: Path) -> None:
     [
         ({"n": 0}, "n must be at least 1"),
         ({"lam": -1.0}, "lam must be at least 0"),
-        ({"n": 900}, "must fit its budget of .* macs but a batch of 900, then 675, .* costs"),
+        ({"n": 900}, "must fit its budget of .* macs but n=900 costs"),
         ({"n": 4, "batch_schedule": [2] * 6}, "but n=4 does so too"),
         ({"batch_schedule": [4, 4, 2]}, r"one size for each of 6 scales but got 3: \[4, 4, 2\]"),
         ({"batch_schedule": [4, 4, 2, 2, 0, 0]}, "each size of batch_schedule must be at least 1"),
@@ -368,7 +381,7 @@ def test_rejects(parameters: dict[str, Any], message: str) -> None:
     ctx = toy_context(TokenSampler(), times=8)
     with pytest.raises(ConfigError, match=message):
         search(ctx, **parameters)
-    assert not ctx._journal.events
+    assert not ctx.events
 
 
 @pytest.mark.parametrize(

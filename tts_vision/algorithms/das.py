@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tts_vision.algorithms._common import at_least, fraction
+from tts_vision.algorithms._lines import Lines
+from tts_vision.algorithms._twist import Twist
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
-from tts_vision.gradients import gradient_by_step
-from tts_vision.moves import STEP_NOISE, Move, register_move, step_noise
 from tts_vision.registry import register
-from tts_vision.resampling import SCHEMES, ess, fill_unscored, normalise
-from tts_vision.sampler import Sampler
-from tts_vision.tempering import Tempering, adaptive, known, tempered
+from tts_vision.resampling import SCHEMES, ess, log_mean_exp, normalise
+from tts_vision.tempering import Tempering, adaptive, tempered, weighed
 from tts_vision.types import State
 
 
@@ -44,13 +42,14 @@ def das(
 
     At each step the particles are weighed by the rise of the tempered reward of their previews, resampled
     when the effective sample size is low, and moved by the model's step shifted along the gradient of that
-    reward; the weights correct for the shift. With the returned state's carried ``log_weight`` the particles
-    follow the target.
+    reward; the weights correct for the shift. By their weights (`Result.weights`) the particles follow the
+    target.
 
     Args:
         n: Particles.
         alpha: Temperature of the target, in units of the reward; the paper's are 0.005 for the aesthetic
-            score, 0.01 for 20 times the CLIP cosine and 0.0001 for PickScore.
+            score, 0.01 for 20 times the CLIP cosine and 0.0001 for PickScore. It cannot be fitted to a
+            verifier on the way, because the first gradients are already scaled by it.
         tempering: How the share of the reward that counts rises to 1: ``exp`` as ``(1 + gamma)^i - 1``,
             ``polynomial`` as ``(gamma i)^power``, ``adaptive`` as far as the effective sample size stays at
             the threshold.
@@ -67,6 +66,7 @@ def das(
     steps = next((s for s in range(ctx.num_steps) if not ctx.can_fork_at(s)), ctx.num_steps)
     x = ctx.init(n)
     log_w, log_ratio, psi, lam = np.zeros(n), np.zeros(n), np.zeros(n), 0.0
+    log_z, lines = 0.0, Lines(n)
     for i in range(steps):
         ahead, rewards = ctx.gradient(x)
         r = rewards.numpy() / alpha
@@ -74,40 +74,18 @@ def das(
             lam = next_lam = adaptive(log_w + log_ratio - psi, r, lam, ess_threshold)
         else:
             lam, next_lam = (tempered(tempering, at, ctx.num_steps, gamma, power) for at in (i, i + 1))
-        log_w, psi = log_w + fill_unscored(log_ratio + lam * r - psi), known(lam * r, psi)
+        log_w, psi = weighed(log_w, log_ratio, lam * r, psi)
         weights = normalise(log_w)
         ctx.note(step=x.step, ess=ess(weights), temperature=lam)
         ancestors = np.arange(n)
         if ess(weights) < ess_threshold * n:
             ancestors = SCHEMES[scheme](weights, n, ctx.rng())
-            log_w, psi = np.zeros(n), psi[ancestors]
+            lines.resampled(ancestors)
+            log_w, psi, log_z = np.zeros(n), psi[ancestors], log_z + log_mean_exp(log_w)
         x = ctx.mutate(ahead, Twist(next_lam / alpha), ancestors.tolist())
         log_ratio = ctx.measure(x, "log_ratio").numpy()
     x = ctx.finish(x)
-    log_w = log_w + fill_unscored(log_ratio + ctx.score(x).numpy() / alpha - psi)
+    log_w, _ = weighed(log_w, log_ratio, ctx.score(x).numpy() / alpha, psi)
+    ctx.weigh(x, log_w, log_z + log_mean_exp(log_w))
+    lines.warn(ctx, f"alpha={alpha:g}")
     return replace(x, carry={**x.carry, "log_weight": torch.from_numpy(log_w)})
-
-
-@register_move
-@dataclass(frozen=True)
-class Twist(Move):
-    """Draws the step anew from the twisted kernel ``N(mu + s^2 g, s^2)``, where ``g = scale * gradient``.
-
-    The children carry ``log_ratio``, the log of the model's kernel over the twisted one at what was drawn.
-    """
-
-    scale: float
-    name: ClassVar[str] = "twist"
-    needs: ClassVar[str] = "step_noise"
-    gradient_steps: ClassVar[int] = 1
-
-    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
-        injected, std = step_noise(state)
-        mean = state.latents.float() - injected.float()
-        g, std = self.scale * gradient_by_step(state), std.float()
-        drawn = std * noise.float()
-        latents = (mean + drawn + std.square() * g).to(state.latents.dtype)
-        # log N(x; mu, s^2) - log N(x; mu + s^2 g, s^2) at x = mu + drawn + s^2 g
-        log_ratio = -(drawn * g + std.square() * g.square() / 2).double().flatten(1).sum(1)
-        carry = {**state.carry, STEP_NOISE: drawn.to(injected.dtype), "log_ratio": log_ratio}
-        return replace(state, latents=latents, carry=carry)

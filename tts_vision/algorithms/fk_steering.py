@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from tts_vision.algorithms._common import at_least, check_steps, fraction, resampling_steps
+from tts_vision.algorithms._lines import Lines, auto_strength
 from tts_vision.context import SearchContext
 from tts_vision.registry import register
-from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, normalise
+from tts_vision.resampling import SCHEMES, Floats, ess, fill_unscored, log_mean_exp, normalise
 from tts_vision.types import State
 
 Potential: TypeAlias = Literal["max", "diff", "add", "rt"]
@@ -30,7 +31,7 @@ def fk_steering(
     *,
     n: int = 4,
     potential: Potential = "max",
-    lam: float = 10.0,
+    lam: float | Literal["auto"] = "auto",
     start: float = 0.2,
     every: float = 0.2,
     end: float = 0.8,
@@ -40,14 +41,16 @@ def fk_steering(
 ) -> State:
     """FK steering: particles resampled by their rewards on the way (Singhal et al. 2025).
 
-    With the returned state's carried ``log_weight`` the final particles follow the model's distribution
-    tilted by ``exp(lam * reward)``.
+    By their weights (`Result.weights`) the final particles follow the model's distribution tilted by
+    ``exp(lam * reward)``. For draws from that law use ``potential="diff"``, whose error is smallest.
 
     Args:
         n: Particles.
         potential: The favoured lineages: ``max`` a high reward at any step so far, ``diff`` a rise,
             ``add`` a high sum, ``rt`` a high reward now.
         lam: How sharply rewards turn into weights: a reward higher by ``1 / lam`` weighs e times more.
+            ``auto`` fits it to the verifier: at the first resampling the effective sample size is just low
+            enough to resample. The paper uses 10 for ImageReward.
         start: Share of the trajectory done at the first resampling.
         every: Share of the trajectory between resamplings.
         end: Share of the trajectory done at the last resampling.
@@ -57,27 +60,35 @@ def fk_steering(
         scheme: Resampling scheme.
     """
     at_least(1, n=n)
-    at_least(0, lam=lam)
+    at_least(0, lam=None if lam == "auto" else lam)
     fraction(ess_threshold=ess_threshold)
     planned = resampling_steps(ctx.num_steps, start, every, end) if resample_steps is None else resample_steps
     steps = [step for step in check_steps(planned, ctx.num_steps) if ctx.can_fork_at(step)]
 
+    strength = None if lam == "auto" else float(lam)
     state = ctx.init(n)
     history = np.full(n, -np.inf if potential == "max" else 0.0)
-    log_product, log_weight = np.zeros(n), np.zeros(n)
+    log_product, log_weight, log_z, lines = np.zeros(n), np.zeros(n), 0.0, Lines(n)
     for step in steps:
         state = ctx.advance(state, step - state.step)
         rewards = ctx.score(state).numpy()
-        log_g, history = log_potential(potential, lam, rewards, history, log_product)
+        if strength is None and (strength := auto_strength(ctx, rewards, ess_threshold)) is None:
+            continue  # nothing to choose by yet
+        log_g, history = log_potential(potential, strength, rewards, history, log_product)
         log_product, log_weight = log_product + log_g, log_weight + log_g
         weights = normalise(log_weight)
         ctx.note(step=step, ess=ess(weights))
         if ess_threshold is None or ess(weights) < ess_threshold * n:
             ancestors = SCHEMES[scheme](weights, n, ctx.rng())
-            state = ctx.select(state, ancestors.tolist())
+            lines.resampled(ancestors)
+            state, log_z = ctx.select(state, ancestors.tolist()), log_z + log_mean_exp(log_weight)
             history, log_product, log_weight = history[ancestors], log_product[ancestors], np.zeros(n)
     state = ctx.finish(state)
-    log_weight = log_weight + log_terminal(lam, ctx.score(state).numpy(), log_product)
+    rewards = ctx.score(state).numpy()
+    strength = auto_strength(ctx, rewards, ess_threshold) or 0.0 if strength is None else strength
+    log_weight = log_weight + log_terminal(strength, rewards, log_product)
+    ctx.weigh(state, log_weight, log_z + log_mean_exp(log_weight))
+    lines.warn(ctx, f"lam={strength:g}")
     return replace(state, carry={**state.carry, "log_weight": torch.from_numpy(log_weight)})
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from tts_vision.algorithms._batches import batch_schedule_of
 from tts_vision.algorithms._common import at_least
+from tts_vision.algorithms._lines import auto_strength
 from tts_vision.context import SearchContext
 from tts_vision.diversity import representatives
 from tts_vision.features import PAPER_FEATURES
@@ -36,7 +37,7 @@ def tts_var(
     resample_scales: list[int] | None = None,
     features: str | None = None,
     potential: Potential = "value",
-    lam: float = 10.0,
+    lam: float | Literal["auto"] = "auto",
     scheme: Literal["multinomial", "systematic", "stratified", "residual", "ssp"] = "multinomial",
 ) -> State:
     """TTS-VAR: candidates pruned by diversity at coarse scales, by reward at fine ones (Chen et al. 2025).
@@ -59,15 +60,18 @@ def tts_var(
             patches reduced to one number each, or the features that the model names.
         potential: The favoured lineages: ``value`` a high reward now, ``max`` at any resampling so far,
             ``sum`` a high sum over them, ``diff`` a rise since the last one.
-        lam: How sharply rewards turn into weights: a reward higher by ``1 / lam`` weighs e times more.
+        lam: How sharply rewards turn into weights: a reward higher by ``1 / lam`` weighs e times more; the
+            paper uses 10 for ImageReward. ``auto`` fits it to the verifier: at the first resampling the
+            effective sample size is just below half of the candidates.
         scheme: Resampling scheme.
     """
     at_least(1, n=n)
-    at_least(0, lam=lam)
+    at_least(0, lam=None if lam == "auto" else lam)
     plan = batch_schedule_of(ctx, n, batch_schedule, clustering, cluster_scales, resample_scales)
     clusters = any(selection.how == "cluster" for selection in plan.selections)
     embedder = ctx.extractor(features or PAPER_FEATURES) if clusters else None
 
+    strength = None if lam == "auto" else float(lam)
     state = ctx.init(plan.start)
     history = np.empty((0, plan.start))  # rewards of each candidate's lineage at the resamplings so far
     for selection in plan.selections:
@@ -76,7 +80,9 @@ def tts_var(
             kept = representatives(ctx.features(state, embedder).numpy(), selection.size)
         elif selection.how == "resample":
             history = np.vstack([history, ctx.score(state).numpy()])
-            weights = normalise(log_potential(potential, lam, history))
+            if strength is None:
+                strength = auto_strength(ctx, history[-1], None)
+            weights = normalise(log_potential(potential, strength or 0.0, history))
             ctx.note(scale=selection.scale, ess=ess(weights))
             kept = SCHEMES[scheme](weights, selection.size, ctx.rng()).tolist()
         else:
