@@ -23,6 +23,7 @@ def safe_scores(
 
     If the verifier fails on all samples together, each is tried alone, and charged again, so that only those
     that fail alone stay unscored. If memory is full, they are scored in halves, which is not charged again.
+    A value of +inf is no score, so that such a sample never wins; -inf ranks below every number.
 
     Args:
         verifier: The verifier.
@@ -72,9 +73,13 @@ def _checked(
             f"Verifier {verifier.name!r} must return one score per sample, {len(media)} here, but returned "
             f"{len(scores)}; return NaN for a sample that it cannot score."
         )
-    return [
-        score.model_copy(update={"reason": f"{verifier.name} returned NaN"})
-        if math.isnan(score.value) and not score.reason
-        else score
-        for score in scores
-    ]
+    return [_number(score, verifier.name) for score in scores]
+
+
+def _number(score: Score, name: str) -> Score:
+    """The score; unscored with the reason where its value is no number or +inf."""
+    if score.value == math.inf:
+        return score.model_copy(update={"value": math.nan, "reason": f"{name} returned inf"})
+    if math.isnan(score.value) and not score.reason:
+        return score.model_copy(update={"reason": f"{name} returned NaN"})
+    return score

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from tts_vision.calibration import NO_HISTORY, History
-from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.errors import CapabilityError, ConfigError, VerifierError
 from tts_vision.types import Media, Modality, Prompt, Score
 
 Charge: TypeAlias = Callable[[Mapping[str, int]], None]
@@ -132,7 +133,11 @@ class Verifier(ABC):
 
 
 class FunctionVerifier(Verifier):
-    """A plain function ``f(media, prompts) -> floats`` as a verifier."""
+    """A plain function ``f(media, prompts) -> floats`` as a verifier.
+
+    The floats may be a list, or an array or tensor of shape (n,) or (n, 1); None is a sample that could not
+    be scored.
+    """
 
     accepts: frozenset[Modality] = frozenset({"image", "video"})
 
@@ -141,14 +146,15 @@ class FunctionVerifier(Verifier):
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
-        values = self.function(list(media), [prompt.text for prompt in prompts])
-        return [Score(value=float(value)) for value in values]
+        found = self.function(list(media), [prompt.text for prompt in prompts])
+        return as_scores(found, len(media), self.name)
 
 
 class ObjectVerifier(Verifier):
     """An object with ``name``, ``accepts`` and ``score(media, prompts)`` as a verifier.
 
-    Its ``load()`` and ``rewards(pixels, prompts)`` are used where it has them.
+    It may return scores, or numbers as a function may. Its ``load()`` and ``rewards(pixels, prompts)`` are
+    used where it has them.
     """
 
     def __init__(self, wrapped: Any) -> None:
@@ -158,8 +164,7 @@ class ObjectVerifier(Verifier):
         self.differentiable = callable(getattr(wrapped, "rewards", None))
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
-        scores: list[Score] = self.wrapped.score(media, prompts)
-        return scores
+        return as_scores(self.wrapped.score(media, prompts), len(media), self.name)
 
     def load(self) -> None:
         getattr(self.wrapped, "load", lambda: None)()
@@ -189,6 +194,54 @@ def as_verifier(value: Any, text: str = "it") -> Verifier:
     raise ConfigError(
         "A verifier must be a name, an object with name, accepts and score, or a function f(images, "
         f"prompts) -> floats, but {text} is {type(value).__qualname__}; give one of these."
+    )
+
+
+def as_scores(found: Any, n: int, name: str) -> list[Score]:
+    """The scores that a user's verifier returned, in whatever form; their number is checked elsewhere.
+
+    Args:
+        found: Scores or numbers: a list or tuple, or an array or tensor of shape (n,) or (n, 1).
+        n: Number of samples.
+        name: Name of the verifier, for messages.
+
+    Raises:
+        VerifierError: If it is no such list, or none of its entries is a number.
+    """
+    shape = getattr(found, "shape", None)
+    if isinstance(shape, tuple):  # of an array or a tensor
+        if not shape or math.prod(shape) != shape[0]:
+            raise VerifierError(_not_scores(name, n, f"{type(found).__name__} of shape {tuple(shape)}"))
+        found = found.reshape(shape[0]).tolist()
+    elif isinstance(found, Mapping | Set | str | bytes) or not isinstance(found, Iterable):
+        raise VerifierError(_not_scores(name, n, "None" if found is None else type(found).__name__))
+    entries = list(found)
+    scores = [_as_score(entry, name) for entry in entries]
+    if wrong := [entry for entry, score in zip(entries, scores) if score is None]:
+        if len(wrong) == len(entries):
+            raise VerifierError(_not_scores(name, n, f"a list of {type(wrong[0]).__name__}"))
+        return [score or Score.unscored(f"{name} returned no number for it") for score in scores]
+    return [score for score in scores if score is not None]
+
+
+def _as_score(entry: Any, name: str) -> Score | None:
+    """The score that an entry stands for; none if it is no number."""
+    if isinstance(entry, Score):
+        return entry
+    if entry is None:
+        return Score.unscored(f"{name} returned None for it")
+    if isinstance(entry, list | tuple) and len(entry) == 1:
+        return _as_score(entry[0], name)
+    try:
+        return Score(value=float(entry.item() if hasattr(entry, "item") else entry))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _not_scores(name: str, n: int, found: str) -> str:
+    return (
+        f"Verifier {name!r} must return one score per sample, {n} here, but returned {found}; return a list "
+        "of numbers, NaN for a sample that it cannot score."
     )
 
 

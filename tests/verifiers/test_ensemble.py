@@ -182,7 +182,7 @@ def test_a_member_that_raises_costs_only_its_own_say_and_is_charged_for_trying()
 def test_values_that_are_not_finite_are_no_values() -> None:
     found = scored(Table("a", [1.0, math.inf, -math.inf]), Table("b", [1.0, 2.0, 3.0]), how="zscore")
     assert all(math.isfinite(value) for value in values(found))
-    assert found[1].reason == "a: returned inf" and found[2].reason == "a: returned -inf"
+    assert found[1].reason == "a: a returned inf" and found[2].reason == "a: returned -inf"
 
 
 def test_a_product_of_negative_values_is_told() -> None:
