@@ -141,18 +141,18 @@ class Rehearsal(SearchContext):
     """A context on stand-ins: operations cost what they would and nobody is asked.
 
     Args:
-        real: The context that the search will run in; it is left as it is.
+        real: The context that the search will run in; it is left as it is, but for generators that it opens.
     """
 
     def __init__(self, real: SearchContext) -> None:
-        find = real.open_sampler
+        find = None if real.open_sampler is None else lambda name: StandInSampler(real.using(name).sampler)
         super().__init__(
             StandInSampler(real.sampler),
             StandInVerifier(real.verifier),
             real.prompt,
             seed=real.seed,
             max_batch=real.max_batch,
-            open_sampler=None if find is None else lambda name: StandInSampler(find(name)),
+            open_sampler=find,
         )
         self._chunk, self._early = real._chunk, real._may_end_early
 
