@@ -119,7 +119,7 @@ def test_a_trace_that_cannot_be_read_is_left_as_it_is(tmp_path: Path, damage: by
     trace.write_bytes(b"\n".join(lines))
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert any(path.suffix == ".safetensors" for path in files)
-    with pytest.raises(StorageError, match="in line 4|line 4 of"):
+    with pytest.raises(StorageError, match=r"in line 4|line 4 of"):
         run(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 

@@ -30,6 +30,20 @@ from tts_vision.registry import (
 )
 
 FIRST = ("best_of_n", "evosearch", "fk_steering", "search_over_paths", "zero_order")
+SIZES = {
+    "beam_search": "width",
+    "best_of_n": "n",
+    "das": "n",
+    "evosearch": "n",
+    "fk_steering": "n",
+    "gradient_guidance": "n",
+    "greedy": "runs",
+    "prompt_search": "n",
+    "reno": "iterations",
+    "search_over_paths": "n",
+    "tts_var": "n",
+    "zero_order": "n",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +63,22 @@ def test_finds_the_algorithms() -> None:
 def test_algorithms_say_what_they_are(name: str) -> None:
     entry = lookup("algorithm", name)
     assert "et al." in entry.summary and "arXiv" in entry.paper
-    known = {"noise", "stochastic", "step_noise", "renoise", "preview", "tokens"}
-    assert all(set(need.split(" or ")) <= known for need in entry.needs)
+    known = {"noise", "stochastic", "step_noise", "moves", "renoise", "preview", "differentiable"}
+    assert entry.needs <= known
+
+
+def test_every_algorithm_says_what_sizes_it() -> None:
+    ours = [entry for entry in entries("algorithm") if entry.target.__module__.startswith("tts_vision.")]
+    assert {entry.name: entry.size for entry in ours} == SIZES
+
+
+def test_a_size_is_a_keyword_parameter() -> None:
+    def mine(ctx: Any, *, n: int = 1, depth: int = 2) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"must be a keyword parameter \(n, depth\) but .* size='width'"):
+        registry.register("algorithm", "mine", size="width")(mine)
+    registry.register("algorithm", "mine", size="depth")(mine)
+    assert lookup("algorithm", "mine").size == "depth"
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,17 @@ import pytest
 
 from toy_plugins import MODEL, VERIFIER, first_coordinate
 from tts_vision import search
+from tts_vision.condition import Asset
+from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.media import pixels
 from tts_vision.replays import recreate, replay
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward, position_of
-from tts_vision.types import Prompt
+from tts_vision.types import Cost, Prompt
+
+
+def no_asset(name: str) -> Asset:
+    raise AssertionError(f"no condition has an asset but {name!r} is asked for")
 
 
 @pytest.mark.parametrize(
@@ -27,6 +33,10 @@ from tts_vision.types import Prompt
         "reno:iterations=3",
         "das:alpha=0.5",
         "gradient_guidance:repeats=2",
+        "beam_search:branch=2",
+        "greedy:branch=2",
+        "prompt_search",
+        "tts_var:clustering=false",
     ],
 )
 def test_the_best_sample_is_made_again(algorithm: str, tmp_path: Path) -> None:
@@ -44,10 +54,11 @@ GUIDED = ["reno", "das", "gradient_guidance"]
 def test_every_sample_of_a_search_with_gradients_is_made_again(algorithm: str) -> None:
     sampler, reward = GaussianMixtureSampler(num_steps=6, order=2), TargetReward()
     result = search(sampler, "a", algorithm=algorithm, verifier=reward, budget="12x")
-    assert any(event.kind == "gradient" for event in result.trace)
+    assert any(event.what == "gradient" for event in result.trace)
+    context = SearchContext(sampler, reward, Prompt("a"), seed=0)
     for candidate in result.population:
         chain = result.lineage(candidate.uid)
-        media = recreate(sampler, Prompt("a"), 0, chain, candidate.step, reward)
+        media = recreate(context, chain, candidate.step, no_asset)
         # a batch may round otherwise than one row
         assert position_of(media) == pytest.approx(position_of(candidate.load()), abs=1e-5)
 
@@ -56,9 +67,11 @@ def test_every_sample_of_a_search_with_gradients_is_made_again(algorithm: str) -
 def test_every_sample_of_a_search_is_made_again(algorithm: str) -> None:
     sampler = GaussianMixtureSampler(num_steps=6, order=2)
     result = search(sampler, "a", algorithm=algorithm, verifier=first_coordinate, budget="8x")
+    context = SearchContext(sampler, TargetReward(), Prompt("a"), seed=0)
     for candidate in result.population:
-        media = recreate(sampler, Prompt("a"), 0, result.lineage(candidate.uid), candidate.step)
+        media = recreate(context, result.lineage(candidate.uid), candidate.step, no_asset)
         assert (pixels(media) == pixels(candidate.load())).all()
+    assert context.ledger.spent == Cost(), "a replay is not charged"
 
 
 def test_a_live_pipeline_is_given_again(tmp_path: Path) -> None:

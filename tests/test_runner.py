@@ -175,7 +175,12 @@ def test_one_unscored_sample_is_last_and_never_wins() -> None:
 
 
 def test_a_spent_budget_returns_the_best_so_far() -> None:
-    result = search(toy(), "a", verifier=TargetReward(), budget="4x", algorithm_params={"n": 10})
+    def greedy_for_scores(ctx: SearchContext) -> None:
+        state = ctx.finish(ctx.init(4))
+        ctx.score(state)
+        ctx.finish(ctx.init(1))
+
+    result = search(toy(), "a", verifier=TargetReward(), algorithm=greedy_for_scores, budget="4x")
     assert result.budget_spent
     assert len(result.population) == 4
 
