@@ -52,7 +52,7 @@ def test_generate_tells_where_the_best_sample_is() -> None:
 def test_parameters_of_the_algorithm_are_flags_anywhere() -> None:
     ok("generate", "--n", "2", "a", *TOY, "--output", "x")
     assert len(load_result("x").population) == 2
-    ok("generate", "--algorithm=evosearch", "--strict-reference", "a", "--beta=0.5", *TOY, "-o", "y")
+    ok("generate", "--algorithm=evosearch", "--strict-reference", "a", "--beta-step=0.5", *TOY, "-o", "y")
     params = load_result("y").config.algorithm_params
     assert (params["strict_reference"], params["beta"]) == (True, 0.5)
     ok(

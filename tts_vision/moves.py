@@ -196,6 +196,25 @@ class StepNoise(Move):
 
 @register_move
 @dataclass(frozen=True)
+class AddNoise(Move):
+    """Adds a full draw of the last step's noise on top of the first: ``x + s e`` (EvoSearch, x_t).
+
+    The variance of the step is doubled.
+    """
+
+    name: ClassVar[str] = "add_noise"
+    needs: ClassVar[str] = "step_noise"
+
+    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
+        injected, std = step_noise(state)
+        added = std * noise
+        return replace(
+            state, latents=state.latents + added, carry={**state.carry, STEP_NOISE: injected + added}
+        )
+
+
+@register_move
+@dataclass(frozen=True)
 class AddStepNoise(Move):
     """EvoSearch's released move: the state *after* a step, mutated, is fed back as the one before it.
 

@@ -18,7 +18,9 @@ from tts_vision.algorithms.evosearch import evosearch
 from tts_vision.condition import Asset, Condition
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
+from tts_vision.moves import AddNoise
 from tts_vision.replays import recreate
+from tts_vision.rng import row_noise
 from tts_vision.sampler import Sampler
 from tts_vision.testing.contracts import AlgorithmContract, kill_everywhere
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
@@ -77,7 +79,7 @@ def read_nothing(name: str) -> Asset:
 
 def test_tokens_are_drawn_again_where_there_is_no_noise() -> None:
     ctx = toy_context(TokenSampler(), times=8)
-    run(evosearch, ctx, beta=0.5)
+    run(evosearch, ctx, beta_noise=0.5, beta_step=0.5)
     # of the schedule's 0, 20, 30, 40 in 50 steps
     assert [(event.step, event.move) for event in events(ctx, "move")] == [
         (step, {"name": "token_noise", "share": 0.25}) for step in (2, 4, 5)
@@ -163,7 +165,7 @@ def test_population_fills_the_budget_in_proportion(times: float, strict_referenc
 def test_children_start_from_the_state_before_the_evolution_step() -> None:
     sampler = GaussianMixtureSampler(num_steps=6)
     ctx = toy_context(sampler, seed=5)
-    run(evosearch, ctx, beta=0.0, evolution_schedule=[3], population_schedule=[2, 4], elites=1)
+    run(evosearch, ctx, beta_step=0.0, evolution_schedule=[3], population_schedule=[2, 4], elites=1)
     child = events(ctx, "move")[0]
     assert child.step == 3
     parent = sampler.advance(sampler.init(Condition("x"), child.parents, seed=5), 3)
@@ -256,3 +258,27 @@ def test_same_seed_same_search() -> None:
 def test_rejects(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(evosearch, toy_context(nfe=100), **parameters)
+
+
+def test_the_papers_additive_move_at_the_right_step() -> None:
+    sampler = GaussianMixtureSampler(num_steps=6)
+    ctx = toy_context(sampler)
+    run(evosearch, ctx, additive=True, evolution_schedule=[3], population_schedule=[2, 4], elites=1)
+    child = events(ctx, "move")[0]
+    assert (child.what, child.from_step, child.step) == ("add_noise", 3, 3)
+    state = sampler.advance(sampler.init(Condition("x"), (0,), seed=3), 3)
+    moved = sampler.apply(AddNoise(), state.select([0], uids=(9,)))
+    std = float(state.carry["step_noise_std"][0])  # type: ignore[index]
+    added = (moved.latents - state.latents) / std
+    assert torch.allclose(added, row_noise(3, "mutate", (9,), 3, state.latents), atol=1e-5)
+    with pytest.raises(ConfigError, match="two variants"):
+        run(evosearch, toy_context(), additive=True, strict_reference=True)
+
+
+def test_noise_and_steps_have_strengths_of_their_own() -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=6))
+    run(evosearch, ctx, beta_noise=0.7, beta_step=0.1, **SMALL)
+    assert [event.move for event in events(ctx, "move")] == [
+        {"name": "blend", "beta": 0.7},
+        {"name": "step_noise", "beta": 0.1},
+    ]
