@@ -16,17 +16,17 @@ from PIL import Image
 
 from toy_plugins import MODEL, VERIFIER, first_coordinate
 from tts_vision import RunConfig, search
-from tts_vision.context import Candidate
+from tts_vision.candidates import Candidate
 from tts_vision.errors import ConfigError, StorageError
 from tts_vision.figures import Point, best_so_far, contact_sheet, lineage_svg
 from tts_vision.ledger import Spent
 from tts_vision.media import pixels, read_media, still, suffix_of, write_media
 from tts_vision.replays import replay
-from tts_vision.results import Result, load_result, ranked
+from tts_vision.results import Result, TopUp, load_result, ranked
 from tts_vision.rng import row_seed
 from tts_vision.runner import run
 from tts_vision.testing.toys import GaussianMixtureSampler
-from tts_vision.trace import Event, Init, Mutate, Renoise, Scored, Select
+from tts_vision.trace import Answer, Birth, Event, answers
 from tts_vision.types import Media, Score, State, Video
 
 
@@ -59,7 +59,7 @@ def test_the_folder_holds_what_the_readme_says(folder: Path) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
-def test_pictures_say_what_they_are(folder: Path) -> None:
+def test_images_say_what_they_are(folder: Path) -> None:
     report = json.loads((folder / "result.json").read_text())
     for entry in report["population"]:
         with Image.open(folder / entry["file"]) as image:
@@ -89,14 +89,42 @@ def test_a_result_is_read_back(folder: Path) -> None:
         result.lineage(9999)
 
 
-def test_a_pool_is_kept_as_it_stands_at_the_end(tmp_path: Path) -> None:
+def test_independent_samples_at_the_end_are_told_apart(tmp_path: Path) -> None:
+    # previews make particles so dear in verifier calls that compute is left over
+    settings: dict[str, Any] = {"algorithm": "fk_steering", "verifier": VERIFIER, "seed": 4}
+    result = search(MODEL, "a", budget="9x and verifier_calls=30", output=tmp_path, **settings)
+    start = next(answers(result.trace, "top_up"))
+    later = [uid for event in answers(result.trace, "score") if event.op > start.op for uid in event.uids]
+    assert result.topped_up == TopUp(len(later), nfe=6.0 * len(later)) != TopUp()
+    assert result.spent.nfe == start.spent.nfe + result.topped_up.nfe
+    report = json.loads((tmp_path / "result.json").read_text())
+    assert report["topped_up"] == {"samples": len(later), "nfe": 6.0 * len(later), "macs": 0.0}
+    assert load_result(tmp_path).topped_up == result.topped_up
+    whole = search(MODEL, "a", budget="9x", verifier=VERIFIER)
+    assert whole.topped_up == TopUp(), "independent samples are its own"
+
+
+@pytest.mark.parametrize(("target", "satisfied"), [(None, None), (-100.0, True), (100.0, False)])
+def test_a_result_says_whether_it_reached_its_target(
+    target: float | None, satisfied: bool | None, tmp_path: Path
+) -> None:
+    result = search(MODEL, "a", verifier=VERIFIER, budget="3x", target=target, output=tmp_path)
+    back = load_result(tmp_path)
+    report = json.loads((tmp_path / "result.json").read_text())
+    assert result.satisfied is back.satisfied is report["satisfied"] is satisfied
+    assert back.config.target == target
+    word = {None: "", True: ", satisfied", False: ", not satisfied"}[satisfied]
+    assert f" s{word}, in" in repr(back)
+
+
+def test_values_that_settle_are_kept_as_they_are_at_the_end(tmp_path: Path) -> None:
     verifier = f"ensemble({VERIFIER}, {MODEL.rpartition('@')[0]}@first_coordinate)"
     result = search(
         MODEL, "a", algorithm="evosearch", verifier=verifier, budget="6x", seed=4, output=tmp_path
     )
     values = [candidate.score.value for candidate in result.population]
     assert values == sorted(values, reverse=True) and 0 <= min(values) < max(values) <= 1
-    recorded = [value for e in result.trace if e.kind == "score" and not e.preview for value in e.values]
+    recorded = [value for e in answers(result.trace, "score") if not e.preview for value in e.values]
     assert sorted(recorded) != sorted(values), "ranks among all differ from those among a few"
     back = load_result(tmp_path)
     assert [c.score for c in back.population] == [c.score for c in result.population]
@@ -222,13 +250,13 @@ def test_clips_are_mp4_with_pyav(tmp_path: Path) -> None:
 
 
 class Clips(GaussianMixtureSampler):
-    """The toy sampler with clips for pictures."""
+    """The toy sampler with clips for images."""
 
     modality = "video"
 
     def decode(self, state: State) -> list[Media]:
-        pictures = [torch.from_numpy(pixels(media)) for media in super().decode(state)]
-        return [Video(torch.cat([255 - picture, picture])) for picture in pictures]
+        images = [torch.from_numpy(pixels(media)) for media in super().decode(state)]
+        return [Video(torch.cat([255 - image, image])) for image in images]
 
 
 def brightness(media: list[Media], prompts: list[str]) -> list[float]:
@@ -250,7 +278,7 @@ def test_a_search_over_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def candidate(uid: int, value: float) -> Candidate:
-    return Candidate(uid, Score(value=value), 4, Image.new("RGB", (64, 48), (uid % 256, 80, 80)))
+    return Candidate(uid, Score(value=value), 4, media=Image.new("RGB", (64, 48), (uid % 256, 80, 80)))
 
 
 def test_unscored_samples_rank_last_and_equals_by_uid() -> None:
@@ -260,7 +288,7 @@ def test_unscored_samples_rank_last_and_equals_by_uid() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 5, 60])
-def test_contact_sheet_has_every_picture(n: int) -> None:
+def test_contact_sheet_has_every_image(n: int) -> None:
     sheet = contact_sheet([candidate(i, float(-i)) for i in range(n)], title="x" * 300)
     colors = {color for _, color in sheet.getcolors(1 << 20) or []}
     assert all((i, 80, 80) in colors for i in range(n))
@@ -268,14 +296,19 @@ def test_contact_sheet_has_every_picture(n: int) -> None:
     assert still(clip()).size == (6, 4)
 
 
+def scored(op: int, uids: tuple[int, ...], values: tuple[float, ...], spent: Spent) -> Answer:
+    scores = tuple(Score(value=value) for value in values)
+    return Answer(op=op, what="score", uids=uids, scores=scores, spent=spent)
+
+
 def events() -> list[Event]:
     return [
-        Init(op=0, uids=(0, 1), seeds=(0, 9)),
-        Select(op=1, uids=(0, 2), parents=(0, 0), step=2),
-        Mutate(op=2, uids=(3,), parents=(2,), step=2, mutation={"name": "blend", "beta": 0.5}),
-        Renoise(op=3, uids=(4,), parents=(3,), step=1, from_step=4),
-        Scored(op=4, uids=(0, 4), values=(1.0, float("nan")), spent=Spent(nfe=8, elapsed=2.0)),
-        Scored(op=5, uids=(2, 3), values=(0.5, 3.0), spent=Spent(nfe=12, elapsed=3.0)),
+        Birth(op=0, uids=(0, 1), move={"name": "init"}, seeds=(0, 9)),
+        Birth(op=1, uids=(0, 2), parents=(0, 0), step=2, from_step=2, move={"name": "select"}),
+        Birth(op=2, uids=(3,), parents=(2,), step=2, from_step=2, move={"name": "blend", "beta": 0.5}),
+        Birth(op=3, uids=(4,), parents=(3,), step=1, from_step=4, move={"name": "renoise", "to_step": 1}),
+        scored(4, (0, 4), (1.0, float("nan")), Spent(nfe=8, elapsed=2.0)),
+        scored(5, (2, 3), (0.5, 3.0), Spent(nfe=12, elapsed=3.0)),
     ]
 
 
@@ -283,13 +316,13 @@ def test_lineage_shows_every_particle_once() -> None:
     tree = ElementTree.fromstring(lineage_svg(events(), 4))
     titles = [node.text or "" for node in tree.iter("{http://www.w3.org/2000/svg}title")]
     assert sorted(title.split(",")[0] for title in titles) == ["#0", "#1", "#2", "#3", "#4"]
-    assert any("mutate, step 2, from #2" in title and "beta" in title for title in titles)
+    assert any("blend, step 2, from #2" in title and "beta" in title for title in titles)
     assert any("renoise, step 1, from #3" in title and "unscored" in title for title in titles)
     ElementTree.fromstring(lineage_svg([], None))
 
 
 def test_lineage_of_hundreds_stays_on_one_page() -> None:
-    many: list[Event] = [Init(op=0, uids=tuple(range(600)), seeds=tuple(range(600)))]
+    many: list[Event] = [Birth(op=0, uids=tuple(range(600)), move={"name": "init"}, seeds=tuple(range(600)))]
     tree = ElementTree.fromstring(lineage_svg(many, 3))
     assert float(tree.get("height") or 0) < 3000
     assert len(list(tree.iter("{http://www.w3.org/2000/svg}text"))) < 20
