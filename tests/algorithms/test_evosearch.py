@@ -251,7 +251,7 @@ def test_same_seed_same_search() -> None:
         ),
         ({"evolution_schedule": [1], "population_schedule": [90, 9], "elites": 1}, "must fit its budget"),
         ({"elites": 0}, "elites must be at least 1"),
-        ({"beta": 1.5}, "beta must be between 0 and 1 but got 1.5"),
+        ({"beta_step": 1.5}, "beta_step must be between 0 and 1 but got 1.5"),
         ({"tournament": -0.5}, "tournament must be between 0 and 1"),
     ],
 )

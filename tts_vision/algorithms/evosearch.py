@@ -40,8 +40,8 @@ def evosearch(
     Every particle is denoised to its end and scored. At each evolution step, parents win tournaments
     among the states that all particles so far had there; children are mutations of them.
 
-    Schedules, elites and the share of the tournament are those of the released code, which also gives the move
-    of the initial noise, ``sqrt(1 - b^2) x + b e``. The paper's move of a state on the way adds noise to it,
+    Schedules, elites and the share of the tournament are those of the released code, and so is the move of
+    the initial noise, ``sqrt(1 - b^2) x + b e``. The paper's move of a state on the way adds noise to it,
     ``x + s e``, which raises its variance; by default the noise of the step before is replaced in part
     instead, ``mean + sqrt(1 - b^2) s z + b s e``, which keeps it. `additive` is the paper's move. The
     released code archives states after a step and feeds children back as the states before it, one step too
