@@ -149,14 +149,14 @@ def run(name: str, search: Any, preview_side: int = 1024) -> Row:
 def rows() -> list[Row]:
     """All rows of the table."""
     one = run("one sample", lambda ctx: best_of_n(ctx, n=1))
-    full = run("TTS-VAR, full-size decodes", lambda ctx: tts_var(ctx, n=8, features=FEATURES))
+    full = run("TTS-VAR, full-size decodes", lambda ctx: tts_var(ctx, n=8, features=FEATURES, lam=10.0))
     released = replace(
         full,
         name="TTS-VAR, decodes as released",
         decodes=RELEASED_DECODES,
         decode_macs=RELEASED_DECODES * decode_macs(1024),
     )
-    small = run("TTS-VAR, `--preview-size 256`", lambda ctx: tts_var(ctx, n=8, features=FEATURES), 256)
+    small = run("TTS-VAR, `--preview-size 256`", lambda ctx: tts_var(ctx, n=8, features=FEATURES, lam=10.0), 256)
     return [one, released, full, small, run("best of 8", lambda ctx: best_of_n(ctx, n=8))]
 
 
