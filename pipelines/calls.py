@@ -47,8 +47,9 @@ class Calls:
     def of(self, condition: Condition) -> dict[str, Any]:
         """The arguments of a call for one particle."""
         given = condition.arguments()
-        device = self._driver.pipe._execution_device
-        given |= {name: asset.value.to(device) for name, asset in condition.embeddings.items()}
+        if condition.embeddings:  # finding out the device takes diffusers a few milliseconds
+            device = self._driver.pipe._execution_device
+            given |= {name: asset.value.to(device) for name, asset in condition.embeddings.items()}
         encoded = tuple(part for part in ("", "negative_") if f"{part}prompt_embeds" in given)
         # a pipeline takes a text or its embedding, not both
         settings = {k: v for k, v in self.settings.items() if not _replaced(k, encoded)}

@@ -97,7 +97,7 @@ class DiffusersSampler(Sampler):
         noisy = self._step_rule is not None or self._native_noise
         self.last_noisy_step = self.num_steps - 2 if noisy else -1
         if self._step_rule is not None:
-            noise_levels(scheduler)  # says what the scheduler lacks, if anything
+            noise_levels(scheduler)  # raises if the scheduler has none
         has_levels = self._own_levels(scheduler) is not None
         has_noise = "latents" in signature and not self._driver.slices_itself
         self.capabilities = frozenset(
@@ -177,7 +177,7 @@ class DiffusersSampler(Sampler):
         output = segment.output
         same = isinstance(output, Tensor) and output.shape == latents.shape
         if same and torch.equal(output, latents.to(output.dtype)):
-            latents = output  # the loop may cast what the scheduler returned; go on from what it goes on from
+            latents = output  # the loop may cast the scheduler's result; go on from the cast one, as it does
         history = proxy.history() if rule is None else {}
         rows, shared = pack(history, proxy.prev_sample.shape)
         carry: dict[str, Tensor | Rows] = {**rows}
@@ -204,7 +204,7 @@ class DiffusersSampler(Sampler):
             ),
             torch.enable_grad(),
         ):
-            # a copy, because loops may change what enters in place
+            # a copy, because loops may change their input latents in place
             ahead = self.advance(replace(state, latents=x.clone()), steps)
             estimate = ahead.latents if finished else ahead.carry[PREVIEW]
             assert isinstance(estimate, Tensor)
@@ -461,8 +461,8 @@ class DiffusersSampler(Sampler):
     def _generators(self, state: State) -> list[torch.Generator]:
         """One generator per row: the one its initial noise came from, going on, or a fresh one after a fork.
 
-        Only schedulers that draw noise themselves use them; going on with the row's generator is what a
-        plain call of the pipeline does, so a plain call re-makes an unforked row from its seed.
+        Only schedulers that draw noise themselves use them. A plain call of the pipeline goes on with one
+        generator too, so it makes an unforked row again from its seed.
         """
         states, owners = state.carry.get("rng"), state.carry.get("rng_uid")
         generators = []

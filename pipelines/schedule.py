@@ -1,4 +1,4 @@
-"""What a diffusers scheduler's numbers mean: noise levels, predictions of the finished sample."""
+"""Noise levels, x0 predictions and solver history of diffusers schedulers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tupl
     """The model's estimates of the finished sample and of the noise, both ``(B, ...)`` float32.
 
     Args:
-        scheduler: Tells what the model predicts: epsilon, v, sample or flow velocity.
+        scheduler: Its config names the model's prediction: epsilon, v, sample or flow velocity.
         output: ``(B, ...)`` model output; a learned variance in extra channels is dropped.
         x: ``(B, ...)`` the sample it was computed at.
         level: The sample's noise level.
@@ -147,7 +147,7 @@ def step(
 
 
 def pack(history: dict[str, Any], rows: torch.Size) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Splits solver attributes into tensors with one row per particle and what all rows share.
+    """Splits solver attributes into tensors with one row per particle and values that all rows share.
 
     Args:
         history: Attributes of a scheduler by name.

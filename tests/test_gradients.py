@@ -162,7 +162,7 @@ def test_the_guidance_gain_is_how_far_a_step_moves(name: str) -> None:
     ahead = sampler.gradient(state, 1, ramp)
     levels = sampler._known_levels(CONDITION)
     now, then = levels[3], levels[4]
-    eps = -now.sigma  # what a score of one adds to the noise estimate
+    eps = -now.sigma  # the change of the noise estimate by a score of one
     moved = then.alpha * (-now.sigma * eps) / now.alpha + then.sigma * eps
     assert float(ahead.carry["guidance_gain"][0]) == pytest.approx(moved)
     assert moved > 0
@@ -335,7 +335,7 @@ def test_going_back_is_charged_before_it_runs() -> None:
         sampler.gradient(state, 1, ramp)
 
 
-# What a search sees
+# Gradients in a search
 
 
 def test_a_context_charges_and_records_a_gradient() -> None:

@@ -1,4 +1,4 @@
-"""The base class of samplers: what a subclass gets without writing it."""
+"""The base class of samplers: the methods that a subclass inherits."""
 
 from __future__ import annotations
 

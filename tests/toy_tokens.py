@@ -24,11 +24,11 @@ from tts_vision.types import Cost, Media, Modality, Prompt, State
 from tts_vision.verifier import Verifier
 
 ROUND = 2 * math.pi * torch.arange(5) / 5
-VALUES = torch.stack([ROUND.cos(), ROUND.sin()], 1)  # what each of five ids adds to the position
+VALUES = torch.stack([ROUND.cos(), ROUND.sin()], 1)  # the part of each of five ids in the position
 
 
 class TokenSampler(Sampler):
-    """Tokens add up to a position in the plane; each scale refines what the coarser ones said.
+    """Tokens add up to a position in the plane; each scale refines the coarser ones.
 
     A bit is set with probability ``sigmoid(bias + pull * position so far)`` of its coordinate, an id drawn by
     the softmax of the same. Particles whose tokens agree share one forward.
@@ -159,7 +159,7 @@ FEATURES = f"{__file__}@positions"
 
 
 class TokenAlgorithmContract(AlgorithmContract):
-    """The contract of a search on this model, whose scales differ in what they cost."""
+    """The contract of a search on this model, whose scales differ in cost."""
 
     @pytest.fixture
     def make_sampler(self) -> Callable[[], Sampler]:

@@ -1,4 +1,4 @@
-"""Gradients of rewards: what a sampler and a verifier that can be differentiated do together.
+"""Gradients of rewards, by a differentiable sampler and a differentiable verifier together.
 
 A step with a gradient is `Sampler.advance` whose result also carries, row by row, the gradient of the
 reward with respect to the latents that it came from. So gradients are reindexed, stored and dropped with

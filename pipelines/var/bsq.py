@@ -1,6 +1,6 @@
 """Binary spherical quantisation over scales, as in Infinity (Han et al. 2024; BSQ: Zhao et al. 2024).
 
-An image's feature map is a sum: at each scale, the sign of what is still missing, scaled to unit length
+An image's feature map is a sum: at each scale, the sign of the remainder, scaled to unit length
 and brought to full size.
 """
 
