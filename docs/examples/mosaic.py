@@ -38,6 +38,7 @@ class MosaicSampler(Sampler):
     name = "mosaic"
     num_steps = 8
     last_noisy_step = 7
+    preview_shows_step = True  # its preview has the tokens that the last step drew
     capabilities = frozenset({"stochastic", "moves", "renoise", "preview"})
 
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:

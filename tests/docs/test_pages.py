@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,12 @@ def test_commands_on_a_result_folder_run() -> None:
         args = [path for word in command for path in (sorted(glob.glob(word)) if "*" in word else [word])]
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 0, (args, result.output)
+
+
+def test_the_demo_prints_what_the_front_page_says() -> None:
+    shown = next(block.code for block in blocks(ROOT / "README.md") if block.code.startswith("best    "))
+    prompt = "two red circles left of a blue star"
+    result = CliRunner().invoke(app, ["generate", prompt, "--algorithm", "evosearch", "--seed", "2"])
+    # seconds differ, and scores may differ in the last digit between processors
+    number = re.compile(r"[0-9.]+ s;|\d\.\d+")
+    assert number.sub("N", result.stdout) == number.sub("N", shown)
