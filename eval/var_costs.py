@@ -156,7 +156,9 @@ def rows() -> list[Row]:
         decodes=RELEASED_DECODES,
         decode_macs=RELEASED_DECODES * decode_macs(1024),
     )
-    small = run("TTS-VAR, `--preview-size 256`", lambda ctx: tts_var(ctx, n=8, features=FEATURES, lam=10.0), 256)
+    small = run(
+        "TTS-VAR, `--preview-size 256`", lambda ctx: tts_var(ctx, n=8, features=FEATURES, lam=10.0), 256
+    )
     return [one, released, full, small, run("best of 8", lambda ctx: best_of_n(ctx, n=8))]
 
 

@@ -31,28 +31,28 @@ TTS_VAR = "tts_var:features=playground_features"
 BASELINE = "best_of_n"
 
 
-def main_arms(lam: float) -> dict[str, str]:
+def main_arms(lam: str) -> dict[str, str]:
     """The searches of the main part, by what tables call them."""
     return {
         "best of n": BASELINE,
         "beam search": "beam_search",
-        "FK steering": f"fk_steering:lam={lam:g}",
-        "plain resampling": f"tts_var:clustering=false,lam={lam:g}",
-        "TTS-VAR": f"{TTS_VAR},lam={lam:g}",
+        "FK steering": f"fk_steering:lam={lam}",
+        "plain resampling": f"tts_var:clustering=false,lam={lam}",
+        "TTS-VAR": f"{TTS_VAR},lam={lam}",
     }
 
 
-def ablation_arms(lam: float) -> dict[str, str]:
+def ablation_arms(lam: str) -> dict[str, str]:
     """TTS-VAR and what differs from it in one respect; scales are those of the playground's six."""
-    lambdas = [value for value in (3, 10, 30, 100) if value != lam]
+    lambdas = [value for value in ("3", "10", "30", "100") if value != lam]
     return {
-        f"TTS-VAR (value, lambda {lam:g})": f"{TTS_VAR},lam={lam:g}",
-        "without clusters": f"tts_var:clustering=false,lam={lam:g}",
-        **{f"potential {name}": f"{TTS_VAR},lam={lam:g},potential={name}" for name in ("max", "sum", "diff")},
-        **{f"lambda {value:g}": f"{TTS_VAR},lam={value:g}" for value in lambdas},
-        "selections one scale earlier": f"{TTS_VAR},lam={lam:g},cluster_scales=[1],resample_scales=[2,3]",
-        "late selections only": f"{TTS_VAR},lam={lam:g},cluster_scales=[3],resample_scales=[4]",
-        "one resampling only": f"{TTS_VAR},lam={lam:g},cluster_scales=[],resample_scales=[4]",
+        f"TTS-VAR (value, lambda {lam})": f"{TTS_VAR},lam={lam}",
+        "without clusters": f"tts_var:clustering=false,lam={lam}",
+        **{f"potential {name}": f"{TTS_VAR},lam={lam},potential={name}" for name in ("max", "sum", "diff")},
+        **{f"lambda {value}": f"{TTS_VAR},lam={value}" for value in lambdas},
+        "selections one scale earlier": f"{TTS_VAR},lam={lam},cluster_scales=[1],resample_scales=[2,3]",
+        "late selections only": f"{TTS_VAR},lam={lam},cluster_scales=[3],resample_scales=[4]",
+        "one resampling only": f"{TTS_VAR},lam={lam},cluster_scales=[],resample_scales=[4]",
     }
 
 
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=100, help="of the main part, up to 123")
     parser.add_argument("--ablation-prompts", type=int, default=23, help="that follow, while they last")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lam", type=float, default=10.0, help="of all resampling")
+    parser.add_argument("--lam", default="auto", help="of all resampling: a number, or auto")
     parser.add_argument("--jobs", type=int, default=2, help="processes with one thread each")
     parser.add_argument("--model", default="playground-var")
     parser.add_argument("--verifier", default="playground_clip")

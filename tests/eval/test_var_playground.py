@@ -30,7 +30,7 @@ def test_main_part(
     var_playground.main(arguments)
     text = (tmp_path / "results" / "var_playground.md").read_text()
     assert text in capsys.readouterr().out
-    searches = ["plain sample", *var_playground.main_arms(10)]
+    searches = ["plain sample", *var_playground.main_arms("10")]
     assert names(text) == ["search", "---", *searches, "search", "---", *searches]
     data = json.loads((tmp_path / "results" / "var_playground.json").read_text())
     even, timed = data["equal MACs (2x)"], data["equal time (0.4 s)"]
@@ -47,7 +47,7 @@ def test_main_part(
 def test_ablations(arguments: list[str], tmp_path: Path) -> None:
     var_playground.main([*arguments, "--part", "ablations", "--lam", "30", "--budget", "2x"])
     text = (tmp_path / "results" / "var_playground_ablations.md").read_text()
-    arms = var_playground.ablation_arms(30)
+    arms = var_playground.ablation_arms("30")
     assert names(text)[2:] == ["plain sample", *arms]
     assert "lambda 10" in arms and "lambda 30" not in arms and len(set(arms.values())) == len(arms)
     # on prompts that the main part does not have
