@@ -74,6 +74,7 @@ class ChunkSampler(Sampler):
 
     name = "chunks"
     modality = "video"
+    preview_shows_step = True
     capabilities = frozenset({"noise", "preview", "stochastic", "moves"})
 
     def __init__(self, chunks: int = 3, chunk_steps: int = 4, frames: int = 2, width: int = 8) -> None:

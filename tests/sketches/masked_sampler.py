@@ -66,6 +66,7 @@ class MaskedSampler(Sampler):
     """
 
     name = "masked"
+    preview_shows_step = True
     capabilities = frozenset({"stochastic", "preview", "renoise", "moves"})
 
     def __init__(self, num_steps: int = 6) -> None:

@@ -33,6 +33,7 @@ class RowSampler(Sampler):
 
     name = "rows"
     shares_forwards = True
+    preview_shows_step = True
     capabilities = frozenset({"stochastic", "preview", "renoise", "moves"})
 
     def __init__(self, rows: int = 6, columns: int = 5, ids: int = 7) -> None:
