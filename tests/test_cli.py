@@ -54,7 +54,7 @@ def test_parameters_of_the_algorithm_are_flags_anywhere() -> None:
     assert len(load_result("x").population) == 2
     ok("generate", "--algorithm=evosearch", "--strict-reference", "a", "--beta-step=0.5", *TOY, "-o", "y")
     params = load_result("y").config.algorithm_params
-    assert (params["strict_reference"], params["beta"]) == (True, 0.5)
+    assert (params["strict_reference"], params["beta_step"]) == (True, 0.5)
     ok(
         "generate",
         "a",
@@ -94,7 +94,7 @@ def test_settings_come_from_file_flags_and_overrides() -> None:
         (["a", "--verifier", "playground_clp"], "got 'playground_clp'; did you mean 'playground_clip'"),
         (["a", "--algorithm", "evosarch"], "got 'evosarch'; did you mean 'evosearch'"),
         (["a", "--nn", "3"], "parameters of algorithm 'best_of_n' .* but got '--nn'; did you mean '--n'"),
-        (["a", "--algorithm", "evosearch", "--betta", "3"], "got '--betta'; did you mean '--beta'"),
+        (["a", "--algorithm", "evosearch", "--betta-step", "3"], "got '--betta-step'; did you mean '--beta-step'"),
         (["a", "--verifer", "x"], "got '--verifer'; did you mean '--verifier'"),
         (["a", "--n"], "Flag --n needs a value but got none; write '--n VALUE'."),
         (["a", "--n", "many"], "n of algorithm 'best_of_n' must be .* but got 'many'"),

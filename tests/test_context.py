@@ -336,10 +336,11 @@ def test_calls_are_charged_to_the_verifier_that_makes_them() -> None:
 def test_planning_counts_the_calls_of_all_members() -> None:
     ctx = toy_context(verifier=Both(), verifier_calls=7)
     assert ctx.affordable(ctx.cost()) == 3
-    state = ctx.finish(ctx.init(4))
+    # together, four take six calls and the one that fails; five would take eight
+    state = ctx.finish(ctx.init(5))
     with pytest.raises(BudgetSpent):
         ctx.score(state)
-    assert len(ctx.candidates) == 3 and ctx.ledger.calls == {"all": 3, "some": 3}
+    assert len(ctx.candidates) == 4 and ctx.ledger.calls == {"all": 4, "some": 3}
 
 
 class Duck:
