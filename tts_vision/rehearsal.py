@@ -250,10 +250,10 @@ def largest_size(
             f"An algorithm must finish and score a sample but this one does not at sizes {_TRIED[0]} to "
             f"{_TRIED[-1]}; score the finished state with ctx.score."
         )
-    if not fits(least):
-        return 0
     if _limited(left, cost(least)) == _limited(left, cost(2 * least)) == _limited(left, cost(_FAR * least)):
         return None
+    if not fits(least):
+        return 0
 
     def share(n: int) -> float:
         return _share(left, cost(n))
