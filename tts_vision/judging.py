@@ -160,7 +160,8 @@ class Judging:
             path = self._store.path(name) if name else None
             kept = None if name else sample
             self.candidates.keep(Candidate(uid, score, rows.step, preview, kept, path))
-        self.candidates.settle(self.verifier)
+        if not preview:
+            self.candidates.settle(self.verifier)
         self._engine.record(
             Answer(
                 op=op,

@@ -15,6 +15,9 @@ from tts_vision.scoring import safe_scores
 from tts_vision.types import Media, Modality, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Verifier, as_verifier, for_member
 
+READ_BACK = 2**14
+"""Samples whose members' scores are remembered as they were read back from their parts."""
+
 
 class Composite(Verifier):
     """A verifier of several members whose values compare samples of one prompt with each other.
@@ -35,6 +38,7 @@ class Composite(Verifier):
                     f"A member of {kind} must score each sample by itself but {member.name!r} learns from "
                     "a whole search; leave it out."
                 )
+        self._read_back: dict[int, tuple[dict[str, float], tuple[Score, ...]]] = {}
         self.labels = unique([member.name for member in self.members])
         self.name = f"{kind}({', '.join(self.labels)})"
         self.accepts: frozenset[Modality] = frozenset.intersection(*(m.accepts for m in self.members))
@@ -88,8 +92,21 @@ class Composite(Verifier):
 
     def _values(self, index: int, scores: Sequence[Score]) -> NDArray[np.float64]:
         """``(n,)`` values of one member, read back from parts; NaN where it did not score."""
-        values = self.members[index].settle([part_of(score, self.labels[index]) for score in scores])
-        return np.array([value if math.isfinite(value) else math.nan for value in values], dtype=np.float64)
+        values = np.array(
+            self.members[index].settle([self._parts(score)[index] for score in scores]), dtype=np.float64
+        )
+        return np.where(np.isfinite(values), values, math.nan)
+
+    def _parts(self, score: Score) -> tuple[Score, ...]:
+        """The members' scores of one sample; read back once, because a search settles all samples often."""
+        known = self._read_back.get(id(score.parts))
+        if known is not None and known[0] is score.parts:
+            return known[1]
+        found = tuple(part_of(score, label) for label in self.labels)
+        self._read_back[id(score.parts)] = (score.parts, found)
+        if len(self._read_back) > READ_BACK:
+            del self._read_back[next(iter(self._read_back))]
+        return found
 
     def _joined(self, found: Sequence[Score | None]) -> Score:
         """One sample's scores by the members, None where a member was not asked, as parts of one score."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+from torch import Tensor
 
 from tts_vision.calibration import RAW, Pairs, preview_pairs, spearman
 from tts_vision.errors import ConfigError
@@ -45,6 +46,7 @@ class Calibrated(Verifier):
     score of a preview has the parts ``preview`` (the member's score) and, once there is a forecast, ``pairs``
     (number of pairs it was fitted to) and ``trust`` (their rank correlation, where it is defined). Finished
     samples are scored as the member does. Before enough is known at a step, a preview keeps its own score.
+    Gradients are those of the member: a forecast only rises, so it does not change their direction.
 
     Args:
         how: ``isotonic``: monotone, of any shape; ``linear``: a straight line, which needs less data. Neither
@@ -84,6 +86,7 @@ class Calibrated(Verifier):
         self.accepts: frozenset[Modality] = self.member.accepts
         self.relative = self.member.relative
         self.checks_demands = self.member.checks_demands
+        self.differentiable = self.member.differentiable
         self._earlier: dict[int, list[tuple[float, float]]] = {}
         for folder in dict.fromkeys(map(Path, searches or [])):
             for step, pairs in _pairs_of(folder).items():
@@ -106,6 +109,10 @@ class Calibrated(Verifier):
         pairs = [*self._earlier.get(asked.step, ()), *asked.history.pairs(asked.step)]
         fitted = self._fit(asked.step, pairs) if len(pairs) >= self.least else None
         return [_expected(score, fitted) for score in scores]
+
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The member's rewards, with the gradient of `pixels`, if it has them."""
+        return self.member.rewards(pixels, prompts)
 
     def _fit(self, step: int, pairs: Pairs) -> Fitted:
         """The forecast from `pairs`; kept until the pairs at this step change."""

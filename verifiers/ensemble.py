@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from torch import Tensor
 
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
@@ -17,57 +19,72 @@ from tts_vision.verifier import Asked, Verifier
 from tts_vision.verifiers._members import Composite, calls_by_member
 
 Floats = NDArray[np.float64]
-WEIGHTED = ("rank", "zscore", "product")
+WEIGHTED = ("rank", "zscore", "product", "sum")
 
 
 @register(
     "verifier",
     "ensemble",
-    paper="Ma et al. 2025, arXiv:2501.09732 (mean of ranks); Coste et al. 2024 (minimum)",
-    notes={"licence": "those of its members", "weights": "those of its members"},
+    paper="Ma et al. 2025, arXiv:2501.09732 (mean of ranks); Coste et al. 2024 (minimum); Eyring et al. 2024 "
+    "(weighted sum)",
+    notes={
+        "licence": "those of its members",
+        "weights": "those of its members",
+        "gradients": "of sums, if its members have them",
+    },
 )
 class Ensemble(Composite):
     """Several verifiers at once: ``ensemble(hpsv2.1, clip_score)``; by default the mean of their ranks.
 
-    Samples of one search are compared with each other, so values change as samples are added; previews are
-    compared with those that are scored together with them. Where a member could not score a sample, its own
-    average stands in (the middle rank, z-score 0, for ``product`` the median of its other values). A sample
-    that no member scored is unscored.
+    Except for sums, samples of one search are compared with each other, so values change as samples are
+    added; previews are compared with those that are scored together with them. Where a member could not
+    score a sample, its own average stands in (the middle rank, z-score 0, for ``product`` the median of its
+    other values). A sample that no member scored is unscored.
 
     Args:
         how: ``rank``: weighted mean of ranks, from 0 (worst) to 1 (best), ties sharing the mean of theirs;
             ``zscore``: weighted mean of z-scores; ``product``: geometric mean, weights as exponents, for
             members that are never negative, such as probabilities; ``minimum``: the least z-score, so that
             every member must agree; ``pareto``: minus the number of the Pareto front (0 is undominated),
-            plus the mean of ranks to order a front.
-        weights: One per member, not negative; all equal by default. Not for minimum and pareto.
+            plus the mean of ranks to order a front; ``sum``: weighted sum of the members' own values, each
+            sample by itself, with gradients if all members have them. ReNO's objective is
+            ``ensemble(hpsv2.1, image_reward, clip_score, pickscore):how=sum,weights=5,1,0.01,0.05``. A sample
+            that one member could not score has no sum and is unscored.
+        weights: One per member; all equal by default. Not for minimum and pareto. For a sum they are used as
+            they are, 1 by default, and may be negative; else they are not negative, and only their ratios
+            count.
     """
 
     def __init__(
         self,
         members: Sequence[Verifier],
         *,
-        how: Literal["rank", "zscore", "product", "minimum", "pareto"] = "rank",
+        how: Literal["rank", "zscore", "product", "minimum", "pareto", "sum"] = "rank",
         weights: list[float] | None = None,
     ) -> None:
         super().__init__(members, "ensemble")
         if how not in {*WEIGHTED, "minimum", "pareto"}:
             raise ConfigError(
-                f"how must be rank, zscore, product, minimum or pareto but got {how!r}; change it."
+                f"how must be rank, zscore, product, minimum, pareto or sum but got {how!r}; change it."
             )
         if weights is not None and how not in WEIGHTED:
             raise ConfigError(
                 f"weights are for {', '.join(WEIGHTED)} but got {weights} for {how}; leave them out."
             )
-        if weights is not None and (
-            len(weights) != len(members) or min(weights) < 0 or not 0 < sum(weights) < math.inf
-        ):
+        if weights is not None and not _usable(weights, len(members), signed=how == "sum"):
+            sign = "" if how == "sum" else ", not negative"
             raise ConfigError(
-                f"weights must be one number per member, {len(members)} here, not negative and not all 0, "
+                f"weights must be one number per member, {len(members)} here{sign} and not all 0, "
                 f"but got {weights}; change them."
             )
         self.how = how
-        self.weights = np.array(weights or [1.0] * len(members)) / sum(weights or [1.0] * len(members))
+        self.weights = np.array(weights or [1.0] * len(members))
+        if how == "sum":  # each sample by itself, if the members score it so
+            self.relative = any(member.relative for member in self.members)
+            self.settles = any(member.settles for member in self.members)
+            self.differentiable = all(member.differentiable for member in self.members)
+        else:
+            self.weights = self.weights / self.weights.sum()
 
     def calls(self, n: int) -> dict[str, int]:
         """Calls of the members for `n` samples, by name."""
@@ -99,11 +116,22 @@ class Ensemble(Composite):
             pooled[~unscored] = self._pool(values[:, ~unscored])
         return [float(value) for value in pooled]
 
+    def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The weighted sum of the members' rewards, with the gradient of `pixels`; for ``how="sum"`` only."""
+        if not self.differentiable:
+            return super().rewards(pixels, prompts)
+        total = torch.zeros(len(pixels), dtype=torch.float32, device=pixels.device)
+        for weight, member in zip(self.weights.tolist(), self.members, strict=True):
+            total = total + weight * member.rewards(pixels, prompts)
+        return total
+
     def _pool(self, values: Floats) -> Floats:
         if self.how == "rank":
             return self.weights @ np.stack([ranks(row) for row in values])
         if self.how == "zscore":
             return self.weights @ np.stack([z_scores(row) for row in values])
+        if self.how == "sum":
+            return self.weights @ values
         if self.how == "product":
             with np.errstate(invalid="ignore"):  # a root of a negative value is none
                 return np.prod([filled(row) ** w for row, w in zip(values, self.weights)], axis=0)
@@ -111,6 +139,16 @@ class Ensemble(Composite):
             return np.stack([z_scores(row) for row in values]).min(0)
         levels = np.stack([ranks(row) for row in values])
         return levels.mean(0) - pareto_fronts(levels)
+
+
+def _usable(weights: Sequence[float], n: int, *, signed: bool) -> bool:
+    """Whether weights are `n` finite numbers that are not all 0, and none is negative unless `signed`."""
+    return (
+        len(weights) == n
+        and all(math.isfinite(weight) for weight in weights)
+        and any(weights)
+        and (signed or min(weights) >= 0)
+    )
 
 
 def ranks(values: Floats) -> Floats:

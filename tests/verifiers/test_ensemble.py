@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toy_members import NAN, PROMPT, Table, numbered
 
 from toy_search import run, toy_context
-from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.errors import CapabilityError, ConfigError, VerifierError
 from tts_vision.registry import lookup
 from tts_vision.resolve import find_verifier, load_verifier
 from tts_vision.scoring import safe_scores
@@ -21,9 +22,12 @@ from tts_vision.testing.contracts import VerifierContract, kill_everywhere, valu
 from tts_vision.testing.toys import GaussianMixtureSampler, LinearReward, TargetReward
 from tts_vision.types import Media, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Best, Verifier
+from tts_vision.verifiers import _members
+from tts_vision.verifiers._members import part_of
 from tts_vision.verifiers.calibrated import Calibrated
 from tts_vision.verifiers.cascade import Cascade
 from tts_vision.verifiers.ensemble import Ensemble, filled, pareto_fronts, ranks, z_scores
+from tts_vision.verifiers.frame_mean import FrameMean
 
 ALGORITHMS = ("best_of_n", "zero_order", "evosearch", "fk_steering", "search_over_paths")
 A, B = [0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 100.0, 40.0, 30.0, 20.0]
@@ -282,12 +286,18 @@ def test_it_is_made_from_text() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"how": "median"}, "how must be rank, zscore, product, minimum or pareto but got 'median'"),
+        ({"how": "median"}, "how must be rank, zscore, product, minimum, pareto or sum but got 'median'"),
         ({"weights": [1.0]}, r"one number per member, 2 here, .* but got \[1.0\]"),
         ({"weights": [1.0, -1.0]}, "not negative and not all 0"),
         ({"weights": [0.0, 0.0]}, "not negative and not all 0"),
         ({"weights": [1.0, NAN]}, "not negative and not all 0"),
-        ({"how": "pareto", "weights": [1.0, 2.0]}, "weights are for rank, zscore, product .* for pareto"),
+        ({"how": "sum", "weights": [1.0]}, "one number per member, 2 here and not all 0"),
+        ({"how": "sum", "weights": [1.0, math.inf]}, "one number per member, 2 here and not all 0"),
+        ({"how": "sum", "weights": [0.0, 0.0]}, "not all 0"),
+        (
+            {"how": "pareto", "weights": [1.0, 2.0]},
+            "weights are for rank, zscore, product, sum .* for pareto",
+        ),
     ],
 )
 def test_mistakes_are_told(options: dict[str, Any], message: str) -> None:
@@ -333,3 +343,162 @@ def test_a_search_by_a_pool_survives_a_kill_anywhere(algorithm: str, tmp_path: P
         sizes = {"evolution_schedule": [0, 3], "population_schedule": [3, 2, 3], "elites": 1}
     search = partial(lookup("algorithm", algorithm).target, **sizes)
     kill_everywhere(search, lambda: GaussianMixtureSampler(num_steps=6, order=2), pooled(), tmp_path)
+
+
+# Sums
+
+
+def test_a_sum_is_weighted_and_each_sample_is_by_itself() -> None:
+    a, b = Table("a", [1.0, 2.0, NAN, 4.0]), Table("b", [10.0, 20.0, 30.0, NAN])
+    ensemble = Ensemble([a, b], how="sum", weights=[5.0, -0.1])
+    assert not (ensemble.settles or ensemble.relative or ensemble.differentiable)
+    found = ensemble.score(numbered(4), [PROMPT] * 4)
+    assert values(found)[:2] == pytest.approx([4.0, 8.0])
+    assert found[0].parts == {"a": 1.0, "a/number": 0.0, "b": 10.0, "b/number": 0.0}
+    assert math.isnan(found[2].value) and found[2].reason == "a: blind to 2"
+    assert math.isnan(found[3].value) and found[3].reason == "b: blind to 3"
+    (alone,) = ensemble.score(numbered(2)[1:], [PROMPT])
+    assert alone == found[1]
+    assert values(scored(a, b, how="sum")[:2]) == pytest.approx([11.0, 22.0])  # the weights are 1
+
+
+def test_a_sum_of_what_compares_samples_compares_them_too() -> None:
+    ranked = Ensemble([Table("a", [1.0, 2.0, 3.0])])
+    outer = Ensemble([ranked, Table("b", [10.0, 20.0, 30.0])], how="sum", weights=[2.0, 1.0])
+    assert outer.settles and outer.relative and not outer.differentiable
+    assert values(outer.score(numbered(3), [PROMPT] * 3)) == pytest.approx([10, 21, 32])
+    one_by_one = [score for image in numbered(3) for score in outer.score([image], [PROMPT])]
+    assert outer.settle(one_by_one) == pytest.approx([10, 21, 32])
+    member = Table("c", [1.0, 2.0, 3.0])
+    member.relative = True
+    assert Ensemble([member], how="sum").relative and not Ensemble([member], how="sum").settles
+
+
+def test_a_sum_can_be_calibrated_and_taken_over_frames() -> None:
+    summed = Ensemble([TargetReward(), LinearReward()], how="sum")
+    calibrated = Calibrated([summed])
+    assert calibrated.differentiable and not calibrated.relative
+    assert FrameMean([summed]).differentiable
+    pixels = torch.randn(3, 2, 1, 1, dtype=torch.float64)
+    assert torch.equal(calibrated.rewards(pixels, [PROMPT] * 3), summed.rewards(pixels, [PROMPT] * 3))
+    assert not Calibrated([Table("a", A)]).differentiable
+    with pytest.raises(CapabilityError, match="'a' has none"):
+        Calibrated([Table("a", A)]).rewards(pixels, [PROMPT] * 3)
+
+
+def test_only_sums_of_differentiable_members_have_gradients() -> None:
+    pixels = torch.zeros(1, 2, 1, 1)
+    for members, how in (
+        ([TargetReward(), Table("a", A)], "sum"),
+        ([TargetReward(), LinearReward()], "rank"),
+    ):
+        ensemble = Ensemble(members, how=how)  # type: ignore[arg-type]
+        assert not ensemble.differentiable
+        with pytest.raises(CapabilityError, match=r"'ensemble\(target_reward, .*\)' has none"):
+            ensemble.rewards(pixels, [PROMPT])
+
+
+TARGETS, WEIGHTS = ((1.0, 1.0), (-0.5, 0.0), (0.0, 2.0)), (5.0, 1.0, 0.05)
+
+
+def four_rewards() -> Ensemble:
+    """Four rewards, weighted as ReNO's are; three of them are parabolas."""
+    members = [*(TargetReward(target) for target in TARGETS), LinearReward((0.3, -0.2))]
+    return Ensemble(members, how="sum", weights=[*WEIGHTS, 0.01])
+
+
+class Closed(TargetReward):
+    """`four_rewards` in closed form: one parabola, around the mean of all, and a constant."""
+
+    name = "closed"
+
+    def __init__(self) -> None:
+        weight, slope = sum(WEIGHTS), 0.01 * np.array([0.3, -0.2])
+        middle = (np.array(WEIGHTS) @ np.array(TARGETS) + slope / 2) / weight
+        super().__init__(middle.tolist())
+        squares = sum(w * np.square(t).sum() for w, t in zip(WEIGHTS, TARGETS))
+        self.weight, self.constant = weight, float(weight * np.square(middle).sum() - squares)
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        found = super().score(media, prompts, asked)
+        return [Score(value=self.weight * score.value + self.constant) for score in found]
+
+    def rewards(self, pixels: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        return self.weight * super().rewards(pixels, prompts) + self.constant
+
+
+def test_the_gradient_of_a_sum_is_that_of_its_closed_form() -> None:
+    pixels = torch.randn(4, 2, 1, 1, dtype=torch.float64, requires_grad=True)
+    found = four_rewards().rewards(pixels, [PROMPT] * 4)
+    expected = Closed().rewards(pixels, [PROMPT] * 4)
+    assert torch.allclose(found, expected)
+    (slope,), (wanted,) = (torch.autograd.grad(r.sum(), pixels) for r in (found, expected))
+    assert torch.allclose(slope, wanted) and float(slope.norm()) > 1
+
+
+def test_reno_climbs_the_weighted_sum_of_four_rewards() -> None:
+    ends = []
+    for verifier in (four_rewards(), Closed()):
+        ctx = toy_context(GaussianMixtureSampler(num_steps=4, eta=0.0), verifier, seed=0)
+        run(lookup("algorithm", "reno").target, ctx, n=2, iterations=40, lr=3.0)
+        ends.append([(uid, candidate.score.value) for uid, candidate in ctx.candidates.items()])
+        charged = dict(ctx.ledger.calls)
+    found, expected = ([value for _, value in end] for end in ends)
+    assert found[:40] == pytest.approx(expected[:40], abs=1e-5)  # later ones drift apart by rounding
+    assert found[-2] > found[0] + 2 and found[-1] > found[1] + 2
+    assert charged == {"closed": 2 * 40 + 2 * 39}  # scores of all samples, rewards of all but the last
+
+
+def test_a_sum_of_rewards_of_pixels_has_their_gradients() -> None:
+    clip = load_verifier(find_verifier("playground_clip"))
+    sharp = Smooth()
+    ensemble = Ensemble([clip, sharp], how="sum", weights=[5.0, 0.5])
+    assert ensemble.differentiable
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    prompts = [Prompt("a red circle"), Prompt("two blue stars")]
+    (slope,) = torch.autograd.grad(ensemble.rewards(pixels, prompts).sum(), pixels)
+    wanted = [torch.autograd.grad(m.rewards(pixels, prompts).sum(), pixels)[0] for m in (clip, sharp)]
+    assert torch.allclose(slope, 5 * wanted[0] + 0.5 * wanted[1], atol=1e-7) and float(slope.norm()) > 0
+
+
+class Smooth(Verifier):
+    """A reward of pixels."""
+
+    name, accepts, differentiable = "smooth", frozenset({"image"}), True
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        return [Score(value=0.0)] * len(media)
+
+    def rewards(self, pixels: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        return -pixels.square().flatten(1).mean(1)
+
+
+# Cost
+
+
+def test_the_scores_of_a_sample_are_read_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counting(score: Score, label: str) -> Score:
+        read.append(label)
+        return part_of(score, label)
+
+    monkeypatch.setattr(_members, "part_of", counting)
+    for how in ("rank", "zscore", "product", "minimum"):
+        ensemble = Ensemble([Table("a", [float(i) for i in range(40)]), Table("b", [1.0] * 40)], how=how)  # type: ignore[arg-type]
+        pool: list[Score] = []
+        for image in numbered(40):
+            pool += ensemble.score([image], [PROMPT])
+            pool = [s.model_copy(update={"value": v}) for s, v in zip(pool, ensemble.settle(pool))]
+        assert len(read) == 80, "two members of forty samples"
+        fresh = Ensemble(ensemble.members, how=how)  # type: ignore[arg-type]
+        assert fresh.settle([s.model_copy(deep=True) for s in pool]) == ensemble.settle(pool)
+        read.clear()
+
+
+def test_what_was_read_back_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_members, "READ_BACK", 5)
+    ensemble = Ensemble([Table("a", [float(i) for i in range(20)])])
+    found = ensemble.score(numbered(20), [PROMPT] * 20)
+    assert len(ensemble._read_back) == 5
+    assert ensemble.settle(found) == values(found)
