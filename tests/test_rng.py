@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from tts_vision.rng import choice_generator, key_seed, row_noise, row_seed
+from tts_vision.rng import (
+    Stream,
+    choice_generator,
+    key_seed,
+    key_seeds,
+    row_generator,
+    row_noise,
+    row_seed,
+    row_uniform,
+)
 
 LIKE = torch.empty(3, 4, 5)
 
@@ -60,3 +69,23 @@ def test_choices_are_keyed() -> None:
     assert choice_generator(0, 1).random() == choice_generator(0, 1).random()
     assert choice_generator(0, 1).random() != choice_generator(0, 2).random()
     assert choice_generator(1, 1).random() != choice_generator(0, 1).random()
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**31, 2**32 - 1, 2**32, 2**40 + 7, 2**63 - 1])
+@pytest.mark.parametrize("stream", ["init", "step", "mutate", "renoise", "select"])
+def test_seeds_together_are_those_of_numpy_one_by_one(seed: int, stream: Stream) -> None:
+    for step in (0, 1, 49, 2**32 - 1, 2**32):
+        for uids in (range(40), [7, 2**32 - 1, 0, *range(9)], [2**32, *range(9)], [5]):
+            expected = [key_seed(seed, stream, uid, step) for uid in uids]
+            assert key_seeds(seed, stream, list(uids), step) == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (12, 2), (12, 16, 4), (40, 4, 8, 8)])
+def test_rows_are_drawn_as_if_alone(shape: tuple[int, ...]) -> None:
+    like = torch.empty(shape)
+    noise, uniform = (draw(3, "step", range(shape[0]), 7, like) for draw in (row_noise, row_uniform))
+    for uid in range(shape[0]):
+        generator = row_generator(3, "step", uid, 7, "cpu")
+        assert torch.equal(noise[uid], torch.randn(shape[1:], generator=generator))
+        generator = row_generator(3, "step", uid, 7, "cpu")
+        assert torch.equal(uniform[uid], torch.rand(shape[1:], generator=generator))
