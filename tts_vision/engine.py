@@ -42,13 +42,21 @@ class Engine:
         self.observe: Callable[[Event], None] = lambda event: None
         self._next_uid = 0
         self._defined: set[str] = set()
+        self._asked = ""  # the answer that is being given
 
     def begin(self, what: str) -> tuple[int, list[Event]]:
         """The number of the operation that starts, and the events that a former session recorded for it.
 
         Raises:
             StorageError: If that was another operation.
+            ConfigError: If an answer is being given.
         """
+        if self._asked:
+            # a resumed search takes the answer from the record, so it would never get to this operation
+            raise ConfigError(
+                f"A function that ctx.ask calls must run no operation but {what!r} came while {self._asked!r} "
+                "was asked; run it before, and pass its result."
+            )
         op = self.op
         self.op += 1
         past: list[Event] = [e for e in self.journal.past(op) if e.kind not in {"checkpoint", "done"}]
@@ -285,8 +293,12 @@ class Engine:
             self.ledger.charge(cost)
         elif cost is not None:
             self.ledger.charge_calls(cost)
-        with self.ledger.phase("ask"):
-            answer = function()
+        self._asked = name
+        try:
+            with self.ledger.phase("ask"):
+                answer = function()
+        finally:
+            self._asked = ""
         try:
             value = json.loads(json.dumps(answer))
         except (TypeError, ValueError) as error:
