@@ -54,7 +54,7 @@ class Engine:
         if self._asked:
             # a resumed search takes the answer from the record, so it would never get to this operation
             raise ConfigError(
-                f"A function that ctx.ask calls must run no operation but {what!r} came while {self._asked!r} "
+                f"What ctx.ask calls must run no operation but {what!r} came while {self._asked!r} "
                 "was asked; run it before, and pass its result."
             )
         op = self.op
