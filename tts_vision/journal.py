@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 import weakref
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,25 +25,27 @@ from safetensors.torch import save_file
 
 from tts_vision.condition import Asset
 from tts_vision.errors import StorageError
-from tts_vision.trace import Event, read_trace
+from tts_vision.files import (
+    ASSETS,
+    STATE,
+    TRACE,
+    append_to,
+    is_file,
+    is_folder,
+    is_plain,
+    make_inside,
+    read_file,
+    replace_file,
+    storage,
+)
+from tts_vision.trace import Began, Event, Recovered, read_trace
 from tts_vision.types import Rows, State, in_layout, layout_of
 
-
-@contextmanager
-def storage(path: Path, what: str) -> Iterator[None]:
-    """Turns a failure to write `what` under `path` into one clear message."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"{what} must be written to {str(path)!r} but the system says: "
-            f"{getattr(error, 'strerror', None) or error}. "
-            "Free some space or choose another --output; everything written so far is kept, and "
-            "'tts-vision resume' goes on from it."
-        ) from error
-
-
-ASSETS = "conditions"
+SYNC = 1.0
+"""Seconds of a search that a loss of power may cost."""
+_OPERATIONS = ("birth", "computed", "answer")
+# what a killed session left: tensors that it did not record, and a file that was not whole yet
+_LEFT = re.compile(r"\d{6,}-\d{5,}\.safetensors|\.\d{6,}-\d{5,}\.part\.safetensors")
 _LAYOUTS = {str(layout): layout for layout in (torch.channels_last, torch.channels_last_3d)}
 
 
@@ -52,9 +56,10 @@ def read_asset(folder: Path | None, name: str) -> Asset:
         StorageError: If it is not there or damaged.
     """
     try:
-        if folder is None or Path(name).name != name:
+        if folder is None or not is_plain(name):
             raise OSError("it is not in the folder of the search")
-        return Asset.load(name, (folder / ASSETS / name).read_bytes())
+        is_folder(folder / ASSETS)
+        return Asset.load(name, read_file(folder / ASSETS / name))
     except (OSError, ValueError, SafetensorError) as error:
         raise StorageError(
             f"Images and tensors of conditions must be in {ASSETS!r} of the search's folder but {name!r} "
@@ -68,6 +73,17 @@ class Blob:
     def __init__(self, path: Path, journal: Journal) -> None:
         self.name = path.name
         weakref.finalize(self, _discard, path, weakref.ref(journal)).atexit = False
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """Stands for the content of tensors, against damage on the disk."""
+    check = 0
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        check = zlib.crc32(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode(), check)
+        if tensor.numel():
+            check = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), check)
+    return f"{check:08x}"
 
 
 def _discard(path: Path, journal: weakref.ref[Journal]) -> None:
@@ -92,34 +108,57 @@ class Journal:
         self.events: list[Event] = []
         self._assets: dict[str, Asset] = {}
         self._past: dict[int, list[Event]] = defaultdict(list)
+        self._recovered: dict[int, list[Recovered]] = defaultdict(list)
+        self._held: weakref.WeakValueDictionary[str, Blob] = weakref.WeakValueDictionary()
         if folder is None:
             return
-        self._path = folder / "trace.jsonl"
-        self._blobs = folder / "state"
+        self._path = folder / TRACE
+        self._blobs = folder / STATE
         with storage(folder, "The trace"):
-            self._blobs.mkdir(parents=True, exist_ok=True)
             self.events = read_trace(self._path)
-            for event in self.events:
-                self._past[event.op].append(event)
-            self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
+            folder.mkdir(parents=True, exist_ok=True)
+            make_inside(self._blobs)
+            self._file = append_to(self._path)
+            self._file_number, self._synced = self._file.fileno(), time.monotonic()
             # drop what a kill left of an unfinished line, so that appended lines stay readable
-            content = self._path.read_bytes() if self._path.exists() else b""
-            if content and not content.endswith(b"\n"):
-                with self._path.open("r+b") as file:
-                    file.truncate(content.rfind(b"\n") + 1)
-            self._file = self._path.open("ab")
+            whole = read_file(self._path).rfind(b"\n") + 1
+            if whole < self._file.tell():
+                self._file.truncate(whole)
+        for event in self.events:
+            if event.kind in _OPERATIONS:
+                self._past[event.op].append(event)
+            elif event.kind == "recovered":
+                self._recovered[event.op].append(event)
+        self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
+
+    def begin(self, began: Began) -> None:
+        """Records the settings of a search, as its first event; once."""
+        if not self.events:
+            self.append(began)
 
     def past(self, op: int) -> list[Event]:
-        """What a former session recorded for operation `op`."""
+        """The events that a former session recorded for operation `op`."""
         return self._past.get(op, [])
 
+    def recovered(self, op: int) -> list[Recovered]:
+        """What former sessions computed again, because its tensors were lost, for operation `op`."""
+        return self._recovered.get(op, [])
+
     def append(self, event: Event) -> None:
-        """Records an event; on disk before this returns."""
+        """Records an event; it survives the end of the process, and within `SYNC` seconds that of power."""
         self.events.append(event)
         if self.folder is not None:
             with storage(self._path, "The trace"):
                 self._file.write(event.model_dump_json().encode() + b"\n")
                 self._file.flush()
+                self._sync()
+
+    def _sync(self) -> None:
+        """Waits until the trace is on the disk, unless it did so a moment ago: a wait takes milliseconds."""
+        now = time.monotonic()
+        if now - self._synced >= SYNC:
+            os.fsync(self._file_number)
+            self._synced = now
 
     def save(self, state: State, op: int, first: int) -> tuple[State, str | None]:
         """Stores the tensors of `state`; returns it holding on to them, and their name."""
@@ -141,11 +180,16 @@ class Journal:
         shared = dict(state.shared)
         for key in [key for key, value in shared.items() if isinstance(value, torch.Tensor)]:
             tensors[f"shared.{key}"] = shared.pop(key).contiguous()
-        meta = {"shared": json.dumps(shared), "layouts": json.dumps(layouts)}
-        with storage(path, "A checkpoint"):
-            save_file(tensors, path.with_suffix(".part"), metadata=meta)
-            os.replace(path.with_suffix(".part"), path)
-        return replace(state, keepalive=frozenset({Blob(path, self)})), path.name
+        meta = {"shared": json.dumps(shared), "layouts": json.dumps(layouts), "check": _checksum(tensors)}
+        replace_file(path, lambda part: save_file(tensors, part, metadata=meta), "A checkpoint")
+        return replace(state, keepalive=frozenset({self._hold(path)})), path.name
+
+    def _hold(self, path: Path) -> Blob:
+        """The handle of stored tensors: one for all states that are made of them."""
+        blob = self._held.get(path.name)
+        if blob is None:
+            blob = self._held[path.name] = Blob(path, self)
+        return blob
 
     def load(self, name: str | None, like: State, uids: tuple[int, ...], step: int) -> State:
         """The stored state `name`, or a placeholder when its tensors are gone.
@@ -157,18 +201,20 @@ class Journal:
             step: Step of the stored rows.
 
         Raises:
-            StorageError: If the tensors are there but cannot be read.
+            StorageError: If the tensors are there but cannot be read, or something else is in their place.
         """
         state = replace(like, uids=uids, step=step, carry={}, keepalive=frozenset())
         path = self._blobs / name if name else None
-        if path is None or not path.exists():
+        if path is None or not is_folder(self._blobs) or not is_file(path):
             return state.placeholder()
         try:
             with safe_open(path, "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                shared = json.loads(file.metadata()["shared"])
-                layouts = json.loads(file.metadata()["layouts"])
-        except (OSError, SafetensorError) as error:
+                meta = file.metadata() or {}
+            shared, layouts = json.loads(meta["shared"]), json.loads(meta["layouts"])
+            if meta["check"] != _checksum(tensors) or len(tensors["latents"]) != len(uids):
+                raise ValueError("its content was changed")
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"A checkpoint must be readable but {str(path)!r} is not ({error}); restore the file, or "
                 "start the search again in another folder."
@@ -181,7 +227,7 @@ class Journal:
             group, _, entry = key.partition(".")
             (carry if group == "carry" else shared)[entry] = tensor
         return replace(
-            state, latents=latents, carry=carry, shared=shared, keepalive=frozenset({Blob(path, self)})
+            state, latents=latents, carry=carry, shared=shared, keepalive=frozenset({self._hold(path)})
         )
 
     def keep(self, asset: Asset) -> None:
@@ -192,11 +238,11 @@ class Journal:
         if self.folder is None:
             return
         path = self.folder / ASSETS / asset.name
-        with storage(path, "An image or a tensor of a condition"):
-            path.parent.mkdir(exist_ok=True)
-            if not path.exists():
-                path.with_suffix(".part").write_bytes(asset.dump())
-                os.replace(path.with_suffix(".part"), path)
+        what = "An image or a tensor of a condition"
+        with storage(path, what):
+            make_inside(path.parent)
+            if not is_file(path):
+                replace_file(path, lambda part: part.write_bytes(asset.dump()), what)
 
     def asset(self, name: str) -> Asset:
         """An image or a tensor that `keep` kept, in this session or an earlier one.
@@ -212,8 +258,14 @@ class Journal:
         """Ends a search that is done: its intermediate tensors are no longer needed."""
         if self.folder is None:
             return
-        self._file.close()
+        with storage(self._path, "The trace"):
+            self._sync()
+            self._file.close()
         self.frozen = True
-        for path in self._blobs.glob("*"):
-            path.unlink(missing_ok=True)
-        self._blobs.rmdir()
+        if not is_folder(self._blobs):
+            return
+        for path in self._blobs.iterdir():
+            if _LEFT.fullmatch(path.name):  # files of the user stay
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._blobs.rmdir()

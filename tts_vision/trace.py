@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tts_vision.errors import StorageError
+from tts_vision.files import POPULATION, is_file, is_plain, read_file
 from tts_vision.ledger import Spent
 from tts_vision.types import Score
 
@@ -27,6 +28,25 @@ class _Event(BaseModel):
     uids: tuple[int, ...] = ()
     step: int = 0
     spent: Spent = Spent()
+
+
+class Began(_Event):
+    """The start of a search, the first event of a trace: the settings that the trace belongs to.
+
+    Attributes:
+        config: The settings that decide the outcome, as YAML and JSON have them.
+        hash: Their hash.
+        fingerprint: Facts about the Python objects in the place of names; see `tts_vision.fingerprint`.
+    """
+
+    kind: Literal["began"] = "began"
+    config: dict[str, Any]
+    hash: str = ""
+    fingerprint: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def what(self) -> str:
+        return self.kind
 
 
 class Birth(_Event):
@@ -110,6 +130,23 @@ class Answer(_Event):
         return tuple(score.value for score in self.scores)
 
 
+class Recovered(_Event):
+    """Particles that were computed again because their stored tensors were lost.
+
+    Attributes:
+        cost: The price, which is spent beyond the budget.
+        message: What was lost, and the price, in words.
+    """
+
+    kind: Literal["recovered"] = "recovered"
+    cost: Spent = Spent()
+    message: str = ""
+
+    @property
+    def what(self) -> str:
+        return self.kind
+
+
 class Checkpoint(_Event):
     """A search that was interrupted or continued."""
 
@@ -140,7 +177,9 @@ class Done(_Event):
         return self.kind
 
 
-Event = Annotated[Birth | Computed | Answer | Checkpoint | Done, Field(discriminator="kind")]
+Event = Annotated[
+    Began | Birth | Computed | Answer | Recovered | Checkpoint | Done, Field(discriminator="kind")
+]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 OPERATIONS = frozenset(
     {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout", "select"}
@@ -154,16 +193,56 @@ def read_trace(path: Path) -> list[Event]:
     """The events in a trace file; an unfinished last line, left by a kill, is not one of them.
 
     Raises:
-        StorageError: If a finished line is no event of this version; the file is left as it is.
+        StorageError: If a finished line is no event of this version, or names a file outside the folder; the
+            file is left as it is.
     """
-    events: list[Event] = []
-    content = path.read_bytes() if path.exists() else b""
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            events.append(_ADAPTER.validate_json(line))
-        except ValidationError as error:
-            raise StorageError(_refusal(path, number, line, error)) from None
-    return events
+    if not is_file(path):
+        return []
+    lines = read_file(path).split(b"\n")[:-1]
+    return [_event(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def read_began(path: Path) -> Began | None:
+    """The first event of a trace file; None where there is no event yet.
+
+    Raises:
+        StorageError: If it is another one, so that the trace belongs to no known settings.
+    """
+    if not is_file(path):
+        return None
+    line, end, _ = read_file(path).partition(b"\n")
+    if not end:
+        return None
+    event = _event(path, 1, line)
+    if event.kind != "began":
+        raise StorageError(_FORMER_VERSION.format(path=str(path), kind=event.kind, number=1))
+    return event
+
+
+def _event(path: Path, number: int, line: bytes) -> Event:
+    try:
+        event = _ADAPTER.validate_json(line)
+    except ValidationError as error:
+        raise StorageError(_refusal(path, number, line, error)) from None
+    for name in _files(event):
+        if not is_plain(name.removeprefix(f"{POPULATION}/")):
+            raise StorageError(
+                f"Names in a trace must be of files in its folder but line {number} of {str(path)!r} names "
+                f"{name!r}; the file was changed by somebody: do not use its folder."
+            )
+    return event
+
+
+def _files(event: Event) -> list[str]:
+    """The names of files in an event."""
+    blob = [event.blob] if event.kind in ("computed", "answer") and event.blob is not None else []
+    return blob + [name for name in event.files if name] if event.kind == "answer" else blob
+
+
+_FORMER_VERSION = (
+    "A trace must be of this version but {path!r} was written by an earlier one (event {kind!r} in line "
+    "{number}); resume it with that version, or start the search again in another folder."
+)
 
 
 def _refusal(path: Path, number: int, line: bytes, error: ValidationError) -> str:
@@ -175,11 +254,7 @@ def _refusal(path: Path, number: int, line: bytes, error: ValidationError) -> st
             "the file, or start the search again in another folder."
         )
     if kind in _FORMER:
-        return (
-            f"A trace must be of this version but {str(path)!r} was written by an earlier one (event "
-            f"{kind!r} in line {number}); resume it with that version, or start the search again in another "
-            "folder."
-        )
+        return _FORMER_VERSION.format(path=str(path), kind=kind, number=number)
     reason = error.errors()[0]["msg"]
     return (
         f"Every line of a trace must be an event of this version but line {number} of {str(path)!r} is "
