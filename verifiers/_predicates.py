@@ -14,6 +14,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tts_vision.verifiers._lexicon import COMPOUNDS, NO_THINGS, PLACES, QUANTITIES, SENTENCE
+from tts_vision.verifiers._quotes import QUOTED
+
 Kind: TypeAlias = Literal["object", "count", "colour", "attribute", "relation", "text"]
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -96,7 +99,6 @@ _SINGULAR = {plural: word for word, plural in IRREGULAR.items()} | {
     "scissorses": "scissors",
 }
 _PREFIX = re.compile(r"^(?:(?:a|an|the) )?(?:photo|photograph|picture|image) of ")
-_QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)'([^']+)'(?!\w)")
 _WRITTEN = re.compile(
     r"(?:(?P<group>.+?) (?:(?:that|which) (?:says|reads)|saying|reading|labell?ed|with) )?"
     r"(?:the )?(?:(?:text|words?|letters?|writing) )?<(?P<text>\d+)>"
@@ -105,14 +107,9 @@ _SIDE = r"(?:(?:to|on|at) the )?(?P<side>left|right)(?: side)? of"
 _WORDS = "|".join(sorted((words for words in RELATIONS if not words.endswith("t of")), key=len, reverse=True))
 _RELATION = re.compile(rf" (?:is |are )?(?:{_SIDE}|(?P<words>in front of|{_WORDS})) ")
 _JOIN = re.compile(r"(?:, and | and |, )")
-# words that occur in no name of a thing: a prompt with them is beyond this grammar
-_STOP = """
-    a an the of with without at from to for by into onto through across around between among against over
-    while that which who is are was were has have or but as its his her their this these those up down off
-    out left right some many several few no not very
-    sits stands lies hangs rides holds wears eats plays runs walks jumps flies looks made filled covered
-"""
-_ADJECTIVES, _OTHERS = frozenset(_ATTRIBUTES.split()), frozenset(_STOP.split())
+_ADJECTIVES = frozenset(_ATTRIBUTES.split())
+# relations that often say something else than where a thing is
+_LOOSE = {"in", "on", "under", "behind", "near"}
 
 
 @dataclass(frozen=True)
@@ -323,10 +320,21 @@ def from_text(text: str) -> Demands | None:
     An optional "a photo of", then groups joined by "and" or commas, or two groups joined by a relation. A
     group is an article or a number, attributes and a colour, a noun of one to three words, and perhaps the
     text written on it ('that says "OPEN"'). "A" asks for one or more, a number for just as many.
+
+    A prompt with words that may mean something else is beyond it: numbers in disguise ("a dozen eggs"), nouns
+    that name no thing ("in a hurry"), and places that are not known as such.
     """
-    quotes = [next(filter(None, match)) for match in _QUOTED.findall(text)]
-    for i in range(len(quotes)):
-        text = _QUOTED.sub(f"<{i}>", text, count=1)
+    if "<" in text:
+        return None
+    quotes: list[str] = []
+
+    def numbered(match: re.Match[str]) -> str:
+        quotes.append(match[match.lastgroup or 0])
+        return f"<{len(quotes) - 1}>"
+
+    text = QUOTED.sub(numbered, text)
+    if not all(quotes):
+        return None
     clean = _PREFIX.sub("", " ".join(text.lower().split()).strip(" .!"))
     placed = list(_RELATION.finditer(clean))
     if len(placed) > 1:
@@ -355,6 +363,9 @@ def from_text(text: str) -> Demands | None:
     relations: tuple[Relation, ...] = ()
     if placed:
         words = f"{join['side']} of" if join["side"] else join["words"]
+        last = groups[1].noun.split()[-1]
+        if words in _LOOSE and not {last, _singular(last)} & PLACES:
+            return None
         relations = (Relation(0, words, 1),)
     return Demands(tuple(groups), relations, tuple(texts))
 
@@ -370,7 +381,7 @@ def _group(words: str) -> Group | None:
     colour: str | None = None
     attributes: list[str] = []
     known = {*COLOURS, *OTHER_COLOURS}
-    while len(tokens) > 1:
+    while len(tokens) > 1 and not _is_compound(tokens):
         if tokens[0] in known and colour is None:
             colour = tokens.pop(0)
         elif tokens[0] in SHADES and tokens[1] in known and len(tokens) > 2 and colour is None:
@@ -384,15 +395,25 @@ def _group(words: str) -> Group | None:
     noun = " ".join(tokens)
     if count is None or count == 1:
         return Group(noun, 1, count, colour, tuple(attributes))
+    if (
+        singular(noun) == noun and IRREGULAR.get(tokens[-1]) != tokens[-1]
+    ):  # "five star hotel", "two faced man"
+        return None
     return Group(singular(noun), count, count, colour, tuple(attributes))
 
 
+def _is_compound(tokens: list[str]) -> bool:
+    """Whether words are a name whose first word only looks like a colour or an attribute."""
+    return singular(" ".join(tokens)) in COMPOUNDS
+
+
 def is_noun(tokens: list[str]) -> bool:
-    """Whether words may name a thing: one to three, none of which belongs to a sentence."""
+    """Whether words may name a thing: one to three, none of which belongs to a sentence or a number."""
     return (
         1 <= len(tokens) <= 3
         and all(re.fullmatch(r"[a-z][a-z'-]*", token) for token in tokens)
-        and not any(token in _OTHERS or token in NUMBERS for token in tokens)
+        and not any(token in SENTENCE or token in NUMBERS or token in QUANTITIES for token in tokens)
+        and tokens[-1] not in NO_THINGS
         and not any(token.endswith("ing") for token in tokens[1:])
         and (len(tokens) > 1 or tokens[0] == "orange" or tokens[0] not in {*COLOURS, *OTHER_COLOURS})
     )

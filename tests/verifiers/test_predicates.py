@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,10 +97,93 @@ def test_the_grammar(text: str, expected: Demands) -> None:
         "two",
         "a very big dog",
         "the quick brown fox jumps over the lazy dog",
+        "the letters <0>",
+        'an empty sign ""',
+        # numbers in disguise
+        "a dozen eggs",
+        "two dozen eggs",
+        "a hundred dogs",
+        "half a pizza",
+        "a couple",
+        "two faced man",
+        "five star hotel",
+        "another dog",
+        # what "in" may mean
+        "person in hurry",
+        "a person in a hurry",
+        "two people in a hurry",
+        "two cats in a row",
+        "a man in a suit and tie",
+        "a man in suit and tie",
+        "suit and tie",
+        "a dog in the morning",
+        "a dog in the style",
+        "a dog in the rain",
+        "a man on the phone",
+        "a person on a mission",
+        "a man behind the scenes",
+        "a dog under the weather",
+        "a cat near the end",
+        "a bird on top of the world",
+        # the image itself, its quality, and names
+        "a dog, a masterpiece",
+        "a dog, the best quality",
+        "a portrait",
+        "a close-up photo",
+        "a good idea",
+        "a dog named max",
+        "a man like jesus",
     ],
 )
 def test_what_says_more_is_not_guessed(text: str) -> None:
     assert from_text(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cake on a plate", (Group("cake"), Group("plate"))),
+        ("three men in a red boat", (Group("man", 3, 3), Group("boat", colour="red"))),
+        ("a dog is under the stairs", (Group("dog"), Group("stairs"))),
+        ("a cat near two dogs", (Group("cat"), Group("dog", 2, 2))),
+        ("a red panda and a red apple", (Group("red panda"), Group("apple", colour="red"))),
+        ("two black holes", (Group("black hole", 2, 2),)),
+        ("a white wine glass", (Group("wine glass", colour="white"),)),
+        ("a big glass of", None),
+        ("a paper plane and a paper bag", (Group("paper plane"), Group("bag", attributes=("paper",)))),
+        ("a traffic light and a sunset", (Group("traffic light"), Group("sunset"))),
+        ("five sheep", (Group("sheep", 5, 5),)),
+        ("two hot dogs", (Group("hot dog", 2, 2),)),
+    ],
+)
+def test_what_is_plain_is_still_read(text: str, expected: tuple[Group, ...] | None) -> None:
+    assert groups(text) == expected
+
+
+def test_all_quotes_are_read() -> None:
+    wanted = Demands((Group("sign"),), texts=("Open",))
+    for quoted in ('"Open"', "“Open”", "„Open“", "'Open'", "‘Open’", "«Open»"):
+        assert from_text(f"a sign that says {quoted}") == wanted
+
+
+GENEVAL = Path(__file__).parents[3] / "shared" / "data" / "geneval_evaluation_metadata.jsonl"
+
+
+@pytest.mark.skipif(not GENEVAL.is_file(), reason="needs GenEval's prompts in ../shared/data")
+def test_genevals_prompts_are_read_exactly() -> None:
+    """All 553: text and record ask for the same groups and positions; limits are only in the record."""
+
+    def facts(demands: Demands | None) -> Any:
+        assert demands is not None
+        found = [(group.noun, group.least, group.colour, group.attributes) for group in demands.groups]
+        return sorted(found, key=str), [
+            (found[r.subject], r.words, found[r.reference]) for r in demands.relations
+        ]
+
+    records = [json.loads(line) for line in GENEVAL.read_text().splitlines()]
+    assert len(records) == 553
+    for record in records:
+        assert facts(from_text(record["prompt"])) == facts(from_record(record)), record["prompt"]
 
 
 def test_genevals_plurals_are_read() -> None:
