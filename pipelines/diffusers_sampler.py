@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,6 +19,7 @@ from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.memory import out_of_memory
 from tts_vision.moves import PREVIEW, STEP_NOISE, STEP_NOISE_STD
 from tts_vision.pipelines.calls import Calls, has_media, texts_of
+from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.schedule import (
     draws_noise,
     is_flow,
@@ -46,7 +49,7 @@ from tts_vision.pipelines.stochastic import (
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
 from tts_vision.sampler import RewardFunction, Sampler
-from tts_vision.types import Cost, Media, Meter, NoMeter, Phase, Rows, State, Video
+from tts_vision.types import Cost, Decoded, Invalid, Media, Meter, NoMeter, Phase, Rows, State, Video
 
 
 @register(
@@ -90,6 +93,7 @@ class DiffusersSampler(Sampler):
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
         self._recompute = options.recompute
         self._step_rule = _step_rule(options, self._driver.scheduler) if options.stochastic else None
+        self._noise = _described(options) if options.stochastic else None
         scheduler = self._calls.schedule()
         self.num_steps = self._calls.steps(scheduler)
         eta = float(settings.get("eta", 0.0) or 0.0)
@@ -249,7 +253,7 @@ class DiffusersSampler(Sampler):
             latents = latents / float(initial_scale(self._calls.schedule()))
         return replace(state, latents=latents, step=to_step, carry={}, shared={})
 
-    def preview(self, state: State) -> list[Media]:
+    def preview(self, state: State) -> list[Decoded]:
         estimate = state.carry.get(PREVIEW)
         if not isinstance(estimate, Tensor):
             raise CapabilityError(
@@ -258,8 +262,27 @@ class DiffusersSampler(Sampler):
             )
         return self._decoded(replace(state, latents=estimate), self._preview_vae)
 
-    def decode(self, state: State) -> list[Media]:
+    def decode(self, state: State) -> list[Decoded]:
         return self._decoded(state, None)
+
+    def facts(self, condition: Condition) -> dict[str, Any]:
+        call, pipe = self._calls.of(condition), self._driver.pipe
+        defaults = {name: p.default for name, p in self._driver.signature.items() if p.default is not p.empty}
+        steps = {**defaults, **call}.get("num_inference_steps")
+        found = {
+            "steps": steps if isinstance(steps, int) else self.num_steps,
+            "guidance_scale": {**defaults, **call}.get("guidance_scale"),
+            "negative_prompt": call.get("negative_prompt"),
+            "scheduler": type(self._driver.scheduler).__name__,
+            "scheduler_config": _json_parts(self._driver.scheduler.config),
+            "stochastic": self._noise,
+            "model_id": getattr(pipe, "name_or_path", None),
+            "dtype": str(getattr(pipe, "dtype", "")).removeprefix("torch."),
+            "device": self._device().type,
+            "pipeline_kwargs": _json_parts({k: v for k, v in call.items() if k != "prompt"}),
+            "plain": self._step_rule is None,
+        }
+        return {name: value for name, value in found.items() if value not in (None, "")}
 
     def cost(self, condition: Condition, step: int, steps: int) -> Cost:
         key = self._calls.cost_key(condition)
@@ -377,6 +400,7 @@ class DiffusersSampler(Sampler):
         step: Step | None = None,
         vae: Any = None,
         phase: Phase = "denoise",
+        watch: DecodeWatch | None = None,
     ) -> Segment:
         call, mixed = self._calls.batch(conditions, output_type)
         with self.meter.phase(phase):
@@ -390,14 +414,21 @@ class DiffusersSampler(Sampler):
                 step=step,
                 vae=vae,
                 encode_by_row=mixed,
+                watch=watch,
             )
 
-    def _decoded(self, state: State, vae: Any) -> list[Media]:
+    def _decoded(self, state: State, vae: Any) -> list[Decoded]:
         output_type = "pil" if self.modality == "image" else "pt"
 
-        def work(part: State) -> list[Media]:
-            call = self._calls.of(part.conditions[0])
-            return _media(self._decode(part, vae, output_type), float(call.get("frame_rate", 8.0)))
+        def work(part: State) -> list[Decoded]:
+            call, watch = self._calls.of(part.conditions[0]), DecodeWatch()
+            with np.errstate(invalid="ignore"):  # NaN has no 8-bit value; such samples are invalid below
+                output = self._decode(part, vae, output_type, watch)
+            media = _media(output, float(call.get("frame_rate", 8.0)))
+            reasons = watch.reasons(part.latents)
+            if reasons is None:
+                return [sample for i in range(len(part)) for sample in work(part.select([i]))]
+            return [m if reason is None else Invalid(reason, m) for m, reason in zip(media, reasons)]
 
         return self._row_by_row(state, work)
 
@@ -428,7 +459,7 @@ class DiffusersSampler(Sampler):
         items = {r: item for rows in rows_of.values() for r, item in zip(rows, work(state.select(rows)))}
         return [items[row] for row in range(len(state))]
 
-    def _decode(self, state: State, vae: Any, output_type: str) -> Any:
+    def _decode(self, state: State, vae: Any, output_type: str, watch: DecodeWatch | None = None) -> Any:
         generators = [row_generator(state.seed, "step", uid, self.num_steps, "cpu") for uid in state.uids]
         segment = self._run(
             [state.conditions[0]] * len(state),
@@ -439,6 +470,7 @@ class DiffusersSampler(Sampler):
             vae=vae,
             output_type=output_type,
             phase="decode",
+            watch=watch,
         )
         return segment.output
 
@@ -563,6 +595,26 @@ def _step_rule(options: SamplerOptions, scheduler: Any) -> _DDIM | _Euler:
             f"sde='euler' needs a flow model but the scheduler is {type(scheduler).__name__}; use sde='ddim'."
         )
     return _Euler(diffusion(options.diffusion, options.diffusion_norm), options.interpolant)
+
+
+def _described(options: SamplerOptions) -> str:
+    """The stochastic step that `options` ask for, in words."""
+    if options.sde == "ddim":
+        return f"ddim, eta={options.eta:g}"
+    return f"euler, diffusion={options.diffusion}, diffusion_norm={options.diffusion_norm:g}"
+
+
+def _json_parts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that JSON can hold; private ones and objects are left out."""
+
+    def fits(value: Any) -> bool:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    return {key: value for key, value in values.items() if not key.startswith("_") and fits(value)}
 
 
 def _check_drivable(pipe: Any) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.schedule import levels_if_known, predictions, step, takes_history
 from tts_vision.pipelines.stochastic import Level
 from tts_vision.types import Cost, Meter, NoMeter
@@ -296,6 +297,7 @@ class Driver:
         step: Step | None = None,
         vae: Any = None,
         encode_by_row: bool = False,
+        watch: DecodeWatch | None = None,
     ) -> Segment:
         """Runs timesteps ``[start, stop)``; none of them when ``start == stop``.
 
@@ -310,26 +312,31 @@ class Driver:
             vae: Decodes in place of the pipeline's, if given.
             encode_by_row: Whether encoders run row by row, for texts that differ, so that each text is
                 encoded as it is alone.
+            watch: Notes which samples must not be judged, where the segment decodes.
         """
         proxy = self._proxy(start, stop, history, generators, step)
         self._inputs, self._encodes_by_row = [], encode_by_row
         entered: list[Tensor] = []
-        call = {**call, "return_dict": False, "generator": generators}
+        # flags of a safety checker are named in an output object alone
+        flags = watch is not None and watch.has_checker(self.pipe)
+        call = {**call, "return_dict": flags, "generator": generators}
         natural = latents is not None and start == 0 and "latents" in self.signature
         if latents is not None and "latents" in self.signature:
             call["latents"] = latents
         override = None if natural else latents
         # the pipeline switches gradients off for its call; they come on again where the latents enter
         mode = torch.enable_grad() if self._differentiates else nullcontext()
-        with mode, self._driven(proxy, override, entered, vae):
-            output = self.pipe(**call)[0]
+        with mode, self._driven(proxy, override, entered, vae, watch=watch):
+            output = self.pipe(**call)
+        if watch is not None:
+            watch.read(output)
         if stop is not None and proxy.done != stop - start:
             raise PipelineError(
                 "A pipeline's loop must take one scheduler step per timestep but "
                 f"{type(self.pipe).__name__} took "
                 f"{proxy.done} between steps {start} and {stop}; it cannot be driven step by step."
             )
-        return Segment(output, entered[0] if entered else None, proxy, tuple(self._inputs))
+        return Segment(output[0], entered[0] if entered else None, proxy, tuple(self._inputs))
 
     def forwards_per_step(self, call: dict[str, Any]) -> dict[int, float] | None:
         """How many rows each step evaluates for one particle, found out without evaluating any.
@@ -415,6 +422,8 @@ class Driver:
         entered: list[Tensor],
         vae: Any,
         denoiser: Callable[[nn.Module], Callable[..., Any]] | None = None,
+        *,
+        watch: DecodeWatch | None = None,
     ) -> Iterator[None]:
         """The pipeline with the proxy and the watchers in place, and as it was afterwards.
 
@@ -424,6 +433,7 @@ class Driver:
             entered: Gets the latents that enter the loop.
             vae: In the place of the pipeline's, if given.
             denoiser: Makes the stand-in of a network, if given.
+            watch: Looks at the output of the autoencoder, if given.
         """
         pipe = self.pipe
         replaced: list[tuple[Any, str, Any]] = []
@@ -439,6 +449,8 @@ class Driver:
             put(pipe, "_progress_bar_config", {**getattr(pipe, "_progress_bar_config", {}), "disable": True})
             if vae is not None:
                 put(pipe, "vae", vae)
+            for autoencoder in watch.autoencoders(pipe) if watch is not None else []:
+                put(autoencoder, "decode", watch.watching(autoencoder.decode))
             if self.slices_itself:
                 put(pipe, "get_timesteps", self._cutting(pipe.get_timesteps, proxy))
             if hasattr(pipe, "prepare_latents"):

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from tts_vision.errors import ConfigError
-from tts_vision.media import read_media, write_media
+from tts_vision.media import copied, read_media, read_text, write_media
 from tts_vision.types import Media, Score
 from tts_vision.verifier import Verifier
 
@@ -25,6 +27,7 @@ class Candidate:
         media: The pixels, or None while they are only in `path`.
         path: Where the sample is stored, if anywhere.
         text: Facts about the sample, for the metadata of its file.
+        facts: Facts about how it was generated, as its sampler gave them.
     """
 
     uid: int
@@ -34,15 +37,21 @@ class Candidate:
     media: Media | None = None
     path: Path | None = None
     text: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Media:
-        """The pixels.
+        """The pixels that were judged; a copy, so that nobody changes the sample itself.
 
         Raises:
-            ConfigError: If they were not kept.
+            ConfigError: If they were not kept, or there never were any.
         """
         if self.media is not None:
-            return self.media
+            return copied(self.media)
+        if self.path is None and self.score.is_invalid:
+            raise ConfigError(
+                f"A sample must have pixels but that of particle {self.uid} has none ({self.score.reason}); "
+                "take another one of the population."
+            )
         if self.path is None:
             raise ConfigError(
                 f"A sample must have been kept but that of particle {self.uid} was not; search with an "
@@ -51,14 +60,38 @@ class Candidate:
         return read_media(self.path)
 
     def save(self, path: Path | str) -> None:
-        """Writes the sample to `path`, with `text` in it where the format has room for that."""
-        write_media(self.load(), Path(path), self.text)
+        """Writes the sample to `path`, with the facts about it where the format has room for them.
+
+        Args:
+            path: Its suffix decides the format; see `tts_vision.media.write_media`.
+
+        Raises:
+            ConfigError: If the format is unknown.
+        """
+        stored = {} if self.path is None else read_text(self.path)
+        write_media(self.load(), Path(path), {**stored, **self.text})
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the sample: the one with its exact pixels, and the MP4 beside that of a clip."""
+        if self.path is None:
+            return []
+        shown = self.path.with_suffix(".mp4")
+        return [self.path, shown] if self.path.suffix == ".mkv" and shown.is_file() else [self.path]
 
 
 class MediaStore:
     """Keeps finished samples in memory; the result folder has a subclass that writes files."""
 
-    def save(self, uid: int, media: Media, score: Score, *, settled: bool = True) -> str | None:
+    def save(
+        self,
+        uid: int,
+        media: Media,
+        score: Score,
+        *,
+        settled: bool = True,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str | None:
         """Stores a finished sample; returns its name, if it has one.
 
         Args:
@@ -66,6 +99,7 @@ class MediaStore:
             media: The sample.
             score: Its score.
             settled: Whether the value of the score is final.
+            facts: How it was generated.
         """
         return None
 
@@ -103,7 +137,7 @@ class Candidates:
         """Brings the values of all finished samples up to date, where they depend on each other."""
         if not verifier.settles:
             return
-        pool = list(self.finished.values())
+        pool = [candidate for candidate in self.finished.values() if not candidate.score.is_invalid]
         self.best = None
         for candidate, value in zip(pool, verifier.settle([c.score for c in pool]), strict=True):
             candidate.score = candidate.score.model_copy(update={"value": value})

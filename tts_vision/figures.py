@@ -106,8 +106,16 @@ def draw_scaling(axes: Axes, spent: Sequence[float], best: Sequence[float], labe
         axes.spines[side].set_visible(False)
 
 
-def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.Image:
-    """The samples in the given order with their scores under them, at most 400."""
+def contact_sheet(
+    candidates: Sequence[Candidate], *, title: str = "", plain: int | None = None
+) -> Image.Image:
+    """The samples in the given order with their scores under them, at most 400; invalid ones are crossed out.
+
+    Args:
+        candidates: The samples.
+        title: Of the sheet.
+        plain: The particle of the plain sample, which is marked.
+    """
     shown = candidates[:_MOST_IMAGES]
     side = 192 if len(shown) <= 36 else 112
     columns = max(1, min(len(shown), _SHEET_WIDTH // (side + 8)))
@@ -122,16 +130,28 @@ def contact_sheet(candidates: Sequence[Candidate], *, title: str = "") -> Image.
     for number, candidate in enumerate(shown):
         row, column = divmod(number, columns)
         x, y = 8 + column * (side + 8), 34 + row * (side + 28)
-        image = _fit(still(candidate.load()), side)
-        corner = (x + (side - image.width) // 2, y + (side - image.height) // 2)
-        sheet.paste(image, corner)
-        draw.rectangle((*corner, corner[0] + image.width - 1, corner[1] + image.height - 1), outline=_FAINT)
-        value = candidate.score.value
-        score = "unscored" if math.isnan(value) else f"{value:.4f}"
-        draw.text(
-            (x, y + side + 3), f"#{candidate.uid}  {score}", fill=_BEST if number == 0 else "black", font=font
-        )
+        is_plain, is_invalid = candidate.uid == plain, candidate.score.is_invalid
+        has_pixels = candidate.media is not None or candidate.path is not None
+        image = _fit(still(candidate.load()), side) if has_pixels else Image.new("RGB", (side, side), "white")
+        left, top = x + (side - image.width) // 2, y + (side - image.height) // 2
+        right, bottom = left + image.width - 1, top + image.height - 1
+        sheet.paste(image, (left, top))
+        if is_invalid:
+            draw.line((left, top, right, bottom), fill=_FAINT, width=3)
+            draw.line((left, bottom, right, top), fill=_FAINT, width=3)
+        outline = (_LINE, 3) if is_plain else (_FAINT, 1)
+        draw.rectangle((left, top, right, bottom), outline=outline[0], width=outline[1])
+        color = _BEST if number == 0 else _LINE if is_plain else "black"
+        draw.text((x, y + side + 3), _label(candidate, is_plain=is_plain), fill=color, font=font)
     return sheet
+
+
+def _label(candidate: Candidate, *, is_plain: bool) -> str:
+    value = candidate.score.value
+    score = f"{value:.4f}"
+    if math.isnan(value):
+        score = "invalid" if candidate.score.is_invalid else "unscored"
+    return f"#{candidate.uid}{'  plain' if is_plain else ''}  {score}"
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:

@@ -33,7 +33,7 @@ class HeldOutReport:
         first: The holdout's score of the first sample that was scored.
         best: Its score of the winner.
         spearman: Rank correlation of guide and holdout over all samples; None where it is undefined.
-        unscored: Samples that it could not score.
+        unscored: Samples that it was asked about and could not score.
         calls: Samples that it was called for.
         seconds: Wall-clock time of these calls, outside the budget.
         guide_gain: How far the guide's score rose from the first sample to the winner.
@@ -87,21 +87,24 @@ def judge(
     if any(answers(journal.events, WHAT)):
         return
     since = time.perf_counter()
-    scores: list[Score] = []
     compares = verifier.relative or verifier.settles
-    size = len(candidates) if compares else _BATCH
-    for at in range(0, len(candidates), max(size, 1)):
-        media = [candidate.load() for candidate in candidates[at : at + size]]
+    valid = [candidate for candidate in candidates if not candidate.score.is_invalid]
+    scores: dict[int, Score] = {}
+    size = len(valid) if compares else _BATCH
+    for at in range(0, len(valid), max(size, 1)):
+        some = valid[at : at + size]
         try:
-            scores += safe_scores(verifier, media, [prompt] * len(media))
+            found = safe_scores(verifier, [candidate.load() for candidate in some], [prompt] * len(some))
         except VerifierError as error:  # earlier scores must not be lost
-            scores += [Score.unscored(str(error))] * len(media)
+            found = [Score.unscored(str(error))] * len(some)
+        scores |= {candidate.uid: score for candidate, score in zip(some, found)}
     journal.append(
         Answer(
             op=op,
             what=WHAT,
             uids=tuple(candidate.uid for candidate in candidates),
-            scores=tuple(scores),
+            # an invalid sample stays one: nobody is asked about it
+            scores=tuple(scores.get(candidate.uid, candidate.score) for candidate in candidates),
             value={"seconds": round(time.perf_counter() - since, 6)},
             spent=journal.events[-1].spent,
         )
@@ -125,13 +128,14 @@ def holdout_report(events: Sequence[Event], curve: Sequence[Point]) -> HeldOutRe
         return None
     verdicts = held_out(events)
     guide = {point.uid: point.value for point in curve}
+    asked = [score for score in event.scores if not score.is_invalid]
     pairs = [(value, verdicts.get(uid, math.nan)) for uid, value in guide.items()]
     return HeldOutReport(
         first=verdicts.get(curve[0].uid, math.nan),
         best=verdicts.get(curve[-1].best_uid, math.nan),
         spearman=spearman([pair for pair in pairs if not any(map(math.isnan, pair))]),
-        unscored=sum(map(math.isnan, event.values)),
-        calls=len(event.values),
+        unscored=sum(math.isnan(score.value) for score in asked),
+        calls=len(asked),
         seconds=event.value["seconds"],
         guide_gain=curve[-1].best - curve[0].best,
     )

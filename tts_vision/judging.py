@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tts_vision.calibration import History
 from tts_vision.candidates import Candidate, Candidates, MediaStore
+from tts_vision.condition import Condition
 from tts_vision.engine import Engine, check_repeats
-from tts_vision.errors import BudgetSpent, TargetReached
+from tts_vision.errors import BudgetSpent, TargetReached, TTSVisionError
+from tts_vision.media import copied, is_constant, storable
 from tts_vision.sampler import Sampler
 from tts_vision.scoring import safe_scores
 from tts_vision.trace import Answer, Computed, Event
-from tts_vision.types import Cost, FeatureExtractor, Media, Prompt, Score, State
+from tts_vision.types import (
+    Cost,
+    Decoded,
+    FeatureExtractor,
+    Invalid,
+    Media,
+    Modality,
+    Prompt,
+    Score,
+    State,
+    Video,
+)
 from tts_vision.verifier import Asked, Best, Verifier
 
 Target: TypeAlias = float | Literal["satisfied"] | None
+Decode: TypeAlias = Callable[[State], Sequence[Decoded]]
 
 
 class Judging:
@@ -45,8 +60,9 @@ class Judging:
         engine.listeners.append(self._recall)
         self._embeddings: list[State] = []
         # where features are in use: the samples decoded at one step, by uid; None if a former session did
-        self._decoded: dict[int, Media | None] = {}
+        self._decoded: dict[int, Decoded | None] = {}
         self._decoded_step = 0
+        self._facts: dict[tuple[str, Condition], Mapping[str, Any]] = {}
 
     @property
     def score_cost(self) -> Cost:
@@ -78,7 +94,7 @@ class Judging:
                 first_of.setdefault(state.uids[i], i)
             todo = [i for uid, i in first_of.items() if uid not in self.candidates.finished]
         if past:
-            scores = self._recorded(past)
+            scores = self._recorded(past, sampler, state)
             check_repeats(set(scores) <= set(state.uids))
         else:
             paid = todo[: self._affordable(len(todo))]
@@ -116,7 +132,7 @@ class Judging:
         if len(media) < len(state):
             raise BudgetSpent
         with engine.ledger.phase("verify"):
-            embedded = extractor.features(media)
+            embedded = extractor.features(_to_embed(media, sampler.modality))
         rows, blob = engine.journal.save(replace(state, latents=embedded, carry={}, shared={}), op, 0)
         self._embeddings.append(rows)  # a session after a kill needs the stored tensors again
         engine.record(
@@ -150,16 +166,20 @@ class Judging:
         return low
 
     def _score_rows(self, op: int, sampler: Sampler, rows: State, preview: bool) -> dict[int, Score]:
-        media = self._decode(op, sampler, rows, preview, scored=True)
-        scores = self._ask(media, [self.prompt] * len(media), step=rows.step if preview else None)
+        samples = self._decode(op, sampler, rows, preview, scored=True)
+        scores = self._ask(samples, [self.prompt] * len(samples), step=rows.step if preview else None)
         files = []
-        for uid, sample, score in zip(rows.uids, media, scores):
-            settled = not self.verifier.settles
-            name = None if preview else self._store.save(uid, sample, score, settled=settled)
+        settled = not self.verifier.settles
+        for uid, condition, sample, score in zip(rows.uids, rows.conditions, samples, scores):
+            media = sample.media if isinstance(sample, Invalid) else sample
+            facts = self._facts_of(sampler, condition)
+            name = None
+            if media is not None and not preview:
+                name = self._store.save(uid, media, score, settled=settled, facts=facts)
             files.append(name or "")
             path = self._store.path(name) if name else None
-            kept = None if name else sample
-            self.candidates.keep(Candidate(uid, score, rows.step, preview, kept, path))
+            kept = None if name else media
+            self.candidates.keep(Candidate(uid, score, rows.step, preview, kept, path, facts=facts))
         if not preview:
             self.candidates.settle(self.verifier)
         self._engine.record(
@@ -203,7 +223,9 @@ class Judging:
         )
         return torch.tensor([score.value for score in scores], dtype=torch.float64)
 
-    def _ask(self, media: Sequence[Media], prompts: Sequence[Prompt], step: int | None) -> list[Score]:
+    def _ask(self, samples: Sequence[Decoded], prompts: Sequence[Prompt], step: int | None) -> list[Score]:
+        """The scores of the samples; the verifier is not asked about invalid ones."""
+        valid = {i: sample for i, sample in enumerate(samples) if not isinstance(sample, Invalid)}
         best = self.candidates.best if step is None else None
         asked = Asked(
             charge=self._engine.ledger.charge_calls,
@@ -212,11 +234,16 @@ class Judging:
             history=self._history,
         )
         with self._engine.ledger.phase("verify"):
-            return safe_scores(self.verifier, media, prompts, asked=asked)
+            found = safe_scores(self.verifier, [*valid.values()], [prompts[i] for i in valid], asked=asked)
+        scores = {i: _remarked(score, valid[i]) for i, score in zip(valid, found)}
+        return [
+            Score.of_invalid(sample.reason) if isinstance(sample, Invalid) else scores[i]
+            for i, sample in enumerate(samples)
+        ]
 
     def _decode(
         self, op: int, sampler: Sampler, rows: State, preview: bool, *, scored: bool = False
-    ) -> list[Media]:
+    ) -> list[Decoded]:
         """The samples or previews of the rows; only of the first ones when time runs out.
 
         Args:
@@ -237,19 +264,39 @@ class Judging:
             if a and not engine.ledger.affords(cost + Cost(verifier_calls=ahead)):
                 break  # time runs out: go on with the decoded ones
             engine.ledger.charge(cost)
-            done.update(zip(part.uids, (m for group in engine.halving(part, decode) for m in group)))
+            done.update(zip(part.uids, self._decoded_rows(part, decode)))
             engine.record(
                 Computed(op=op, what="decode", uids=part.uids, first=a, step=rows.step, preview=preview)
             )
-        media: list[Media] = []
+        samples: list[Decoded] = []
         for uid in rows.uids:
             sample = done.get(uid)
             if sample is None:
                 break
-            media.append(sample)
-        return media
+            samples.append(sample)
+        return samples
 
-    def _decoded_at(self, step: int) -> dict[int, Media | None]:
+    def _decoded_rows(self, rows: State, decode: Decode) -> list[Decoded]:
+        """The decoded rows; if that fails, each is decoded alone, and those that fail again are invalid."""
+        try:
+            decoded = [sample for group in self._engine.halving(rows, decode) for sample in group]
+            return [sample if isinstance(sample, Invalid) else storable(sample) for sample in decoded]
+        except (TTSVisionError, BudgetSpent):
+            raise
+        except Exception as error:
+            if len(rows) == 1:
+                return [Invalid(f"decoding raised {type(error).__name__}: {error}")]
+        return [sample for i in range(len(rows)) for sample in self._decoded_rows(rows.select([i]), decode)]
+
+    def _facts_of(self, sampler: Sampler, condition: Condition) -> Mapping[str, Any]:
+        """How a sampler generates samples of a condition."""
+        key = sampler.name, condition
+        if key not in self._facts:
+            plain = {"sampler": sampler.name, "steps": sampler.num_steps}
+            self._facts[key] = {**plain, **sampler.facts(condition)}
+        return self._facts[key]
+
+    def _decoded_at(self, step: int) -> dict[int, Decoded | None]:
         """The samples decoded at a step, by uid; forgotten at once where no features are in use."""
         if not self.embeds:
             return {}
@@ -264,14 +311,40 @@ class Judging:
             for uid in event.uids:
                 decoded.setdefault(uid, None)
 
-    def _recorded(self, past: Sequence[Event]) -> dict[int, Score]:
+    def _recorded(self, past: Sequence[Event], sampler: Sampler, state: State) -> dict[int, Score]:
         scores: dict[int, Score] = {}
+        conditions = dict(zip(state.uids, state.conditions))
         for event in past:
             if event.kind != "answer":
                 continue
             for uid, score, name in zip(event.uids, event.scores, event.files):
                 scores[uid] = score
                 path = self._store.path(name) if name else None
-                self.candidates.keep(Candidate(uid, score, event.step, event.preview, path=path))
+                facts = self._facts_of(sampler, conditions[uid]) if uid in conditions else {}
+                candidate = Candidate(uid, score, event.step, event.preview, path=path, facts=facts)
+                self.candidates.keep(candidate)
         self.candidates.settle(self.verifier)
         return scores
+
+
+def _remarked(score: Score, media: Media) -> Score:
+    """The score, with a remark where all pixels of the sample are equal."""
+    if not is_constant(media):
+        return score
+    remark = f"constant {'clip' if isinstance(media, Video) else 'image'}"
+    return score.model_copy(update={"reason": f"{score.reason}; {remark}" if score.reason else remark})
+
+
+def _to_embed(samples: Sequence[Decoded], modality: Modality) -> list[Media]:
+    """Copies of the samples, for an extractor; black in the place of an invalid one without pixels."""
+    media = [sample.media if isinstance(sample, Invalid) else sample for sample in samples]
+    like = next((sample for sample in media if sample is not None), None)
+    if isinstance(like, Image.Image):
+        black: Media = Image.new(like.mode, like.size)
+    elif isinstance(like, Video):
+        black = Video(torch.zeros_like(like.frames), like.fps)
+    elif modality == "image":
+        black = Image.new("RGB", (64, 64))
+    else:
+        black = Video(torch.zeros(8, 64, 64, 3, dtype=torch.uint8))
+    return [copied(black if sample is None else sample) for sample in media]

@@ -1,4 +1,4 @@
-"""Samples as files: images as PNG, clips as MP4 or, without PyAV, as animated PNG."""
+"""Samples as files: images as PNG, clips as FFV1 (lossless) and MP4 or, without PyAV, as animated PNG."""
 
 from __future__ import annotations
 
@@ -15,17 +15,96 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from tts_vision.errors import ConfigError
 from tts_vision.types import Media, Video
 
 _CRF = "12"  # of x264: visually lossless
 _CLIPS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
+_H264 = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov"}
+_STORED_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # as PNG gives them back
+_WITH_EXIF = frozenset({"JPEG", "MPO", "WEBP", "TIFF", "AVIF"})
+_ANIMATED = frozenset({"PNG", "GIF", "WEBP", "TIFF", "AVIF"})
+_WITHOUT_ALPHA = frozenset({"JPEG", "MPO", "BMP"})
+_MOST_EXIF = 65_000  # bytes that a JPEG has room for
+_DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
+
+
+# Pixels
+
+
+def still(media: Media) -> Image.Image:
+    """The image, or the middle frame of a clip."""
+    images = _images(media)
+    return images[len(images) // 2]
+
+
+def pixels(media: Media) -> np.ndarray:
+    """``(T, H, W, 3)`` uint8 values; ``T`` is 1 for an image."""
+    return np.stack([np.asarray(image.convert("RGB")) for image in _images(media)])
+
+
+def copied(media: Media) -> Media:
+    """A copy that may be drawn on, resized or closed without a trace in the original."""
+    if isinstance(media, Video):
+        return Video(media.frames.clone(), media.fps)
+    return media.copy() if isinstance(media, Image.Image) else media
+
+
+def storable(media: Media) -> Media:
+    """The sample with the pixels that its file will have, so that what is judged is what is stored."""
+    if isinstance(media, Image.Image) and media.mode not in _STORED_MODES:
+        return media.convert("RGB")
+    return media
+
+
+def is_constant(media: Media) -> bool:
+    """Whether all pixels, of all frames, are equal."""
+    if isinstance(media, Video):
+        if not media.frames.numel():
+            return False
+        first = media.frames[0, 0, 0]
+        # most clips differ at once, and comparing all of a long one takes a while
+        some = media.frames[:: max(1, len(media.frames) // 2), ::97, ::89]
+        return bool((some == first).all()) and bool((media.frames == first).all())
+    if not isinstance(media, Image.Image):
+        return False
+    width, height = media.size
+    if not (width and height):
+        return False
+    probes = [(x, y) for x in (0, width // 2, width - 1) for y in (0, height // 3, height - 1)]
+    if len({media.getpixel(probe) for probe in probes}) > 1:
+        return False
+    extrema: Any = media.getextrema()
+    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return all(low == high for low, high in bands)
+
+
+def finite_rows(tensor: Tensor) -> list[bool]:
+    """For each row of ``(B, ...)`` whether all its numbers are finite."""
+    if not tensor.is_floating_point():
+        return [True] * len(tensor)
+    flat = tensor.detach().flatten(1)
+    # a sum takes a hundredth of the time of looking at each number, and is finite if all of them are
+    finite = flat.sum(1, dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite().tolist()
+    return [ok or bool(row.isfinite().all()) for ok, row in zip(finite, flat)]
+
+
+def facts_of(media: Media) -> dict[str, str]:
+    """Size, and of a clip the number of its frames and their rate."""
+    if isinstance(media, Video):
+        frames, height, width = media.frames.shape[:3]
+        return {"size": f"{width}x{height}", "frames": str(frames), "fps": repr(media.fps)}
+    return {"size": f"{media.width}x{media.height}"}
+
+
+# Files
 
 
 def suffix_of(media: Media) -> str:
-    """The file name suffix of a stored sample."""
-    return ".mp4" if isinstance(media, Video) and _has_av() else ".png"
+    """The file name suffix of a stored sample, whose file has its exact pixels."""
+    return ".mkv" if isinstance(media, Video) and _has_av() else ".png"
 
 
 def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
@@ -33,48 +112,40 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
 
     Args:
         media: Image or clip.
-        path: Its suffix decides the format: ``.mp4`` for clips, ``.png`` for both, anything that
-            Pillow writes for images.
-        text: Kept in the file as text metadata, by PNG and MP4.
+        path: Its suffix, in upper or lower case, decides the format: for clips ``.mkv`` (FFV1, lossless) or
+            ``.mp4`` (H.264, odd sides made even); for images and clips ``.png`` or anything else that
+            Pillow writes.
+        text: Facts about the sample, kept in the file: as text of a PNG, as JSON in the EXIF description of
+            a JPEG, WebP, TIFF or AVIF file (with ``parameters``, or else the prompt, as user comment), as
+            JSON in the comment of a clip. Other formats have no room for it, which is warned of.
 
     Raises:
-        ConfigError: If a clip is to be an MP4 and PyAV is not installed.
+        ConfigError: If the format is unknown, or takes PyAV, which is not installed.
         OSError: If the file cannot be written.
     """
-    if path.suffix == ".mp4":
-        _write_mp4(media, path, text)
-        return
-    images = _images(media)
-    options: dict[str, Any] = {}
-    info = PngInfo()
-    for key, value in text.items():
-        info.add_text(key, value)
-    if path.suffix == ".png":
-        options["pnginfo"] = info
-    if isinstance(media, Video):
-        if not _has_av():
-            warnings.warn(
-                "PyAV is not installed, so clips are stored as animated PNG; "
-                "pip install 'tts-vision[video]' for MP4.",
-                stacklevel=2,
-            )
-        info.add_text("fps", repr(media.fps))
-        options |= {"save_all": True, "append_images": images[1:], "duration": 1000 / media.fps, "loop": 0}
-    images[0].save(path, **options)
+    suffix = path.suffix.lower()
+    if suffix == ".mkv":
+        _write_lossless(media, path, text)
+    elif suffix in _H264:
+        _write_h264(media, path, text)
+    else:
+        _write_image(media, path, text, _format_of(path, media))
 
 
 def read_media(path: Path) -> Media:
     """The sample in a file that `write_media` wrote.
 
     Raises:
-        ConfigError: If it is an MP4 and PyAV is not installed.
+        ConfigError: If it is a video file and PyAV is not installed.
         OSError: If the file cannot be read.
     """
-    if path.suffix == ".mp4":
+    if path.suffix.lower() in _CLIPS:
         return _read_video(path)
     with Image.open(path) as image:
         if getattr(image, "n_frames", 1) == 1 and "fps" not in image.info:
-            return image.convert("RGB")
+            return image.copy() if image.mode in _STORED_MODES else image.convert("RGB")
+        if "fps" not in image.info:
+            return _read_animation(image)
         fps = float(image.info["fps"])
         frames = []
         for number in range(getattr(image, "n_frames", 1)):
@@ -83,6 +154,21 @@ def read_media(path: Path) -> Media:
             # Pillow joins equal frames into one that lasts longer
             frames += [frame] * max(1, round(image.info.get("duration", 1000 / fps) * fps / 1000))
     return Video(torch.from_numpy(np.stack(frames)), fps)
+
+
+def read_text(path: Path) -> dict[str, str]:
+    """The facts that `write_media` kept in a file; empty where it has none or cannot be read."""
+    try:
+        if path.suffix.lower() in _CLIPS:
+            return _json_text(_tags(path).get("comment"))
+        with Image.open(path) as image:
+            described = image.getexif().get(_DESCRIPTION)
+            if described is not None:
+                return _json_text(described)
+            text = {key: value for key, value in image.info.items() if isinstance(value, str)}
+            return {str(key): value for key, value in text.items()}
+    except (OSError, ValueError, SyntaxError, ConfigError):
+        return {}
 
 
 def open_media(path: Path) -> Media:
@@ -110,21 +196,92 @@ def open_media(path: Path) -> Media:
         raise OSError(f"the image is damaged: {error}") from error
 
 
-def still(media: Media) -> Image.Image:
-    """The image, or the middle frame of a clip."""
-    images = _images(media)
-    return images[len(images) // 2]
-
-
-def pixels(media: Media) -> np.ndarray:
-    """``(T, H, W, 3)`` uint8 values; ``T`` is 1 for an image."""
-    return np.stack([np.asarray(image.convert("RGB")) for image in _images(media)])
-
-
 def _images(media: Media) -> list[Image.Image]:
     if isinstance(media, Video):
         return [Image.fromarray(frame) for frame in media.frames.numpy()]
     return [media]
+
+
+# Image files
+
+
+def _format_of(path: Path, media: Media) -> str:
+    """Pillow's name of a file's format.
+
+    Raises:
+        ConfigError: If Pillow does not write it, or not for clips.
+    """
+    suffix = path.suffix.lower()
+    name = Image.registered_extensions().get(suffix, "")
+    writers = Image.SAVE_ALL if isinstance(media, Video) else Image.SAVE
+    if name.upper() in writers and (name in _ANIMATED or not isinstance(media, Video)):
+        return name
+    kind, known = "an image", ".png, .jpg, .webp, .tiff or .bmp"
+    if isinstance(media, Video):
+        kind, known = "a clip", ".mkv, .mp4, .png, .webp or .gif"
+    raise ConfigError(f"The file of {kind} must end in {known} but got {path.name!r}; change its suffix.")
+
+
+def _write_image(media: Media, path: Path, text: Mapping[str, str], name: str) -> None:
+    images = _images(media)
+    options: dict[str, Any] = {}
+    if isinstance(media, Video):
+        if not _has_av() and name == "PNG":
+            warnings.warn(
+                "PyAV is not installed, so clips are stored as animated PNG; "
+                "pip install 'tts-vision[video]' for MP4.",
+                stacklevel=4,
+            )
+        text = {**text, "fps": repr(media.fps)}
+        options |= {"save_all": True, "append_images": images[1:], "duration": 1000 / media.fps, "loop": 0}
+    if name == "PNG":
+        options["pnginfo"] = info = PngInfo()
+        for key, value in text.items():
+            info.add_text(key, value)
+    elif name in _WITH_EXIF:
+        options["exif"] = _exif(text, name)
+    elif text:
+        warnings.warn(
+            f"A {name} file has no room for the facts about its sample, so {path.name!r} does not say how it "
+            "was made; save it as PNG, JPEG or WebP.",
+            stacklevel=4,
+        )
+    first = images[0]
+    if name in _WITHOUT_ALPHA and first.mode not in {"1", "L", "RGB"}:
+        first = first.convert("RGB")
+    first.save(path, format=name, **options)
+
+
+def _exif(text: Mapping[str, str], name: str) -> bytes:
+    """The facts as EXIF: all of them as JSON, and the line that web UIs read, where there is one."""
+    left_out: list[str] = []
+    while True:
+        exif = Image.Exif()
+        exif[_DESCRIPTION] = json.dumps(dict(text))
+        exif[_SOFTWARE] = "tts-vision"
+        comment = text.get("parameters") or text.get("prompt", "")
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + comment.encode("utf-16-be", "surrogatepass")
+        data = exif.tobytes()
+        if len(data) <= _MOST_EXIF or name not in {"JPEG", "MPO"} or not text:
+            break
+        longest = max(text, key=lambda key: len(text[key]))
+        left_out.append(longest)
+        text = {key: value for key, value in text.items() if key != longest}
+    if left_out:
+        warnings.warn(
+            f"A JPEG file has room for 64 KB of facts about its sample, so {', '.join(left_out)} is left "
+            "out; save it as PNG to keep all.",
+            stacklevel=5,
+        )
+    return data
+
+
+def _json_text(value: Any) -> dict[str, str]:
+    found = json.loads(value) if isinstance(value, str) else {}
+    return {str(key): str(item) for key, item in found.items()} if isinstance(found, dict) else {}
+
+
+# Video files
 
 
 def _has_av() -> bool:
@@ -134,25 +291,51 @@ def _has_av() -> bool:
 def _require_av(path: Path) -> None:
     if not _has_av():
         raise ConfigError(
-            f"MP4 files need PyAV, which is not installed, but got {path.name!r}; "
+            f"{path.suffix[1:].upper()} files need PyAV, which is not installed, but got {path.name!r}; "
             "pip install 'tts-vision[video]' or use a name that ends in .png."
         )
 
 
-def _write_mp4(media: Media, path: Path, text: Mapping[str, str]) -> None:
+def _write_lossless(media: Media, path: Path, text: Mapping[str, str]) -> None:
+    """FFV1 in Matroska: every frame as it is."""
+    frames = pixels(media)
+    options = {"level": "3", "slices": "4", "slicecrc": "1", "threads": "1"}
+    _encode(media, frames, path, text, "matroska", "ffv1", "bgr0", options, {"fflags": "+bitexact"})
+
+
+def _write_h264(media: Media, path: Path, text: Mapping[str, str]) -> None:
+    frames = pixels(media)
+    odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2  # the codec wants even sides
+    even = np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
+    options = {"crf": _CRF, "threads": "1"}
+    flags = {"movflags": "use_metadata_tags"}
+    _encode(media, even, path, text, _H264[path.suffix.lower()], "libx264", "yuv420p", options, flags)
+
+
+def _encode(
+    media: Media,
+    frames: np.ndarray,
+    path: Path,
+    text: Mapping[str, str],
+    container: str,
+    codec: str,
+    pix_fmt: str,
+    options: dict[str, str],
+    container_options: dict[str, str],
+) -> None:
     _require_av(path)
     import av
 
-    frames = pixels(media)
-    height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2  # the codec wants even sides
-    rate = Fraction(media.fps if isinstance(media, Video) else 1).limit_denominator(1001)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "use_metadata_tags"}) as file:
+    fps = media.fps if isinstance(media, Video) else 1.0
+    with av.open(str(path), "w", format=container, options=container_options) as file:
         file.metadata["comment"] = json.dumps(dict(text), ensure_ascii=False)
-        stream = file.add_stream("libx264", rate=rate, options={"crf": _CRF, "threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        file.metadata["fps"] = repr(fps)
+        rate = Fraction(fps).limit_denominator(1001)
+        stream: Any = file.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pix_fmt
         for frame in frames:
-            packets = stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width])))
-            file.mux(packets)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         file.mux(stream.encode())
 
 
@@ -173,10 +356,37 @@ def _read_video(path: Path) -> Video:
 
     try:
         with av.open(str(path)) as file:
-            fps = float(file.streams.video[0].average_rate or 8)
+            stream = file.streams.video[0]
+            stream.thread_type = "AUTO"
+            fps = _rate(_lower(file.metadata), float(stream.average_rate or 8))
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
         return Video(torch.from_numpy(np.stack(frames)), fps)
     except (av.FFmpegError, IndexError, ValueError) as error:
         if isinstance(error, OSError):
             raise
         raise OSError(f"the clip cannot be decoded: {error}") from error
+
+
+def _tags(path: Path) -> dict[str, str]:
+    """The tags of a video file, by their names in lower case."""
+    _require_av(path)
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            return _lower(file.metadata)
+    except av.FFmpegError as error:
+        raise OSError(str(error)) from error
+
+
+def _lower(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key.lower(): value for key, value in tags.items()}
+
+
+def _rate(tags: Mapping[str, str], average: float) -> float:
+    """Frames per second: as written where that agrees with the file, which rounds it."""
+    try:
+        written = float(tags["fps"])
+    except (KeyError, ValueError):
+        return average
+    return written if abs(written - average) < 0.01 * average else average

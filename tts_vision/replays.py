@@ -11,17 +11,17 @@ import numpy as np
 
 from tts_vision.condition import Condition, Loader
 from tts_vision.context import SearchContext
-from tts_vision.errors import ConfigError, StorageError
+from tts_vision.errors import ConfigError, PipelineError, StorageError
 from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
 from tts_vision.journal import read_asset
 from tts_vision.ledger import Ledger
-from tts_vision.media import pixels, read_media, write_media
+from tts_vision.media import pixels, read_media, storable, write_media
 from tts_vision.moves import from_description
 from tts_vision.resolve import Live, find_algorithm, prepare
 from tts_vision.results import is_finished, load_result, replace_file
 from tts_vision.sampler import Sampler
 from tts_vision.trace import Ancestor
-from tts_vision.types import Media, State
+from tts_vision.types import Invalid, Media, State
 
 Samplers: TypeAlias = Mapping[str, Sampler]
 
@@ -119,9 +119,14 @@ def recreate(
         state = sampler.apply(move, state)
     if step > state.step:
         state = sampler.advance(state, step - state.step).to("cpu")
-    media = (sampler.decode if step == sampler.num_steps else sampler.preview)(state)[0]
+    sample = (sampler.decode if step == sampler.num_steps else sampler.preview)(state)[0]
     sampler.bind(ctx.ledger)
-    return media
+    if isinstance(sample, Invalid):
+        raise PipelineError(
+            f"A sample that was scored must be valid when it is made again but {sampler.name} gives an "
+            f"invalid one ({sample.reason}); use the versions and the device of the search."
+        )
+    return storable(sample)
 
 
 def _with_gradient(ctx: SearchContext, sampler: Sampler, state: State, steps: int) -> State:

@@ -8,9 +8,9 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +18,13 @@ import numpy as np
 from tts_vision.calibration import PreviewTrust, preview_trust
 from tts_vision.candidates import Candidate, MediaStore
 from tts_vision.config import RunConfig, read_yaml
-from tts_vision.errors import ConfigError, StorageError, VerifierError
+from tts_vision.errors import ConfigError, PipelineError, StorageError, VerifierError
 from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal, storage
 from tts_vision.ledger import Budget, Spent
-from tts_vision.media import still, suffix_of, write_media
+from tts_vision.media import read_text, still, suffix_of, write_media
+from tts_vision.metadata import from_seed, sample_text, version_of
 from tts_vision.resampling import ess, normalise
-from tts_vision.rng import row_seed
 from tts_vision.trace import Ancestor, Event, Family, answers, lineage, read_trace
 from tts_vision.types import Media, Score
 
@@ -91,10 +91,17 @@ class Result:
 
         Raises:
             VerifierError: If no sample could be scored.
+            PipelineError: If all of them are invalid.
         """
         if self.winner is not None:
             return self.winner
         kept = f" in {str(self.folder / POPULATION)!r}" if self.folder else ""
+        if self.population and len(self.invalid) == len(self.population):
+            raise PipelineError(
+                f"A search needs at least one valid sample but all {len(self.population)} of "
+                f"{self.config.model!r} are invalid: {self.invalid[0].score.reason}; run the pipeline by "
+                f"itself, for example in float32 or with less guidance. What was decoded is kept{kept}."
+            )
         reason = next((c.score.reason for c in self.population if c.score.reason), "nothing was scored")
         raise VerifierError(
             f"A search needs at least one scored sample but {self.config.verifier!r} scored none of "
@@ -106,7 +113,12 @@ class Result:
     def plain(self) -> Candidate | None:
         """The sample of the root seed without any search, if it was among the samples."""
         first = next((c for c in self.population if c.uid == 0), None)
-        return first if first is not None and _from_seed(_family(self.trace), 0) else None
+        return first if first is not None and from_seed(_family(self.trace), 0) else None
+
+    @property
+    def invalid(self) -> list[Candidate]:
+        """Samples that no verifier was asked about: broken, flagged by a safety checker, or not decoded."""
+        return [candidate for candidate in self.population if candidate.score.is_invalid]
 
     @property
     def warnings(self) -> list[str]:
@@ -222,7 +234,9 @@ class Result:
         words = [f"best score {self.winner.score.value:.4g}"]
         if self.plain is not None and not math.isnan(self.plain.score.value):
             words.append(f"plain {self.plain.score.value:.4g}")
-        words += [f"{len(self.population)} samples", f"{self.spent.nfe:g} nfe", f"{self.spent.elapsed:.1f} s"]
+        words += [f"{len(self.population)} samples"]
+        words += [f"{len(self.invalid)} of them invalid"] if self.invalid else []
+        words += [f"{self.spent.nfe:g} nfe", f"{self.spent.elapsed:.1f} s"]
         words += ["preview: budget spent before a sample was finished"] if self.is_preview else []
         if self.satisfied is not None:
             words.append("satisfied" if self.satisfied else "not satisfied")
@@ -250,35 +264,6 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     )
 
 
-def sample_text(
-    config: RunConfig, family: Family, uid: int, score: Score, *, settled: bool = True
-) -> dict[str, str]:
-    """The facts that a stored sample holds about itself.
-
-    Args:
-        config: The settings of the search.
-        family: How particles came to be.
-        uid: The particle.
-        score: Its score.
-        settled: Whether the value of the score is final; otherwise only its parts are told.
-    """
-    value = repr(score.value) if settled else json.dumps(score.parts, sort_keys=True)
-    condition = family.condition_of(uid) if uid in family.born else None
-    text = {
-        "prompt": config.prompt if condition is None else condition["text"],
-        "seed": str(config.seed),
-        "uid": str(uid),
-        "score": value,
-        "verifier": config.verifier,
-        "model": config.model,
-        "algorithm": config.algorithm,
-        "config": config.hash,
-    }
-    if condition is not None:
-        text |= {"condition": json.dumps(condition, ensure_ascii=False), "asked_prompt": config.prompt}
-    return text | ({"row_seed": str(row_seed(config.seed, uid))} if _from_seed(family, uid) else {})
-
-
 class SampleMemory(MediaStore):
     """Keeps finished samples in memory, and knows the facts about them."""
 
@@ -287,30 +272,60 @@ class SampleMemory(MediaStore):
         self._seen = 0
         self._family = Family()
 
-    def text(self, uid: int, score: Score, *, settled: bool = True) -> dict[str, str]:
-        """The facts about a sample."""
+    def text(self, candidate: Candidate) -> dict[str, str]:
+        """The facts about a sample, with those of its file."""
+        stored = {} if candidate.path is None else read_text(candidate.path)
+        step = candidate.step if candidate.preview else None
+        return stored | sample_text(
+            self.config,
+            self.family,
+            candidate.uid,
+            candidate.score,
+            facts=candidate.facts,
+            media=candidate.media,
+            preview_step=step,
+        )
+
+    @property
+    def family(self) -> Family:
+        """How all particles so far came to be."""
         for event in self.journal.events[self._seen :]:
             self._family.add(event)
         self._seen = len(self.journal.events)
-        return sample_text(self.config, self._family, uid, score, settled=settled)
+        return self._family
 
 
 class SampleFolder(SampleMemory):
-    """Keeps finished samples as files of ``population/``."""
+    """Keeps finished samples as files of ``population/``: images as PNG, clips without loss and as MP4."""
 
     def __init__(self, config: RunConfig, journal: Journal, root: Path) -> None:
         super().__init__(config, journal)
         self.root = root
 
-    def save(self, uid: int, media: Media, score: Score, *, settled: bool = True) -> str | None:
-        value = "_unscored" if math.isnan(score.value) else f"_{score.value:.4f}" if settled else ""
+    def save(
+        self,
+        uid: int,
+        media: Media,
+        score: Score,
+        *,
+        settled: bool = True,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str | None:
+        label = "invalid" if score.is_invalid else "unscored" if math.isnan(score.value) else ""
+        value = f"_{label}" if label else f"_{score.value:.4f}" if settled else ""
         name = f"{POPULATION}/{uid:05d}{value}{suffix_of(media)}"
-        text = self.text(uid, score, settled=settled)
-        replace_file(self.root / name, lambda part: write_media(media, part, text), "A sample")
+        text = sample_text(self.config, self.family, uid, score, settled=settled, facts=facts, media=media)
+        for path in _files(self.root / name):
+            replace_file(path, lambda part: write_media(media, part, text), "A sample")
         return name
 
     def path(self, name: str) -> Path | None:
         return self.root / name
+
+
+def _files(path: Path) -> list[Path]:
+    """The files to write for a sample: that with its exact pixels and, for a clip, one that players know."""
+    return [path, path.with_suffix(".mp4")] if path.suffix == ".mkv" else [path]
 
 
 def check_folder(root: Path, config: RunConfig, *, resume: bool) -> None:
@@ -393,19 +408,19 @@ def write_result(result: Result, *, figures: bool = True) -> None:
     """
     root = result.folder
     assert root is not None
-    kept = {candidate.path for candidate in result.population}
+    kept = {path for candidate in result.population for path in candidate.files}
     with storage(root, "The samples"):
         for path in (root / POPULATION).iterdir():
             if path not in kept:
                 path.unlink()
     if result.winner is not None:
         winner = result.winner
-        best = root / f"best{winner.path.suffix if winner.path else suffix_of(winner.load())}"
-        if winner.path is not None:
-            content = winner.path.read_bytes()
-            replace_file(best, lambda part: part.write_bytes(content), "The best sample")
-        else:
-            replace_file(best, winner.save, "The best sample")
+        for path in winner.files:
+            copy = partial(Path.write_bytes, data=path.read_bytes())
+            replace_file(root / f"best{path.suffix}", copy, "The best sample")
+        if winner.path is None:
+            for path in _files(root / f"best{suffix_of(winner.load())}"):
+                replace_file(path, winner.save, "The best sample")
     if figures:
         _draw(result, root)
     text = json.dumps(report(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -416,7 +431,8 @@ def _draw(result: Result, root: Path) -> None:
     from tts_vision import figures
 
     if result.population:
-        sheet = figures.contact_sheet(result.population, title=result.config.prompt)
+        plain = None if result.plain is None else result.plain.uid
+        sheet = figures.contact_sheet(result.population, title=result.config.prompt, plain=plain)
         replace_file(root / "contact_sheet.png", lambda part: sheet.save(part, "PNG"), "The contact sheet")
     plot = result.plot()
     replace_file(
@@ -437,6 +453,7 @@ def report(result: Result) -> dict[str, Any]:
         "seed": result.config.seed,
         "best": None if best is None else _entry(best, result.folder),
         "is_preview": result.is_preview,
+        "invalid_samples": len(result.invalid),
         "plain_score": None if plain_sample is None else _number(plain_sample.score.value),
         "budget_spent": result.budget_spent,
         "satisfied": result.satisfied,
@@ -455,7 +472,7 @@ def report(result: Result) -> dict[str, Any]:
         "population": [_entry(candidate, result.folder) for candidate in result.population],
         "config": result.config.content,
         "config_hash": result.config.hash,
-        "versions": {name: _version(name) for name in ("tts-vision", "torch", "diffusers", "transformers")},
+        "versions": {name: version_of(name) for name in ("tts-vision", "torch", "diffusers", "transformers")},
         "timing": result.spent.model_dump(include={"seconds", "elapsed", "peak_memory"}),
     }
 
@@ -477,7 +494,7 @@ def load_result(root: Path | str) -> Result:
     try:
         found = json.loads((root / RESULT).read_text())
         population = [_candidate(entry, root) for entry in found["population"]]
-        best = None if found["best"] is None else _candidate(found["best"], root)
+        best = None if found["best"] is None else _candidate(found["best"], root, best=True)
         events = read_trace(root / TRACE)
         return Result(
             winner=best,
@@ -515,12 +532,6 @@ def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
             raise
 
 
-def _from_seed(family: Family, uid: int) -> bool:
-    """Whether a particle is the one that its row seed alone gives, without fork or move."""
-    born = family.born.get(uid)
-    return born is not None and born.origin == "init" and born.sampler is None
-
-
 def _family(events: Sequence[Event]) -> Family:
     family = Family()
     for event in events:
@@ -543,13 +554,17 @@ def _entry(candidate: Candidate, root: Path | None) -> dict[str, Any]:
     }
 
 
-def _candidate(entry: Mapping[str, Any], root: Path) -> Candidate:
+def _candidate(entry: Mapping[str, Any], root: Path, *, best: bool = False) -> Candidate:
+    """The sample of an entry; the `best` one of a search that finished none is in the folder itself."""
     parts = {key: _score(value) for key, value in entry["parts"].items()}
     satisfied = entry.get("satisfied")
     score = Score(value=_score(entry["score"]), parts=parts, reason=entry["reason"], satisfied=satisfied)
-    best = next(iter(sorted(root.glob("best.*"))), None)
-    path = root / entry["file"] if entry["file"] else best
-    text = {} if entry["row_seed"] is None else {"row_seed": str(entry["row_seed"])}
+    path = root / entry["file"] if entry["file"] else None
+    if path is None and best:
+        path = next(iter(sorted(root.glob("best.*"))), None)
+    text = {} if path is None else read_text(path)
+    if entry["row_seed"] is not None:
+        text["row_seed"] = str(entry["row_seed"])
     return Candidate(entry["uid"], score, entry["step"], entry.get("preview", False), path=path, text=text)
 
 
@@ -562,11 +577,3 @@ def _number(value: float) -> float | str | None:
 
 def _score(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
-
-
-@cache
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

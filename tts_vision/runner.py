@@ -217,7 +217,7 @@ def _search(
         chain = lineage(journal.events, winner.uid)
         winner.media = recreate(context, chain, winner.step, journal.asset)
     for candidate in [*population, *([winner] if winner else [])]:
-        candidate.text = samples.text(candidate.uid, candidate.score)
+        candidate.text = samples.text(candidate)
     result = Result(
         winner=winner,
         population=population,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from tts_vision.errors import CapabilityError, ForkError
 from tts_vision.moves import PREVIEW, Blend, Move, StepNoise
 from tts_vision.rng import row_noise
 from tts_vision.tokens import groups
-from tts_vision.types import Cost, Media, Meter, Modality, NoMeter, Prompt, State
+from tts_vision.types import Cost, Decoded, Meter, Modality, NoMeter, Prompt, State
 
 RewardFunction: TypeAlias = "Callable[[Tensor], Tensor]"
 
@@ -81,16 +81,26 @@ class Sampler(ABC):
         """The state `steps` decision steps later. Its rows may differ in their conditions."""
 
     @abstractmethod
-    def decode(self, state: State) -> list[Media]:
-        """The finished samples."""
+    def decode(self, state: State) -> Sequence[Decoded]:
+        """The finished samples; `Invalid` in the place of one that must not be judged."""
 
     @abstractmethod
     def cost(self, condition: Condition, step: int, steps: int) -> Cost:
         """The cost of one row from `step` on for `steps` steps."""
 
-    def preview(self, state: State) -> list[Media]:
+    def preview(self, state: State) -> Sequence[Decoded]:
         """The x0 estimates, decoded; needs at least one step done (capability ``preview``)."""
         raise self._cannot("preview", "decoding an unfinished sample")
+
+    def facts(self, condition: Condition) -> dict[str, Any]:
+        """How samples of a condition are generated, for the metadata of their files; none by default.
+
+        Values are strings, or anything that JSON can hold. Common names are ``steps``, ``guidance_scale``,
+        ``negative_prompt``, ``scheduler``, ``model_id`` and ``pipeline_kwargs``, the arguments of the
+        generator's own call. ``plain`` says whether that call, with the seed of a row, makes the sample of an
+        unforked row again.
+        """
+        return {}
 
     def renoise(self, state: State, to_step: int) -> State:
         """The state sent back to the earlier `to_step` with fresh noise (capability ``renoise``)."""

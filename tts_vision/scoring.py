@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tts_vision.errors import BudgetSpent, VerifierError
+from tts_vision.media import copied
 from tts_vision.memory import in_halves, out_of_memory
 from tts_vision.types import Media, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Verifier
@@ -67,7 +68,8 @@ def safe_scores(
 def _checked(
     verifier: Verifier, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked
 ) -> list[Score]:
-    scores = list(verifier.score(media, prompts, asked))
+    # copies, so that a verifier that draws on its input changes nothing that others see or that is stored
+    scores = list(verifier.score([copied(sample) for sample in media], prompts, asked))
     if len(scores) != len(media):
         raise VerifierError(
             f"Verifier {verifier.name!r} must return one score per sample, {len(media)} here, but returned "

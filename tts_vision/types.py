@@ -6,6 +6,7 @@ scores what it decodes with a `Verifier`, and never changes a state in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, field, replace
@@ -47,6 +48,23 @@ class Video:
 Media: TypeAlias = Image.Image | Video
 
 
+@dataclass(frozen=True)
+class Invalid:
+    """The result of decoding in the place of a sample that must not be judged.
+
+    Attributes:
+        reason: Why, for example "pixels that are no finite numbers".
+        media: The pixels, where there are any: they are stored, but never scored.
+    """
+
+    reason: str
+    media: Media | None = None
+
+
+Decoded: TypeAlias = Media | Invalid
+_INVALID = "invalid sample: "
+
+
 class Score(BaseModel):
     """A verifier's verdict on one sample.
 
@@ -68,6 +86,16 @@ class Score(BaseModel):
     def unscored(cls, reason: str) -> Score:
         """The score of a sample that could not be scored."""
         return cls(value=float("nan"), reason=reason)
+
+    @classmethod
+    def of_invalid(cls, reason: str) -> Score:
+        """The score of an `Invalid` sample, which no verifier is asked about."""
+        return cls.unscored(_INVALID + reason)
+
+    @property
+    def is_invalid(self) -> bool:
+        """Whether the sample was invalid, rather than one that a verifier could not score."""
+        return math.isnan(self.value) and (self.reason or "").startswith(_INVALID)
 
 
 @dataclass(frozen=True)
