@@ -162,6 +162,10 @@ class TokenAlgorithmContract(AlgorithmContract):
     """The contract of a search on this model, whose scales differ in cost."""
 
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def make_sampler(self) -> Callable[[], Sampler]:
         return TokenSampler
 

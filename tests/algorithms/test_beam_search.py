@@ -22,6 +22,10 @@ from tts_vision.types import Cost, State
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return beam_search
 
@@ -110,7 +114,11 @@ def test_chosen_scales() -> None:
 
 def test_resumes(tmp_path: Path) -> None:
     kill_everywhere(
-        partial(beam_search, width=2, branch=2, scales=[1, 4]), TokenSampler, TargetReward(), tmp_path
+        partial(beam_search, width=2, branch=2, scales=[1, 4]),
+        TokenSampler,
+        TargetReward(),
+        tmp_path,
+        most=10,
     )
 
 

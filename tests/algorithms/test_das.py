@@ -27,6 +27,10 @@ NAN = float("nan")
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return das
 

@@ -45,7 +45,7 @@ class TestContract(AlgorithmContract):
         def algorithm(ctx: SearchContext) -> State:
             return run(evosearch, ctx, strict_reference=True, **SMALL)  # type: ignore[arg-type]
 
-        kill_everywhere(algorithm, make_sampler, TargetReward(), tmp_path)
+        kill_everywhere(algorithm, make_sampler, TargetReward(), tmp_path, most=10)
 
 
 class TestContractOfADeterministicSampler(AlgorithmContract):

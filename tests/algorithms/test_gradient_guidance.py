@@ -27,6 +27,10 @@ class TestContract(AlgorithmContract):
 
 class TestContractWithRepeats(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return partial(gradient_guidance, repeats=2)
 

@@ -22,6 +22,10 @@ from tts_vision.types import State
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return greedy
 

@@ -46,6 +46,10 @@ def shift(text: str) -> torch.Tensor:
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return prompt_search
 

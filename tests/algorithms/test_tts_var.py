@@ -41,6 +41,10 @@ def search(ctx: SearchContext, **params: Any) -> State:
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> int:
+        return 10
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return tts_var
 
@@ -315,6 +319,7 @@ def test_resumes_with_selections_of_all_kinds(tmp_path: Path) -> None:
         TokenSampler,
         TargetReward(),
         tmp_path,
+        most=12,
     )
 
 

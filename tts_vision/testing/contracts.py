@@ -413,6 +413,11 @@ class AlgorithmContract:
         return {}
 
     @pytest.fixture
+    def kills(self) -> int | None:
+        """At how many of its events, spread evenly, a search is killed; after each by default."""
+        return None
+
+    @pytest.fixture
     def make_sampler(self) -> Callable[[], Sampler]:
         """A sampler that the algorithm runs on; it should carry solver history."""
         return partial(GaussianMixtureSampler, num_steps=6, order=2)
@@ -557,9 +562,27 @@ class AlgorithmContract:
         make_sampler: Callable[[], Sampler],
         verifier: Verifier,
         sizes: dict[str, Any],
+        kills: int | None,
         tmp_path: Path,
     ) -> None:
-        kill_everywhere(partial(algorithm, **sizes), make_sampler, verifier, tmp_path)
+        kill_everywhere(partial(algorithm, **sizes), make_sampler, verifier, tmp_path, most=kills)
+
+    def test_survives_a_kill_at_the_size_of_a_budget(
+        self,
+        algorithm: Callable[..., State],
+        make_sampler: Callable[[], Sampler],
+        verifier: Verifier,
+        size: str,
+        params: dict[str, Any],
+        tmp_path: Path,
+    ) -> None:
+        def search(context: SearchContext) -> State:
+            state: State = conduct(context, algorithm, params, size)
+            return state
+
+        sample = SearchContext(make_sampler(), verifier, Prompt("x"), seed=SEED).cost()
+        budget = Budget(times=4).resolve(sample)
+        kill_everywhere(search, make_sampler, verifier, tmp_path, budget=budget, most=4)
 
 
 class Killed(Exception):
