@@ -39,7 +39,7 @@ def config(**settings: Any) -> RunConfig:
 def what_happened(events: Sequence[Event]) -> list[dict[str, Any]]:
     """The events without times, and without what is recorded after the end."""
     kept = [event.model_dump(exclude={"spent": {"seconds", "elapsed", "peak_memory"}}) for event in events]
-    return [event for event in kept if event.get("what") != "heldout"]
+    return [event for event in kept if event["kind"] != "began" and event.get("what") != "heldout"]
 
 
 def heldout(*values: float, uids: Sequence[int] = (0, 1)) -> Answer:

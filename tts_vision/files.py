@@ -21,6 +21,7 @@ from tts_vision.errors import StorageError
 CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
 STATE, ASSETS = "state", "conditions"
 _PLAIN = re.compile(r"\w[\w.+-]*")
+_PART = re.compile(r"\.\d{5,}[\w.+-]*\.part\.\w+")
 # 0 where the system has no such flag; without O_NONBLOCK, opening a named pipe would wait for its other end
 _SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _SAFELY |= getattr(os, "O_BINARY", 0)
@@ -137,6 +138,13 @@ def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes samples that killed sessions left half written by `replace_file`."""
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _is(path: Path, right: Callable[[int], bool], what: str) -> bool:

@@ -66,12 +66,12 @@ class Owner:
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path) -> Iterator[list[Path]]:
     """Keeps other searches out of a folder, which is made if it is missing.
 
-    Folders that were made and are still empty at the end are removed again. The lock is the system's own lock
-    on the file `LOCK`, which ends with the process that holds it, whatever ends that. Where the file
-    system has no such locks, the process that the file names counts.
+    Yields the folders that were made, innermost last; those that are empty at the end are removed. The lock
+    is the system's own lock on the file `LOCK`, which ends with the process that holds it, whatever ends
+    that. Where the file system has no such locks, the process that the file names counts.
 
     Raises:
         StorageError: If another one writes to it, or the folder cannot be written to.
@@ -85,7 +85,7 @@ def one_writer(folder: Path) -> Iterator[None]:
                     made.append(each)
         lock = _take(folder / LOCK)
         try:
-            yield
+            yield made
         finally:
             with suppress(OSError):
                 (folder / LOCK).unlink()  # while it is held, so that it is this one
@@ -106,12 +106,10 @@ def check_free(folder: Path) -> None:
 
 
 def remove_empty(*folders: Path) -> None:
-    """Removes folders as long as they are empty."""
+    """Removes those of the folders that are empty."""
     for folder in folders:
-        try:
+        with suppress(OSError):
             folder.rmdir()
-        except OSError:
-            return
 
 
 def _take(path: Path) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,22 @@ import numpy as np
 
 from tts_vision.calibration import PreviewTrust, preview_trust
 from tts_vision.candidates import Candidate, MediaStore
-from tts_vision.config import RunConfig, read_yaml
+from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, PipelineError, StorageError, VerifierError
+from tts_vision.files import (
+    POPULATION,
+    RESULT,
+    TRACE,
+    inside,
+    is_file,
+    is_folder,
+    read_file,
+    remove_parts,
+    replace_file,
+)
+from tts_vision.folders import check_unchanged, is_finished, missing_trace, read_config
 from tts_vision.holdout import HeldOutReport, held_out, holdout_report
-from tts_vision.journal import Journal, storage
+from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Spent
 from tts_vision.media import read_text, still, suffix_of, write_media
 from tts_vision.metadata import from_seed, sample_text, version_of
@@ -33,7 +44,6 @@ if TYPE_CHECKING:
 
     from tts_vision.figures import Point
 
-CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
 TOP_UP = "top_up"
 """Name of the answer after which a search spends the rest of its budget on independent samples."""
 
@@ -320,83 +330,12 @@ class SampleFolder(SampleMemory):
         return name
 
     def path(self, name: str) -> Path | None:
-        return self.root / name
+        return inside(self.root, name)
 
 
 def _files(path: Path) -> list[Path]:
     """The files to write for a sample: that with its exact pixels and, for a clip, one that players know."""
     return [path, path.with_suffix(".mp4")] if path.suffix == ".mkv" else [path]
-
-
-def check_folder(root: Path, config: RunConfig, *, resume: bool) -> None:
-    """Checks that a search may be kept in a folder.
-
-    Args:
-        root: A new or empty folder; with `resume`, also one that the same search was kept in.
-        config: What the search is told.
-        resume: Whether an unfinished search may be continued.
-
-    Raises:
-        ConfigError: If the folder holds something else.
-    """
-    if root.exists() and not root.is_dir():
-        raise ConfigError(f"An output must be a folder but {str(root)!r} is a file; choose another --output.")
-    is_search = (root / CONFIG).is_file()
-    if resume and is_search:
-        _check_same(read_config(root), config, root)
-        return
-    held = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    if held:
-        remedy = f"'tts-vision resume {root}' goes on with the search in it, or " if is_search else ""
-        raise ConfigError(
-            f"An output folder must be new or empty but {str(root)!r} holds {len(held)} entries "
-            f"({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}); {remedy}choose another --output."
-        )
-
-
-def make_folder(root: Path, config: RunConfig) -> None:
-    """Makes the folder of a search, or completes one that is to be continued.
-
-    Raises:
-        StorageError: If it cannot be written.
-    """
-    with storage(root, "The result folder"):
-        (root / POPULATION).mkdir(parents=True, exist_ok=True)
-    if not (root / CONFIG).exists():
-        replace_file(root / CONFIG, lambda part: part.write_text(config.dump()), "The configuration")
-
-
-def remove_empty_search(root: Path) -> None:
-    """Removes the files that `make_folder` made, of a search that never began."""
-    for name in (CONFIG, TRACE):
-        (root / name).unlink(missing_ok=True)
-    for folder in (root / POPULATION, root):
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _check_same(recorded: RunConfig, given: RunConfig, root: Path) -> None:
-    old, new = recorded.content, given.content
-    for key in old:
-        if old[key] != new[key]:
-            raise ConfigError(
-                f"A search must be continued with the configuration it began with, but {key} is {new[key]!r} "
-                f"and {str(root / CONFIG)!r} has {old[key]!r}; restore it or choose another output folder."
-            )
-
-
-def read_config(root: Path) -> RunConfig:
-    """The configuration in a result folder.
-
-    Raises:
-        ConfigError: If the folder is not one.
-    """
-    if not (root / CONFIG).is_file():
-        raise ConfigError(
-            f"A result folder must hold {CONFIG} but {str(root)!r} does not; "
-            "give the --output folder of an earlier search."
-        )
-    return RunConfig(**read_yaml(root / CONFIG))
 
 
 def write_result(result: Result, *, figures: bool = True) -> None:
@@ -408,11 +347,8 @@ def write_result(result: Result, *, figures: bool = True) -> None:
     """
     root = result.folder
     assert root is not None
-    kept = {path for candidate in result.population for path in candidate.files}
-    with storage(root, "The samples"):
-        for path in (root / POPULATION).iterdir():
-            if path not in kept:
-                path.unlink()
+    if is_folder(root / POPULATION):
+        remove_parts(root / POPULATION)
     if result.winner is not None:
         winner = result.winner
         for path in winner.files:
@@ -491,11 +427,14 @@ def load_result(root: Path | str) -> Result:
             f"A result needs a finished search but that in {str(root)!r} has no {RESULT}; "
             f"'tts-vision resume {root}' finishes it."
         )
+    events = read_trace(root / TRACE)
+    if not events:
+        raise StorageError(missing_trace(root, RESULT))
+    check_unchanged(root, config, events[0] if events[0].kind == "began" else None)
     try:
-        found = json.loads((root / RESULT).read_text())
+        found = json.loads(read_file(root / RESULT))
         population = [_candidate(entry, root) for entry in found["population"]]
         best = None if found["best"] is None else _candidate(found["best"], root, best=True)
-        events = read_trace(root / TRACE)
         return Result(
             winner=best,
             population=population,
@@ -513,23 +452,6 @@ def load_result(root: Path | str) -> Result:
             f"{str(root / RESULT)!r} must be what a search wrote but cannot be read ({error!r}); delete "
             f"it, and 'tts-vision resume {root}' writes it again."
         ) from error
-
-
-def is_finished(root: Path) -> bool:
-    """Whether the search in a folder came to its end."""
-    return (root / RESULT).is_file()
-
-
-def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
-    """Lets `write` make a file that is seen only when it is whole."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    with storage(path, what):
-        try:
-            write(part)
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
 
 
 def _family(events: Sequence[Event]) -> Family:
@@ -559,9 +481,9 @@ def _candidate(entry: Mapping[str, Any], root: Path, *, best: bool = False) -> C
     parts = {key: _score(value) for key, value in entry["parts"].items()}
     satisfied = entry.get("satisfied")
     score = Score(value=_score(entry["score"]), parts=parts, reason=entry["reason"], satisfied=satisfied)
-    path = root / entry["file"] if entry["file"] else None
+    path = inside(root, entry["file"]) if entry["file"] else None
     if path is None and best:
-        path = next(iter(sorted(root.glob("best.*"))), None)
+        path = next((found for found in sorted(root.glob("best.*")) if is_file(found)), None)
     text = {} if path is None else read_text(path)
     if entry["row_seed"] is not None:
         text["row_seed"] = str(entry["row_seed"])

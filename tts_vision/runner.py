@@ -12,10 +12,19 @@ from typing import Any, TypeAlias
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.context import SearchContext
 from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError, TargetReached
+from tts_vision.folders import (
+    check_folder,
+    check_new,
+    is_finished,
+    make_folder,
+    read_config,
+    remove_empty_search,
+)
 from tts_vision.holdout import judge
 from tts_vision.journal import Journal
 from tts_vision.judging import Target
 from tts_vision.ledger import Budget, Ledger
+from tts_vision.locks import check_free, one_writer
 from tts_vision.rehearsal import largest_size, rehearse
 from tts_vision.replays import recreate
 from tts_vision.resolve import Live, Setup, fill_defaults, prepare
@@ -24,16 +33,11 @@ from tts_vision.results import (
     Result,
     SampleFolder,
     SampleMemory,
-    check_folder,
-    is_finished,
     load_result,
-    make_folder,
     ranked,
-    read_config,
-    remove_empty_search,
     write_result,
 )
-from tts_vision.trace import Event, lineage
+from tts_vision.trace import Began, Event, lineage
 from tts_vision.types import Prompt, State
 
 SIZE = "size"
@@ -150,25 +154,46 @@ def run(
         figures: Whether the result folder gets its contact sheet, plot and lineage.
     """
     config = fill_defaults(config, live)
-    root = None if output is None else Path(output)
-    if root is not None:
-        check_folder(root, config, resume=resume)
-        if resume and is_finished(root):
-            result = load_result(root)
-            _ = result.best  # raises if nothing could be scored
-            return result
+    if output is None:
+        return _run(config, live, None, progress, figures)
+    root = Path(output)
+    if not resume or not is_finished(root):
+        check_free(root)  # says by whom the folder is in use, before it says what is in it
+        check_new(root, resume=resume)
+        with one_writer(root) as made:
+            check_folder(root, config, resume=resume)
+            if not is_finished(root):
+                return _run(config, live, root, progress, figures, made)
+    check_folder(root, config, resume=resume)
+    result = load_result(root)
+    _ = result.best  # raises if nothing could be scored
+    return result
+
+
+def _run(
+    config: RunConfig,
+    live: Live | None,
+    root: Path | None,
+    progress: Observer | None,
+    figures: bool,
+    made: list[Path] | None = None,
+) -> Result:
+    """`run` in a folder that is this process's alone; one that it should not leave is added to `made`."""
     setup = prepare(config, live)
     if root is not None:
         make_folder(root, config)
     journal = Journal(root)
+    journal.begin(Began(op=0, config=config.content, hash=config.hash))
     samples = SampleMemory(config, journal) if root is None else SampleFolder(config, journal, root)
     try:
         result = _search(setup, journal, samples, root, progress)
     except ConfigError:
         # what an algorithm refuses before its first operation leaves no folder behind
-        if root is not None and all(event.what in {"checkpoint", SIZE} for event in journal.events):
+        if root is not None and all(event.what in {"began", "checkpoint", SIZE} for event in journal.events):
             journal.close()
             remove_empty_search(root)
+            if made is not None:
+                made.append(root)
         raise
     if root is not None:
         write_result(result, figures=figures)
@@ -232,7 +257,7 @@ def _search(
     )
     if result.holdout is not None and result.holdout.fell:
         names = (setup.config.verifier, str(setup.config.holdout_verifier))
-        warnings.warn(result.holdout.warning(*names), HoldoutWarning, stacklevel=4)
+        warnings.warn(result.holdout.warning(*names), HoldoutWarning, stacklevel=5)
     return result
 
 
