@@ -427,15 +427,12 @@ def load_result(root: Path | str) -> Result:
             f"A result needs a finished search but that in {str(root)!r} has no {RESULT}; "
             f"'tts-vision resume {root}' finishes it."
         )
-    events = read_trace(root / TRACE)
-    if not events:
-        raise StorageError(missing_trace(root, RESULT))
-    check_unchanged(root, config, events[0] if events[0].kind == "began" else None)
     try:
         found = json.loads(read_file(root / RESULT))
         population = [_candidate(entry, root) for entry in found["population"]]
         best = None if found["best"] is None else _candidate(found["best"], root, best=True)
-        return Result(
+        events = read_trace(root / TRACE)
+        result = Result(
             winner=best,
             population=population,
             trace=events,
@@ -452,6 +449,10 @@ def load_result(root: Path | str) -> Result:
             f"{str(root / RESULT)!r} must be what a search wrote but cannot be read ({error!r}); delete "
             f"it, and 'tts-vision resume {root}' writes it again."
         ) from error
+    if not events:
+        raise StorageError(missing_trace(root, RESULT))
+    check_unchanged(root, config, events[0] if events[0].kind == "began" else None)
+    return result
 
 
 def _family(events: Sequence[Event]) -> Family:
