@@ -279,7 +279,7 @@ def generate(
     values = _nested(values, ("sampler_options", "pipeline_kwargs"), pipeline)
     values = _nested(override(values, overrides or []), ("algorithm_params",), ctx.meta[_EXTRA])
     settings = RunConfig(**values)
-    _run(settings, output or _free_folder(settings.prompt), resume=False)
+    _run(settings, output or _free_folder(settings.prompt, ctx), resume=False)
 
 
 @app.command()
@@ -309,6 +309,7 @@ def replay(folder: Annotated[Path, typer.Argument(help="Output folder of a finis
 
 @app.command()
 def compare(
+    ctx: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts.", show_default=False)] = None,
     prompts_file: Annotated[
         Path | None, typer.Option("--prompts", help="A file: a prompt per line, or JSON lines with 'prompt'.")
@@ -356,7 +357,7 @@ def compare(
         base, ("sampler_options", "pipeline_kwargs"), _pipeline(steps, guidance_scale, negative_prompt)
     )
     settings = RunConfig(prompt="-", verifier="-", **_given({"model": model}), **base)
-    folder = output or _free_folder("compare")
+    folder = output or _free_folder("compare", ctx)
 
     def report(done: int, total: int, cell: Cell) -> None:
         line = f"{done}/{total}  {cell.algorithm}  {cell.score:.4f}  {cell.prompt!r} seed {cell.seed}"
@@ -570,14 +571,31 @@ def _tell(result: Result, folder: Path) -> None:
         typer.echo("note    the budget ended the search before its algorithm did: this is the best so far")
 
 
-def _free_folder(text: str) -> Path:
-    """The first folder under ``outputs/`` for this text that does not exist."""
+def _free_folder(text: str, ctx: typer.Context) -> Path:
+    """A new folder under ``outputs/`` for this text; making it claims it, so that no other command takes it.
+
+    It is removed when the command ends and nothing was written to it.
+    """
     import itertools
     import re
 
+    from tts_vision.files import storage
+    from tts_vision.locks import remove_empty
+
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].rstrip("-") or "run"
-    folders = (Path("outputs") / f"{words}-{number:03d}" for number in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists())
+    outputs = Path("outputs")
+    made = [] if outputs.exists() else [outputs]
+    with storage(outputs, "The result folder"):
+        outputs.mkdir(exist_ok=True)
+        for number in itertools.count(1):
+            folder = outputs / f"{words}-{number:03d}"
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                continue
+    ctx.call_on_close(lambda: remove_empty(folder, *made))
+    return folder
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
