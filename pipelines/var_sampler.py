@@ -12,7 +12,9 @@ from torch import Tensor
 from tts_vision.condition import Condition, distinct
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.media import finite_rows
 from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
+from tts_vision.pipelines.decoding import NOT_FINITE
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, gather, rows_of
 from tts_vision.pipelines.var.model import ScalePipeline, images_of
@@ -20,7 +22,7 @@ from tts_vision.registry import register
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler, shared_rows
 from tts_vision.tokens import draw
-from tts_vision.types import Cost, Media, Prompt, Rows, State
+from tts_vision.types import Cost, Decoded, Invalid, Prompt, Rows, State
 
 CACHE = "cache"
 
@@ -48,7 +50,8 @@ class ScaleSampler(Sampler):
     def __init__(self, pipe: ScalePipeline, *, options: SamplerOptions | None = None) -> None:
         options = options or SamplerOptions()
         self.name = pipe.name
-        self._model = pipe.configured(options.pipeline_kwargs)
+        self._settings = dict(options.pipeline_kwargs)
+        self._model = pipe.configured(self._settings)
         self._preview_size = options.preview_size
         self.num_steps = len(self._model.schedule)
         self.last_noisy_step = self.num_steps - 1
@@ -105,15 +108,24 @@ class ScaleSampler(Sampler):
         )
         return replace(state, latents=state.latents[:, :tokens], step=to_step, carry={CACHE: places})
 
-    def preview(self, state: State) -> list[Media]:
+    def preview(self, state: State) -> list[Decoded]:
         if not state.step:
             raise CapabilityError(
                 "A preview needs at least one scale but the state has none yet; advance it first."
             )
         return self._decoded(state, self._preview_size)
 
-    def decode(self, state: State) -> list[Media]:
+    def decode(self, state: State) -> list[Decoded]:
         return self._decoded(state, None)
+
+    def facts(self, condition: Condition) -> dict[str, Any]:
+        model = self._model
+        settings = {
+            name: _plain(value)
+            for name in ("guidance_scale", "negative_prompt", "tau", "top_k", "top_p")
+            if (value := getattr(model, name, None)) is not None
+        }
+        return {**settings, "device": model.device.type, "pipeline_kwargs": self._settings}
 
     def cost(self, condition: Condition, step: int, steps: int) -> Cost:
         return sum((self._cost(condition, scale) for scale in range(step, step + steps)), Cost())
@@ -193,11 +205,22 @@ class ScaleSampler(Sampler):
                 self._encoded[condition] = self._model.encode(condition)
         return self._encoded[condition]
 
-    def _decoded(self, state: State, size: int | None) -> list[Media]:
+    def _decoded(self, state: State, size: int | None) -> list[Decoded]:
         with self.meter.phase("decode"):
             features = self._model.features(state.latents)
             height, width = features.shape[-2:]
             if size is not None and size < self._model.stride * max(height, width):
                 ratio = size / (self._model.stride * max(height, width))
                 features = resized(features, (max(1, round(ratio * height)), max(1, round(ratio * width))))
-            return [*images_of(self._model.pixels(features))]
+            pixels = self._model.pixels(features)
+            return [
+                image if finite else Invalid(f"pixels {NOT_FINITE}", image)
+                for image, finite in zip(images_of(pixels), finite_rows(pixels))
+            ]
+
+
+def _plain(value: Any) -> Any:
+    """A setting; one number where it is the same at all scales."""
+    if isinstance(value, tuple):
+        return value[0] if len(set(value)) == 1 else list(value)
+    return value
