@@ -94,7 +94,10 @@ def test_settings_come_from_file_flags_and_overrides() -> None:
         (["a", "--verifier", "playground_clp"], "got 'playground_clp'; did you mean 'playground_clip'"),
         (["a", "--algorithm", "evosarch"], "got 'evosarch'; did you mean 'evosearch'"),
         (["a", "--nn", "3"], "parameters of algorithm 'best_of_n' .* but got '--nn'; did you mean '--n'"),
-        (["a", "--algorithm", "evosearch", "--betta-step", "3"], "got '--betta-step'; did you mean '--beta-step'"),
+        (
+            ["a", "--algorithm", "evosearch", "--betta-step", "3"],
+            "got '--betta-step'; did you mean '--beta-step'",
+        ),
         (["a", "--verifer", "x"], "got '--verifer'; did you mean '--verifier'"),
         (["a", "--n"], "Flag --n needs a value but got none; write '--n VALUE'."),
         (["a", "--n", "many"], "n of algorithm 'best_of_n' must be .* but got 'many'"),
@@ -158,14 +161,45 @@ def test_debug_shows_the_traceback_wherever_it_stands() -> None:
 def test_an_unexpected_failure_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from tts_vision.testing.toys import GaussianMixtureSampler
 
-    def fail(sampler: object, state: object) -> None:
+    def fail(sampler: object, state: object, steps: int) -> None:
         raise RuntimeError("device lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(GaussianMixtureSampler, "decode", fail)
+        patch.setattr(GaussianMixtureSampler, "advance", fail)
         message = refused("generate", "a", *TOY, "-o", "x")
     assert "stopped with RuntimeError: device lost. 'tts-vision resume x' goes on" in message
     ok("resume", "x")
+
+
+def test_a_search_until_a_target_says_whether_it_got_there() -> None:
+    text = ok("generate", "a", *TOY, "--until", "-100", "-o", "x")
+    assert "target -100.0: satisfied" in " ".join(text.split())
+    assert "6 of 24 nfe" in text and len(load_result("x").population) == 1
+    text = ok("generate", "a", *TOY, "--until", "100", "-o", "y")
+    assert "target 100.0: not satisfied" in " ".join(text.split()) and "24 of 24 nfe" in text
+    message = refused("generate", "a", *TOY, "--until", "satisfied", "-o", "z")
+    assert "needs a verifier that checks demands but 'target_reward' gives scores alone" in message
+
+
+def test_more_than_the_budget_pays_for_is_refused() -> None:
+    message = refused("generate", "a", *TOY, "--n", "9", "-o", "x")
+    assert (
+        "must fit its budget of 24 nfe but n=9 costs 54; lower it, leave it out to fill the budget" in message
+    )
+    assert not Path("x").exists()
+
+
+def test_a_search_of_an_earlier_version_is_refused_and_left_alone() -> None:
+    ok("generate", "a", *TOY, "-o", "x")
+    for name in ("result.json", "best.png"):
+        Path("x", name).unlink()
+    event = {"op": 0, "uids": [0], "kind": "init", "seeds": [0]}
+    Path("x/trace.jsonl").write_text(json.dumps(event) + "\n")
+    before = {path: path.read_bytes() for path in Path("x").rglob("*") if path.is_file()}
+    message = refused("resume", "x")
+    assert "was written by an earlier one (event 'init' in line 1); resume it with that version" in message
+    after = {path: path.read_bytes() for path in Path("x").rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
 
 
 def test_a_failed_verifier_loses_nothing() -> None:

@@ -142,7 +142,7 @@ def test_independent_samples_where_one_beam_is_too_much() -> None:
         ({"scales": [3, 1]}, "scales must increase"),
         ({"scales": [2, 6]}, r"between 0 and 5 but got \[2, 6\]"),
         ({"scales": [-1]}, "scales must increase"),
-        ({"width": 500}, "must fit its budget of .* macs but width=500 costs"),
+        ({"width": 90}, "must fit its budget of .* macs but width=90 costs"),
     ],
 )
 def test_rejects(parameters: dict[str, Any], message: str) -> None:

@@ -354,7 +354,7 @@ def test_stored_features_are_gone_after_the_search(tmp_path: Path) -> None:
     [
         ({"n": 0}, "n must be at least 1"),
         ({"lam": -1.0}, "lam must be at least 0"),
-        ({"n": 900}, "must fit its budget of .* macs but n=900 costs"),
+        ({"n": 200}, "must fit its budget of .* macs but n=200 costs"),
         ({"n": 4, "batch_schedule": [2] * 6}, "but n=4 does so too"),
         ({"batch_schedule": [4, 4, 2]}, r"one size for each of 6 scales but got 3: \[4, 4, 2\]"),
         ({"batch_schedule": [4, 4, 2, 2, 0, 0]}, "each size of batch_schedule must be at least 1"),

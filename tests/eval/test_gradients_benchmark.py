@@ -54,7 +54,7 @@ def test_gradients_raise_the_playgrounds_clip(algorithm, params, steps):
         )
 
     guided = run(algorithm, params)
-    assert any(event.kind == "gradient" for event in guided.trace)
+    assert any(event.what == "gradient" for event in guided.trace)
     plain = run("best_of_n", {"n": params["n"]})
     # as many trajectories, with and without gradients
     assert guided.best.score.value > plain.best.score.value
