@@ -299,7 +299,8 @@ def _require_av(path: Path) -> None:
 def _write_lossless(media: Media, path: Path, text: Mapping[str, str]) -> None:
     """FFV1 in Matroska: every frame as it is."""
     frames = pixels(media)
-    options = {"level": "3", "slices": "4", "slicecrc": "1", "threads": "1"}
+    slices = 4 if min(frames.shape[1:3]) >= 64 else 1  # of which several can be read at once
+    options = {"level": "3", "slices": str(slices), "slicecrc": "1", "threads": "1"}
     _encode(media, frames, path, text, "matroska", "ffv1", "bgr0", options, {"fflags": "+bitexact"})
 
 
