@@ -311,11 +311,15 @@ def top_up(context: SearchContext) -> State | None:
         These samples; None if there is nothing left to spend.
     """
     done: list[State] = []
-    while count := min(context.affordable(context.cost()) or 0, context.chunk):
+    before = None
+    while left := context.affordable(context.cost()):
+        if left == before and all(context.candidates[uid].score.is_invalid for uid in done[-1].uids):
+            break  # invalid samples take no calls of the verifier: such a budget would never end
         if not done:
             context.ask(TOP_UP, lambda: None)
-        done.append(context.finish(context.init(count)))
+        done.append(context.finish(context.init(min(left, context.chunk))))
         context.score(done[-1])
+        before = left
     return State.cat(done) if done else None
 
 
