@@ -217,8 +217,8 @@ def test_overrides_reach_every_group() -> None:
 def test_live_objects_are_described_by_their_content() -> None:
     red, blue = Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "blue")
 
-    def config(picture: object) -> RunConfig:
-        return RunConfig(prompt="a", sampler_options=SamplerOptions(pipeline_kwargs={"image": picture}))
+    def config(image: object) -> RunConfig:
+        return RunConfig(prompt="a", sampler_options=SamplerOptions(pipeline_kwargs={"image": image}))
 
     assert config(red).hash == config(red.copy()).hash != config(blue).hash
     assert config(red).live == ["sampler_options"]

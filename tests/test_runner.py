@@ -132,7 +132,7 @@ def test_the_algorithm_says_whether_steps_are_stochastic(monkeypatch: pytest.Mon
         ({"budget": "lots"}, ConfigError, "A budget must be"),
         ({"seed": -1}, ConfigError, "seed of a run must be"),
         ({"pipe_or_id": toy(eta=0.0), "algorithm": "fk_steering"}, CapabilityError, "lacks stochastic"),
-        ({"algorithm": "evosearch", "algorithm_params": {"beta": 2}}, ConfigError, "beta must be between"),
+        ({"algorithm": "evosearch", "algorithm_params": {"beta_step": 2}}, ConfigError, "beta_step must be"),
         ({"pipeline_kwargs": {"height": 8}}, ConfigError, "Sampler options must be given to a sampler"),
         (
             {"model_options": ModelOptions(dtype="float16")},
@@ -149,6 +149,31 @@ def test_mistakes_are_told_before_anything_is_computed(
     with pytest.raises(error, match=message):
         search(output=output, **given)
     assert not output.exists()
+
+
+def test_what_is_refused_before_the_first_particle_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tts_vision import registry
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    @registry.register("algorithm", "picky", size="n")
+    def picky(ctx: SearchContext, *, n: int = 2, first: bool = True) -> State:
+        state = ctx.init(n) if not first else None
+        if type(ctx) is SearchContext:  # a rehearsal passes, as if what is wrong were known to others alone
+            raise ConfigError("The endpoint must answer but does not; start it.")
+        state = ctx.finish(state or ctx.init(n))
+        ctx.score(state)
+        return state
+
+    settings: dict[str, Any] = {"algorithm": "picky", "verifier": TargetReward(), "budget": "4x"}
+    with pytest.raises(ConfigError, match="The endpoint must answer"):
+        search(toy(), "a", output=tmp_path / "a", **settings)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match="The endpoint must answer"):
+        search(toy(), "a", output=tmp_path / "b", algorithm_params={"first": False}, **settings)
+    assert (tmp_path / "b" / "trace.jsonl").exists(), "it began, so it can go on"
 
 
 def test_a_verifier_that_scores_nothing_fails_and_loses_nothing(tmp_path: Path) -> None:

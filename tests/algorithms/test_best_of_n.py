@@ -8,7 +8,7 @@ import pytest
 
 from toy_search import events, run, toy_context
 from tts_vision.algorithms.best_of_n import best_of_n
-from tts_vision.errors import ConfigError
+from tts_vision.errors import BudgetSpent, ConfigError
 from tts_vision.testing.contracts import AlgorithmContract, FakeClock, SlowReward, results
 from tts_vision.types import State
 
@@ -65,6 +65,15 @@ def test_plans_under_a_time_limit_by_a_first_sample(monkeypatch: pytest.MonkeyPa
     # no more at a time than there are, in case that the forecast is wrong
     assert [len(event.uids) for event in events(ctx, "init")] == [1, 1, 2, 4, 3]
     assert ctx.ledger.elapsed <= 10
+
+
+def test_time_ends_a_search_of_a_given_size_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = toy_context(verifier=SlowReward(FakeClock(monkeypatch), 0.9), seconds=10)
+    with pytest.raises(BudgetSpent):
+        run(best_of_n, ctx, n=100)
+    # a batch of 16 at once could have ended with nothing
+    assert len(ctx.candidates) == 11 and ctx.best is not None
+    assert [len(event.uids) for event in events(ctx, "init")] == [1, 1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("n", [0, -3])
