@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from toy_tokens import TokenSampler
 
 from toy_search import toy_context
 from tts_vision.condition import Condition
+from tts_vision.context import SearchContext
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.moves import (
     AddStepNoise,
@@ -26,8 +28,11 @@ from tts_vision.moves import (
     describe,
     from_description,
     neighbours,
+    register_move,
 )
-from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.sampler import Sampler
+from tts_vision.testing.contracts import kill_everywhere
+from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.tokens import draw
 from tts_vision.types import State
 
@@ -223,3 +228,27 @@ def test_a_strength_is_a_move_of_the_initial_noise_or_of_the_last_step() -> None
 def test_rejects(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@register_move
+@dataclass(frozen=True)
+class Stretch(Move):
+    """A move of one's own, with values that JSON has otherwise."""
+
+    factors: tuple[float, ...]
+    least: float = math.nan
+    name: ClassVar[str] = "stretch"
+    draws_noise: ClassVar[bool] = False
+
+    def apply(self, sampler: Sampler, state: State, noise: torch.Tensor) -> State:
+        return replace(state, latents=state.latents * torch.tensor(self.factors))
+
+
+def test_a_search_by_a_move_of_ones_own_survives_a_kill_anywhere(tmp_path: Path) -> None:
+    def search(ctx: SearchContext) -> State:
+        state = ctx.mutate(ctx.advance(ctx.init(2), 2), Stretch((0.9, 1.1)), [0, 1, 1])
+        state = ctx.finish(state)
+        ctx.score(state)
+        return state
+
+    kill_everywhere(search, lambda: GaussianMixtureSampler(num_steps=4), TargetReward(), tmp_path)
