@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tts_vision.candidates import Candidate, MediaStore
 from tts_vision.condition import Condition, conditions_of
-from tts_vision.engine import Engine, check_repeats, check_steps
+from tts_vision.engine import Engine, check_steps
 from tts_vision.errors import ConfigError, SearchWarning
 from tts_vision.features import load_extractor
 from tts_vision.gradients import compute_gradient
@@ -22,6 +22,7 @@ from tts_vision.journal import Journal
 from tts_vision.judging import Judging, Target
 from tts_vision.ledger import Ledger, Remaining
 from tts_vision.moves import Move, Recondition, Renoise, Select, carried
+from tts_vision.recovery import Recovery
 from tts_vision.resampling import Floats
 from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
@@ -75,6 +76,7 @@ class SearchContext:
         self._others: dict[str, Sampler] = {}
         self._name = ""
         self._sampler = sampler
+        self._engine.recovery = Recovery(self)
         sampler.bind(self.ledger)
         if observer is not None:
             self._engine.observe = lambda event: observer(self, event)
@@ -451,8 +453,7 @@ class SearchContext:
         """The numbers that the rows of a state carry under `key`, ``(B,)`` float64; recorded by `ask`."""
 
         def numbers() -> list[float]:
-            check_repeats(not state.is_placeholder)
-            values: list[float] = carried(state, key).double().tolist()
+            values: list[float] = carried(self._engine.whole(state), key).double().tolist()
             return values
 
         return torch.tensor(self._engine.ask(f"measure {key}", numbers, uids=state.uids), dtype=torch.float64)

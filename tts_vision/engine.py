@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tts_vision.condition import Condition
 from tts_vision.errors import BudgetSpent, ConfigError, PipelineError, StorageError
@@ -17,6 +17,9 @@ from tts_vision.rng import row_seed
 from tts_vision.sampler import Sampler
 from tts_vision.trace import OPERATIONS, Answer, Birth, Checkpoint, Computed, Done, Event
 from tts_vision.types import Cost, State
+
+if TYPE_CHECKING:
+    from tts_vision.recovery import Recovery
 
 Result = TypeVar("Result")
 Work = Callable[[State], tuple[State, Mapping[str, Any]]]
@@ -31,6 +34,7 @@ class Engine:
         journal: Where operations are recorded.
         max_batch: Rows computed at once; shrinks when memory runs out.
         op: Number of the next operation.
+        recovery: Computes rows again whose stored tensors are lost.
         listeners: Called with each event, when it is recorded or, after a resume, repeated.
         observe: Called with each event that is recorded, and with the last one of each repeated operation.
     """
@@ -38,6 +42,7 @@ class Engine:
     def __init__(self, seed: int, ledger: Ledger, journal: Journal, max_batch: int | None) -> None:
         self.seed, self.ledger, self.journal, self.max_batch = seed, ledger, journal, max_batch
         self.op = 0
+        self.recovery: Recovery | None = None
         self.listeners: list[Callable[[Event], None]] = []
         self.observe: Callable[[Event], None] = lambda event: None
         self._next_uid = 0
@@ -59,7 +64,7 @@ class Engine:
             )
         op = self.op
         self.op += 1
-        past: list[Event] = [e for e in self.journal.past(op) if e.kind not in {"checkpoint", "done"}]
+        past = self.journal.past(op)
         if all(event.what == "decode" for event in past):
             past = []  # killed between decoding and scoring: both are done again
         if past:
@@ -208,12 +213,14 @@ class Engine:
         for first, event in events.items():
             rows = state.select(range(first, min(first + len(event.uids), len(state))))
             check_repeats((event.from_step, event.step, event.uids) == (state.step, step, rows.uids))
-            done[first] = self.journal.load(event.blob, rows, event.uids, step)
+            done[first] = self.stored(event.blob, rows, event.uids, step)
         missing = _gaps({first: len(part) for first, part in done.items()}, len(state))
         if missing:
+            if state.is_placeholder:
+                self.check_affordable(Cost())
+                state = self.whole(state)
             parts = [part for a, b in missing for part in self.batches(b - a, offset=a)]
             self.check_affordable(sum((price(_outline(state, a, b)) for a, b in parts), Cost()))
-            check_repeats(not state.is_placeholder)
         for a, b in (part for gap in missing for part in self.batches(gap[1] - gap[0], offset=gap[0])):
             rows = state if (a, b) == (0, len(state)) else state.select(range(a, b))
             ahead, facts = work(rows)
@@ -224,6 +231,25 @@ class Engine:
             self.record(events[a])
         order = sorted(done)
         return State.cat([done[first] for first in order]), [events[first] for first in order]
+
+    def stored(self, name: str | None, rows: State, uids: tuple[int, ...], step: int) -> State:
+        """The stored rows, as `Journal.load`; a placeholder also where their tensors are damaged."""
+        try:
+            return self.journal.load(name, rows, uids, step)
+        except StorageError:
+            return replace(rows, uids=uids, step=step, carry={}, keepalive=frozenset()).placeholder()
+
+    def whole(self, state: State) -> State:
+        """The state with its tensors, which are computed again where they are lost.
+
+        Raises:
+            StorageError: If they cannot be.
+        """
+        if not state.is_placeholder:
+            return state
+        check_repeats(self.recovery is not None)
+        assert self.recovery is not None
+        return self.recovery(state)
 
     def batches(self, n: int, offset: int = 0) -> Iterator[tuple[int, int]]:
         """Row ranges of at most `max_batch`, which may shrink while they are being worked on."""

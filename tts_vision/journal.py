@@ -38,7 +38,7 @@ from tts_vision.files import (
     replace_file,
     storage,
 )
-from tts_vision.trace import Began, Event, Recovered, read_trace
+from tts_vision.trace import Began, Event, read_trace
 from tts_vision.types import Rows, State, in_layout, layout_of
 
 SYNC = 1.0
@@ -108,7 +108,6 @@ class Journal:
         self.events: list[Event] = []
         self._assets: dict[str, Asset] = {}
         self._past: dict[int, list[Event]] = defaultdict(list)
-        self._recovered: dict[int, list[Recovered]] = defaultdict(list)
         self._held: weakref.WeakValueDictionary[str, Blob] = weakref.WeakValueDictionary()
         if folder is None:
             return
@@ -127,8 +126,6 @@ class Journal:
         for event in self.events:
             if event.kind in _OPERATIONS:
                 self._past[event.op].append(event)
-            elif event.kind == "recovered":
-                self._recovered[event.op].append(event)
         self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
 
     def begin(self, began: Began) -> None:
@@ -139,10 +136,6 @@ class Journal:
     def past(self, op: int) -> list[Event]:
         """The events that a former session recorded for operation `op`."""
         return self._past.get(op, [])
-
-    def recovered(self, op: int) -> list[Recovered]:
-        """What former sessions computed again, because its tensors were lost, for operation `op`."""
-        return self._recovered.get(op, [])
 
     def append(self, event: Event) -> None:
         """Records an event; it survives the end of the process, and within `SYNC` seconds that of power."""

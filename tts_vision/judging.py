@@ -15,6 +15,7 @@ from tts_vision.candidates import Candidate, Candidates, MediaStore
 from tts_vision.condition import Condition
 from tts_vision.engine import Engine, check_repeats
 from tts_vision.errors import BudgetSpent, TargetReached, TTSVisionError
+from tts_vision.files import STATE
 from tts_vision.media import copied, is_constant, storable
 from tts_vision.sampler import Sampler
 from tts_vision.scoring import safe_scores
@@ -121,8 +122,9 @@ class Judging:
             if event.kind == "answer":
                 asked = (extractor.name, state.uids, state.step)
                 check_repeats((event.value, event.uids, event.step) == asked)
-                rows = engine.journal.load(event.blob, state, event.uids, event.step)
-                check_repeats(not rows.is_placeholder)
+                rows = engine.stored(event.blob, state, event.uids, event.step)
+                if rows.is_placeholder:
+                    rows = self._embedded_again(sampler, state, extractor, event)
                 self._embeddings.append(rows)
                 return rows.latents
         missing = [uid for uid in state.uids if uid not in self._decoded_at(state.step)]
@@ -148,6 +150,21 @@ class Judging:
         )
         return embedded
 
+    def _embedded_again(
+        self, sampler: Sampler, state: State, extractor: FeatureExtractor, event: Answer
+    ) -> State:
+        """Embeddings whose stored tensor is lost, as a state of them."""
+        engine = self._engine
+        check_repeats(engine.recovery is not None and event.blob is not None)
+        assert engine.recovery is not None and event.blob is not None
+        with engine.recovery.accounts(state.uids, state.step, [f"{STATE}/{event.blob}"]) as ledger:
+            ledger.charge(Cost(decodes=len(state)))
+            decode = sampler.preview if event.preview else sampler.decode
+            samples = self.decoded_rows(engine.whole(state), decode)
+            embedded = extractor.features(_to_embed(samples, sampler.modality))
+            rows = replace(state, latents=embedded, carry={}, shared={})
+            return engine.journal.save(rows, event.op, 0)[0]
+
     def _price(self, n: int) -> Cost:
         """The cost of decoding and scoring `n` samples together."""
         return Cost(decodes=n, verifier_calls=sum(self.verifier.calls(n).values()))
@@ -172,7 +189,7 @@ class Judging:
         settled = not self.verifier.settles
         for uid, condition, sample, score in zip(rows.uids, rows.conditions, samples, scores):
             media = sample.media if isinstance(sample, Invalid) else sample
-            facts = self._facts_of(sampler, condition)
+            facts = self.facts_of(sampler, condition)
             name = None
             if media is not None and not preview:
                 name = self._store.save(uid, media, score, settled=settled, facts=facts)
@@ -257,6 +274,7 @@ class Judging:
         decode = sampler.preview if preview else sampler.decode
         done = self._decoded_at(rows.step)
         todo = [i for i, uid in enumerate(rows.uids) if done.get(uid) is None]
+        rows = engine.whole(rows) if todo else rows
         for a, b in engine.batches(len(todo)):
             part = rows.select(todo[a:b])
             cost = Cost(decodes=sum(uid not in done for uid in part.uids))
@@ -264,7 +282,7 @@ class Judging:
             if a and not engine.ledger.affords(cost + Cost(verifier_calls=ahead)):
                 break  # time runs out: go on with the decoded ones
             engine.ledger.charge(cost)
-            done.update(zip(part.uids, self._decoded_rows(part, decode)))
+            done.update(zip(part.uids, self.decoded_rows(part, decode)))
             engine.record(
                 Computed(op=op, what="decode", uids=part.uids, first=a, step=rows.step, preview=preview)
             )
@@ -276,7 +294,7 @@ class Judging:
             samples.append(sample)
         return samples
 
-    def _decoded_rows(self, rows: State, decode: Decode) -> list[Decoded]:
+    def decoded_rows(self, rows: State, decode: Decode) -> list[Decoded]:
         """The decoded rows; if that fails, each is decoded alone, and those that fail again are invalid."""
         try:
             decoded = [sample for group in self._engine.halving(rows, decode) for sample in group]
@@ -286,9 +304,9 @@ class Judging:
         except Exception as error:
             if len(rows) == 1:
                 return [Invalid(f"decoding raised {type(error).__name__}: {error}")]
-        return [sample for i in range(len(rows)) for sample in self._decoded_rows(rows.select([i]), decode)]
+        return [sample for i in range(len(rows)) for sample in self.decoded_rows(rows.select([i]), decode)]
 
-    def _facts_of(self, sampler: Sampler, condition: Condition) -> Mapping[str, Any]:
+    def facts_of(self, sampler: Sampler, condition: Condition) -> Mapping[str, Any]:
         """How a sampler generates samples of a condition."""
         key = sampler.name, condition
         if key not in self._facts:
@@ -320,7 +338,7 @@ class Judging:
             for uid, score, name in zip(event.uids, event.scores, event.files):
                 scores[uid] = score
                 path = self._store.path(name) if name else None
-                facts = self._facts_of(sampler, conditions[uid]) if uid in conditions else {}
+                facts = self.facts_of(sampler, conditions[uid]) if uid in conditions else {}
                 candidate = Candidate(uid, score, event.step, event.preview, path=path, facts=facts)
                 self.candidates.keep(candidate)
         self.candidates.settle(self.verifier)

@@ -132,8 +132,14 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """Messages of the algorithm that the user should know."""
-        return [str(answer.value) for answer in answers(self.trace, "warning")]
+        """Messages of the algorithm, and about lost files, that the user should know."""
+        told = []
+        for event in self.trace:
+            if event.kind == "recovered":
+                told.append(event.message)
+            elif event.kind == "answer" and event.what == "warning":
+                told.append(str(event.value))
+        return told
 
     @property
     def weights(self) -> dict[int, float]:

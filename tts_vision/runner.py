@@ -25,6 +25,7 @@ from tts_vision.journal import Journal
 from tts_vision.judging import Target
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.locks import check_free, one_writer
+from tts_vision.recovery import Recovery, with_recovered
 from tts_vision.rehearsal import largest_size, rehearse
 from tts_vision.replays import recreate
 from tts_vision.resolve import Live, Setup, fill_defaults, prepare
@@ -218,6 +219,8 @@ def _search(
         target=setup.config.target,
         open_sampler=setup.open_sampler,
     )
+    if root is not None:
+        Recovery(context).samples(root, samples)
     budget_spent = False
     try:
         try:
@@ -247,7 +250,7 @@ def _search(
         winner=winner,
         population=population,
         trace=journal.events,
-        spent=context.ledger.read(),
+        spent=with_recovered(context.ledger.read(), journal.events),
         budget=setup.budget,
         config=setup.config,
         folder=root,
