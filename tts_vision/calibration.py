@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from tts_vision.trace import Event, Family
 
 RAW = "preview"  # the part of a calibrated score that holds the verifier's own score of the preview
@@ -23,6 +25,8 @@ class History:
         self._finals: dict[int, float] = {}
         # for each particle its finished descendants, and the last step at which they were still one
         self._descendants: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        # by step and uid of a preview: the sum of its outcomes and their number
+        self._outcomes: dict[int, dict[int, tuple[float, int]]] = defaultdict(dict)
         self.changes = 0
 
     def add(self, event: Event) -> None:
@@ -34,15 +38,26 @@ class History:
         for uid, score in zip(event.uids, event.scores):
             if event.preview:
                 self._previews[event.step][uid] = score.parts.get(RAW, score.value)
+                self._outcomes[event.step].pop(uid, None)
+                for end, last in self._descendants.get(uid, ()):
+                    if event.step <= last:
+                        self._add_outcome(event.step, uid, self._finals[end])
                 continue
             self._finals[uid] = score.value
             ancestor: int | None = uid
             last = math.inf  # of an ancestor, only states before the branch became this sample
             while ancestor is not None:
                 self._descendants[ancestor].append((uid, last))
+                for step, previews in self._previews.items():
+                    if step <= last and ancestor in previews:
+                        self._add_outcome(step, ancestor, score.value)
                 born = self.family.born[ancestor]
                 last = min(last, born.step)
                 ancestor = born.parent
+
+    def _add_outcome(self, step: int, uid: int, outcome: float) -> None:
+        total, count = self._outcomes[step].get(uid, (0, 0))
+        self._outcomes[step][uid] = (total + outcome, count + 1)
 
     @property
     def steps(self) -> list[int]:
@@ -56,11 +71,17 @@ class History:
             step: Of the previews.
             final: Scores of finished samples as they are at the end, by uid, where those recorded differ.
         """
-        scores = self._finals if final is None else {**self._finals, **final}
+        previews = self._previews.get(step, {})
+        outcomes: Mapping[int, tuple[float, int]] = self._outcomes.get(step, {})
+        if final is not None:
+            scores = {**self._finals, **final}
+            known = {uid: self._descendants.get(uid, ()) for uid in previews}
+            ends = {uid: [scores[end] for end, last in own if step <= last] for uid, own in known.items()}
+            outcomes = {uid: (sum(own), len(own)) for uid, own in ends.items() if own}
         found = []
-        for uid, preview in self._previews.get(step, {}).items():
-            ends = [scores[end] for end, last in self._descendants.get(uid, ()) if step <= last]
-            if ends and not math.isnan(outcome := sum(ends) / len(ends)) and not math.isnan(preview):
+        for uid, preview in previews.items():
+            total, count = outcomes.get(uid, (math.nan, 1))
+            if not math.isnan(outcome := total / count) and not math.isnan(preview):
                 found.append((preview, outcome))
         return found
 
@@ -113,7 +134,6 @@ def spearman(pairs: Pairs) -> float | None:
     """Spearman's rank correlation; None where fewer than three pairs, or equal ones, leave it undefined."""
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs)):
         return None
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
-    first, second = zip(*pairs)
-    return float(spearmanr(first, second).statistic)
+    return float(np.corrcoef([rankdata(side) for side in zip(*pairs)])[0, 1])

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tts_vision.errors import VerifierError
+from tts_vision.verifiers._threads import preprocessing_threads
 from tts_vision.verifiers._weights import (
     find_file,
     from_pretrained,
@@ -47,11 +48,13 @@ def standard_pixels(
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as TF
 
-    rows = []
-    for image in images:
+    def one(image: Image.Image) -> Tensor:
         resized = TF.resize(image, [resize], InterpolationMode(interpolation))
-        rows.append(TF.normalize(TF.to_tensor(TF.center_crop(resized, [crop])), list(mean), list(std)))
-    return torch.stack(rows)
+        return TF.normalize(TF.to_tensor(TF.center_crop(resized, [crop])), list(mean), list(std))
+
+    if len(images) == 1:  # perhaps in one of the threads already
+        return one(images[0])[None]
+    return torch.stack(list(preprocessing_threads().map(one, images)))
 
 
 def clip_pixels(

@@ -1,4 +1,4 @@
-"""Answers kept on disk, one small file each."""
+"""Values that are kept: those used last in memory, answers on disk, one small file each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,38 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from tts_vision.errors import ConfigError
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Recent(OrderedDict[Key, Value]):
+    """A dictionary that forgets the entry that was used least recently when it is full.
+
+    Args:
+        capacity: Entries that are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def __getitem__(self, key: Key) -> Value:
+        self.move_to_end(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Key, value: Value) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self.capacity:
+            self.popitem(last=False)
 
 
 class DiskCache:

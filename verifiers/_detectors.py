@@ -26,12 +26,15 @@ from tts_vision.verifiers._backbones import (
     clip_standard_pixels,
     load_clip,
 )
+from tts_vision.verifiers._cache import Recent
 from tts_vision.verifiers._detections import Box, Detection, check, strongest
 from tts_vision.verifiers._predicates import COLOURS, Demands, Group
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 DetectorName: TypeAlias = Literal["mask2former", "grounding_dino"]
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
+COLOURED = 4096
+"""Coloured nouns whose embeddings are remembered."""
 TEMPLATES = (
     "a photo of a {colour} {noun}",
     "a photo of a {colour}-colored {noun}",
@@ -243,7 +246,7 @@ class ColourNamer(LazyModel):
     def __init__(self, checkpoint: str, *, owner: str, device: Any) -> None:
         super().__init__(device=device)
         self.checkpoint, self.owner = checkpoint, owner
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors: Recent[str, Tensor] = Recent(COLOURED)
 
     def _load(self) -> None:
         from transformers import AutoTokenizer

@@ -1,9 +1,14 @@
-"""Base class of image rewards: one computation for scores and for gradients, texts encoded once."""
+"""Base class of image rewards: one computation for scores and for gradients, texts encoded once.
+
+Images are preprocessed in threads while the model computes, so that a batch waits only for its own, and only
+preprocessed pixels are kept, never a copy at full size.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -12,9 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tts_vision.model_verifier import BatchedVerifier
-from tts_vision.types import Prompt, Score
+from tts_vision.memory import out_of_memory
+from tts_vision.model_verifier import BatchedVerifier, as_image
+from tts_vision.types import Media, Prompt, Score
 from tts_vision.verifiers._backbones import clip_pixels
+from tts_vision.verifiers._cache import Recent
+from tts_vision.verifiers._threads import preprocessing_threads
 from tts_vision.verifiers._weights import processor_from
 
 
@@ -24,13 +32,18 @@ class PixelReward(BatchedVerifier):
     A subclass preprocesses images as the published code does (`_preprocess`), preprocesses tensors so that
     the gradient passes (`_fit`), and computes the rewards of the result (`_reward`) by a model whose weights
     take no gradient.
+
+    Attributes:
+        resizes_tensors: Whether the published code resizes tensors and not Pillow's images; then they are
+            resized on the device of the model.
     """
 
     differentiable = True
+    resizes_tensors = False
 
     @abstractmethod
     def _preprocess(self, samples: list[Image.Image]) -> Tensor:
-        """RGB images as the model takes them: ``(B, 3, h, w)``."""
+        """RGB images as the model takes them, ``(B, 3, h, w)``; called in threads."""
 
     @abstractmethod
     def _fit(self, pixels: Tensor) -> Tensor:
@@ -40,9 +53,20 @@ class PixelReward(BatchedVerifier):
     def _reward(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         """``(B,)`` of at least float32, of pixels that are the model's own."""
 
-    def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
-        pixels = self._preprocess(samples).to(self.device, self.dtype)
-        rewards = self._reward(pixels, [prompt.text for prompt in prompts])
+    def _usable(self, sample: Media) -> Future[Tensor]:
+        threads = preprocessing_threads(self.resizes_tensors)
+        return threads.submit(lambda: self._preprocess([as_image(sample, self.name)]))
+
+    def _ready(self, samples: Sequence[Future[Tensor]]) -> Tensor:
+        """The preprocessed pixels of a batch, on the device of the model.
+
+        Raises:
+            UnusableSample: If one of the samples cannot be used.
+        """
+        return torch.cat([sample.result() for sample in samples]).to(self.device, self.dtype)
+
+    def _score_batch(self, samples: list[Future[Tensor]], prompts: list[Prompt]) -> list[Score]:
+        rewards = self._reward(self._ready(samples), [prompt.text for prompt in prompts])
         return [Score(value=value) for value in rewards.tolist()]
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -66,27 +90,27 @@ class PixelReward(BatchedVerifier):
 
 
 class TextCache:
-    """Embeddings of the last prompts, so that a search encodes its own once.
+    """Embeddings of the prompts that were used last, so that a search encodes its own once.
 
     Args:
         encode: Makes ``(n, ...)`` embeddings of n texts.
-        capacity: Number of texts that are remembered.
+        capacity: Number of texts that are remembered; the least recently used is forgotten first.
     """
 
     def __init__(self, encode: Callable[[list[str]], Tensor], capacity: int = 256) -> None:
-        self._encode, self._capacity = encode, capacity
-        self._known: dict[str, Tensor] = {}
+        self._encode = encode
+        self._known: Recent[str, Tensor] = Recent(capacity)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """``(B, ...)``, without a gradient."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        known = {text: self._known[text] for text in dict.fromkeys(texts) if text in self._known}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            self._known.update(zip(new, self._encode(new).unbind()))
-        rows = torch.stack([self._known[text] for text in texts])
-        for text in list(self._known)[: -self._capacity]:
-            del self._known[text]
-        return rows
+            made = dict(zip(new, self._encode(new).unbind()))
+            known.update(made)
+            self._known.update(made)
+        return torch.stack([known[text] for text in texts])
 
 
 def check_pixels(pixels: Tensor, prompts: Sequence[Prompt], owner: str) -> None:
@@ -113,9 +137,27 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return (F.normalize(a.to(wide), dim=-1) * F.normalize(b.to(wide), dim=-1)).sum(-1)
 
 
-def raw_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as ``(1, 3, H, W)`` float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+def raw_pixels(image: Image.Image, device: torch.device | str = "cpu") -> Tensor:
+    """An RGB image as ``(1, 3, H, W)`` float32 in [0, 1] on a device, where its bytes become numbers."""
+    planes = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)[None].contiguous()
+    return planes.float().div_(255)
+
+
+def fitted_on(device: torch.device, image: Image.Image, fit: Callable[[Tensor], Tensor]) -> Tensor:
+    """An RGB image as `fit` makes it, computed on an accelerator if there is room, and returned on the CPU.
+
+    Args:
+        device: Where the model is.
+        image: The image.
+        fit: From ``(1, 3, H, W)`` in [0, 1] to ``(1, 3, h, w)``.
+    """
+    if device.type == "cuda":  # others lack the antialiased bicubic filter
+        try:
+            return fit(raw_pixels(image, device)).cpu()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+    return fit(raw_pixels(image))
 
 
 def normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

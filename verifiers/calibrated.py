@@ -151,12 +151,15 @@ def isotonic(pairs: Pairs) -> Forecast:
     Levels of the usual isotonic regression are joined by straight lines between their centres (Oron and
     Flournoy 2017), so that different previews get different forecasts wherever the data support it.
     """
-    from sklearn.isotonic import IsotonicRegression
+    from sklearn.isotonic import isotonic_regression
 
     x, y = np.array(pairs, dtype=np.float64).T
-    levels = IsotonicRegression().fit_transform(x, y)
-    heights = np.unique(levels)
-    centres = [x[levels == height].mean() for height in heights]
+    # equal previews are one point, with the mean of their outcomes and the weight of all
+    _, place = np.unique(x, return_inverse=True)
+    counts = np.bincount(place)
+    levels = isotonic_regression(np.bincount(place, y) / counts, sample_weight=counts)[place]
+    heights, level = np.unique(levels, return_inverse=True)
+    centres = np.bincount(level, x) / np.bincount(level)
     return lambda value: float(np.interp(value, centres, heights))
 
 

@@ -18,7 +18,7 @@ from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers import _structured
-from tts_vision.verifiers._cache import DiskCache
+from tts_vision.verifiers._cache import DiskCache, Recent
 from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DetectorName, ObjectJudge
 from tts_vision.verifiers._predicates import Demands, Group, Predicate, Relation, from_record, from_text
 from tts_vision.verifiers._vlm import VisionLanguageModel
@@ -46,6 +46,8 @@ The prompt is:
 
 Answer with one such JSON object, and write nothing else."""
 CALLED = "checklist"
+READ = 4096
+"""Prompts whose checklists are remembered."""
 
 
 class Thing(_structured.Schema):
@@ -200,7 +202,7 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
                 device=self.device,
                 batch_size=batch_size,
             )
-        self._read: dict[str, Demands] = {}
+        self._read: Recent[str, Demands] = Recent(READ)
 
     def _load(self) -> None:
         if self._judge is None:
@@ -215,24 +217,36 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
         if self._judge is not None:
             demands = [checklist for checklist in checklists if isinstance(checklist, Demands)]
             faults = dict(zip(rows, self._judge.faults([samples[i] for i in rows], demands), strict=True))
+        open_ones: dict[int, list[Predicate]] = {}
+        for i, checklist in enumerate(checklists):
+            decided = faults.get(i, {})
+            if isinstance(checklist, Demands) and not isinstance(decided, str):
+                open_ones[i] = [p for p in checklist.predicates() if p.name not in decided]
+        told = self._ask_all([samples[i] for i in open_ones], list(open_ones.values()))
+        answers = dict(zip(open_ones, told, strict=True))
         return [
             Score.unscored(checklist)
             if isinstance(checklist, str)
-            else self._checked(sample, checklist, faults.get(i, {}))
-            for i, (sample, checklist) in enumerate(zip(samples, checklists, strict=True))
+            else self._checked(checklist, faults.get(i, {}), answers.get(i, {}))
+            for i, checklist in enumerate(checklists)
         ]
 
-    def _checked(self, sample: Image.Image, demands: Demands, faults: dict[str, str] | str) -> Score:
-        """The score of an image; `faults` are those of the predicates that a detector has decided."""
+    def _checked(self, demands: Demands, faults: dict[str, str] | str, told: dict[str, float] | str) -> Score:
+        """The score of an image.
+
+        Args:
+            demands: Those of its prompt.
+            faults: Those of the predicates that a detector has decided, or the reason why it could not.
+            told: The probabilities of the others, or the reason why there are none.
+        """
         if isinstance(faults, str):
             return Score.unscored(faults)
-        predicates = demands.predicates()
-        open_ones = [predicate for predicate in predicates if predicate.name not in faults]
-        try:
-            told = dict(zip((p.name for p in open_ones), self._ask(sample, open_ones), strict=True))
-        except UnusableSample as error:
-            return Score.unscored(str(error))
-        parts = {p.name: told[p.name] if p.name in told else float(not faults[p.name]) for p in predicates}
+        if isinstance(told, str):
+            return Score.unscored(told)
+        parts = {
+            p.name: told[p.name] if p.name in told else float(not faults[p.name])
+            for p in demands.predicates()
+        }
         if any(math.isnan(value) for value in parts.values()):
             return Score(value=math.nan, parts=parts, reason="the model answered NaN")
         failed = [faults.get(name) or name for name, value in parts.items() if value < self.threshold]
@@ -240,12 +254,25 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
         reason = f"failed: {'; '.join(failed)}" if failed else None
         return Score(value=value, parts=parts, reason=reason, satisfied=not failed)
 
-    def _ask(self, sample: Image.Image, predicates: Sequence[Predicate]) -> list[float]:
-        """The probability of each predicate by the vision-language model."""
-        if not predicates:
-            return []
-        questions = [self.template.replace("{question}", predicate.question) for predicate in predicates]
-        return self._vlm.yes_probabilities([[sample]] * len(questions), questions)
+    def _ask_all(
+        self, samples: Sequence[Image.Image], predicates: Sequence[Sequence[Predicate]]
+    ) -> list[dict[str, float] | str]:
+        """The probabilities of the predicates of each image by the vision-language model, asked together."""
+        asked = [(i, predicate) for i, some in enumerate(predicates) for predicate in some]
+        if not asked:
+            return [{} for _ in samples]
+        questions = [self.template.replace("{question}", predicate.question) for _, predicate in asked]
+        try:
+            yes = self._vlm.yes_probabilities([[samples[i]] for i, _ in asked], questions)
+        except UnusableSample as error:
+            if len(samples) == 1:
+                return [str(error)]
+            pairs = zip(samples, predicates, strict=True)
+            return [answer for sample, some in pairs for answer in self._ask_all([sample], [some])]
+        told: list[dict[str, float]] = [{} for _ in samples]
+        for (i, predicate), probability in zip(asked, yes, strict=True):
+            told[i][predicate.name] = probability
+        return list(told)
 
     def checklists(self, prompts: Sequence[Prompt]) -> list[Demands | str]:
         """The demands of each prompt; else the reason why there are none."""
@@ -261,13 +288,13 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
 
     def _read_by_model(self, texts: Sequence[str]) -> dict[str, Demands | str]:
         """The demands of prompts by the language model, which is asked until it has answered once."""
+        found: dict[str, Demands | str] = {text: self._read[text] for text in texts if text in self._read}
         for text in texts:
-            kept = self.cache.get(self._key(text)) if self.cache and text not in self._read else None
+            kept = self.cache.get(self._key(text)) if self.cache and text not in found else None
             contents = _structured.parsed(kept, Contents, CALLED) if kept is not None else None
             if isinstance(contents, Contents):
-                self._read[text] = contents.demands()
-        new = [text for text in texts if text not in self._read]
-        failed: dict[str, str] = {}
+                found[text] = self._read[text] = contents.demands()
+        new = [text for text in texts if text not in found]
         if new:
             answers = _structured.ask(
                 self._reader,
@@ -280,12 +307,12 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
             )
             for text, answer in zip(new, answers, strict=True):
                 if isinstance(answer, str):
-                    failed[text] = f"the prompt could not be read: {answer}"
+                    found[text] = f"the prompt could not be read: {answer}"
                     continue
-                self._read[text] = answer.demands()
+                found[text] = self._read[text] = answer.demands()
                 if self.cache:
                     self.cache.put(self._key(text), answer.model_dump())
-        return {text: failed[text] if text in failed else self._read[text] for text in texts}
+        return found
 
     def _key(self, text: str) -> str:
         facts = json.dumps([INSTRUCTIONS, _structured.AGAIN, text, self._asked])

@@ -12,18 +12,19 @@ from torch import Tensor
 from tts_vision.registry import register
 from tts_vision.verifiers._backbones import CLIP_MEAN, CLIP_STD
 from tts_vision.verifiers._open_clip import build, encode_texts, tokenizer_of
-from tts_vision.verifiers._rewards import PixelReward, TextCache, cosines, normalised, raw_pixels
+from tts_vision.verifiers._rewards import PixelReward, TextCache, cosines, fitted_on, normalised
 from tts_vision.verifiers._weights import find_file, load_strictly, read_state
 
 NOTES = {"licence": "Apache-2.0", "gradients": "yes"}
 
 
-def padded_pixels(pixels: Tensor, size: int) -> Tensor:
+def padded_pixels(pixels: Tensor, size: int, antialias: bool = True) -> Tensor:
     """Pixels as HPSv2 takes them: longer edge to `size`, black bars around, normalised; with their gradient.
 
     Args:
         pixels: ``(B, 3, H, W)`` in [0, 1].
         size: Side of the result.
+        antialias: Whether large images are smoothed before they are sampled.
 
     Returns:
         ``(B, 3, size, size)``.
@@ -33,7 +34,7 @@ def padded_pixels(pixels: Tensor, size: int) -> Tensor:
     target = (max(1, round(height * scale)), max(1, round(width * scale)))
     if target != (height, width):
         # the authors resize numbers, not bytes, so bicubic overshoot is kept
-        pixels = F.interpolate(pixels, target, mode="bicubic", antialias=True)
+        pixels = F.interpolate(pixels, target, mode="bicubic", antialias=antialias)
     down, right = size - target[0], size - target[1]
     padded = F.pad(pixels, (right // 2, right - right // 2, down // 2, down - down // 2))
     return normalised(padded, CLIP_MEAN, CLIP_STD)
@@ -51,25 +52,33 @@ class HPSv2(PixelReward):
     Tables give 100 times this value, 27 or so. Only images of one prompt can be compared. Images are not
     cropped but framed in black, as the authors do; prompts are cut at 77 tokens.
 
+    The authors resize tensors and leave antialiasing to torchvision: up to version 0.16 it did none for
+    tensors, from 0.17 on it does, so that the same released code gives other scores for images larger than
+    the model's 224 pixels. Here images are antialiased, as by current torchvision; ``antialias=false`` gives
+    the scores of environments from the time of the paper.
+
     Args:
         checkpoint: The published file, a folder that holds it, or a repository on the hub.
         model: The architecture: a name of open_clip, or a folder or hub id with an ``open_clip_config.json``.
+        antialias: Whether images are antialiased when they are made smaller.
     """
 
     name = "hpsv2"
     filename = "HPS_v2_compressed.pt"
+    resizes_tensors = True
 
     def __init__(
         self,
         *,
         checkpoint: str = "xswu/HPSv2",
         model: str = "ViT-H-14",
+        antialias: bool = True,
         device: str | None = None,
         dtype: str = "float32",
         batch_size: int = 8,
     ) -> None:
         super().__init__(device=device, dtype=dtype, batch_size=batch_size)
-        self.checkpoint, self.model = checkpoint, model
+        self.checkpoint, self.model, self.antialias = checkpoint, model, antialias
 
     def _load(self) -> None:
         state = read_state(find_file(self.checkpoint, self.filename, self.name), self.name)
@@ -80,11 +89,11 @@ class HPSv2(PixelReward):
         self._texts = TextCache(lambda texts: encode_texts(self._model, self._tokenizer, texts, self.device))
 
     def _preprocess(self, samples: list[Image.Image]) -> Tensor:
-        return torch.cat([self._fit(raw_pixels(sample)) for sample in samples])
+        return torch.cat([fitted_on(self.device, sample, self._fit) for sample in samples])
 
     def _fit(self, pixels: Tensor) -> Tensor:
         size = self._model.visual.image_size
-        return padded_pixels(pixels, size if isinstance(size, int) else size[0])
+        return padded_pixels(pixels, size if isinstance(size, int) else size[0], self.antialias)
 
     def _reward(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         return cosines(self._model.encode_image(pixels), self._texts(texts))

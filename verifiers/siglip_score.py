@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import torch
@@ -89,9 +90,8 @@ class SiglipScore(PixelReward):
         logit = scale.exp() * cosine + bias
         return {"logit": logit, "probability": logit.sigmoid(), "cosine": cosine}
 
-    def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
-        pixels = self._preprocess(samples).to(self.device, self.dtype)
-        forms = self._forms(pixels, [prompt.text for prompt in prompts])
+    def _score_batch(self, samples: list[Future[Tensor]], prompts: list[Prompt]) -> list[Score]:
+        forms = self._forms(self._ready(samples), [prompt.text for prompt in prompts])
         rows = torch.stack(list(forms.values()), dim=1).tolist()
         parts = [dict(zip(forms, row, strict=True)) for row in rows]
         return [Score(value=row[self.value], parts=row) for row in parts]

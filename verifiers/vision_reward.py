@@ -41,11 +41,17 @@ class Checklist(BatchedVerifier):
 
     Args:
         soft: Whether an answer is 2 P(yes) - 1 instead of +1 or -1, so that fewer samples tie.
-        batch_size: Questions computed at once.
+        batch_size: Questions computed at once; by default all of one sample.
     """
 
     def __init__(
-        self, questions: Path, checkpoint: str, soft: bool, device: str | None, dtype: str, batch_size: int
+        self,
+        questions: Path,
+        checkpoint: str,
+        soft: bool,
+        device: str | None,
+        dtype: str,
+        batch_size: int | None,
     ) -> None:
         super().__init__(device=device, dtype=dtype)
         self.questions = [line.strip() for line in _text(questions).splitlines() if line.strip()]
@@ -55,15 +61,23 @@ class Checklist(BatchedVerifier):
             )
         self.soft = soft
         self._vlm = VisionLanguageModel(
-            checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
+            checkpoint,
+            owner=self.name,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=len(self.questions) + 1 if batch_size is None else batch_size,
         )
 
     def _load(self) -> None:
         self._vlm.load()
 
-    def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
-        """The score that follows from the answers."""
+    def _value(self, yes: list[float]) -> Score:
+        """The score that follows from the probabilities of yes to `_asked`."""
         raise NotImplementedError
+
+    def _asked(self, prompt: str) -> list[str]:
+        """All questions about a sample."""
+        return [question.replace(PLACEHOLDER, prompt) for question in self.questions]
 
     def _images(self, sample: Any) -> list[Image.Image]:
         """The images that the model sees."""
@@ -72,11 +86,9 @@ class Checklist(BatchedVerifier):
     def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
         scores = []
         for sample, prompt in zip(samples, prompts, strict=True):
-            shown = self._images(sample)
-            asked = [question.replace(PLACEHOLDER, prompt.text) for question in self.questions]
+            shown, asked = self._images(sample), self._asked(prompt.text)
             try:
-                yes = self._vlm.yes_probabilities([shown] * len(asked), asked)
-                scores.append(self._value([answer(p, self.soft) for p in yes], shown, prompt.text))
+                scores.append(self._value(self._vlm.yes_probabilities([shown] * len(asked), asked)))
             except UnusableSample as error:
                 scores.append(Score.unscored(str(error)))
         return scores
@@ -109,7 +121,7 @@ class VisionReward(Checklist):
         frames: int = 24,
         device: str | None = None,
         dtype: str = "bfloat16",
-        batch_size: int = 1,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(questions, checkpoint, soft, device, dtype, batch_size)
         if frames < 1:
@@ -123,7 +135,8 @@ class VisionReward(Checklist):
     def _images(self, sample: Video) -> list[Image.Image]:
         return frame_images(sample, each_second(len(sample.frames), sample.fps, self.frames))
 
-    def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
+    def _value(self, yes: list[float]) -> Score:
+        answers = [answer(p, self.soft) for p in yes]
         value = linear(answers, self.weights) / len(answers)
         return Score(value=value, parts=dict(zip(self.questions, answers)))
 
@@ -153,7 +166,7 @@ class VisionRewardImage(Checklist):
         soft: bool = False,
         device: str | None = None,
         dtype: str = "bfloat16",
-        batch_size: int = 1,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(questions, checkpoint, soft, device, dtype, batch_size)
         if len(self.questions) != 30:
@@ -169,9 +182,12 @@ class VisionRewardImage(Checklist):
         self.coefficients = _numbers(found.get("coef"), weights, 1 + 30 - len(MASKS))
         (self.intercept,) = _numbers(found.get("intercept"), weights, 1)
 
-    def _value(self, answers: list[float], shown: Sequence[Image.Image], prompt: str) -> Score:
-        (alignment,) = self._vlm.yes_probabilities([shown], [ALIGNMENT.replace("{prompt}", prompt)])
-        kept = unmasked(answers)
+    def _asked(self, prompt: str) -> list[str]:
+        return [ALIGNMENT.replace("{prompt}", prompt), *super()._asked(prompt)]
+
+    def _value(self, yes: list[float]) -> Score:
+        alignment, *rest = yes
+        kept = unmasked([answer(p, self.soft) for p in rest])
         value = linear([alignment, *kept.values()], self.coefficients) + self.intercept
         return Score(
             value=value, parts={"alignment": alignment} | {self.questions[i]: x for i, x in kept.items()}

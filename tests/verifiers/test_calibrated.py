@@ -15,7 +15,7 @@ import torch
 from toy_members import NAN, PROMPT, Table, numbered
 
 from toy_plugins import MODEL, VERIFIER
-from toy_search import events, toy_context
+from toy_search import events, run, toy_context
 from tts_vision import search
 from tts_vision.calibration import RAW, History, preview_pairs, spearman
 from tts_vision.context import SearchContext
@@ -102,6 +102,31 @@ def test_isotonic_bends_where_a_line_cannot() -> None:
     pairs = list(zip(x.tolist(), np.exp(5 * x).tolist()))
     error = {rule: np.mean([(rule(pairs)(a) - b) ** 2 for a, b in pairs]) for rule in (linear, isotonic)}
     assert error[isotonic] < 0.01 * error[linear]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rising_curve_is_that_of_scikit_learn(seed: int) -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=40) if seed % 2 else rng.integers(0, 9, 40) / 3  # equal previews too
+    y = 0.5 * x + rng.normal(size=40)
+    levels = IsotonicRegression().fit_transform(x, y)
+    forecast = isotonic(list(zip(x.tolist(), y.tolist())))
+    for height in np.unique(levels):
+        assert forecast(float(x[levels == height].mean())) == pytest.approx(height)
+
+
+@pytest.mark.parametrize("algorithm", ["greedy", "beam_search", "fk_steering"])
+def test_pairs_that_are_kept_while_events_come_in_are_those_of_the_whole_trace(algorithm: str) -> None:
+    ctx = toy_context(GaussianMixtureSampler(num_steps=6), Calibrated([TargetReward()]), times=10)
+    run(lookup("algorithm", algorithm).target, ctx)
+    history = History()
+    for event in ctx.events:
+        history.add(event)
+        for step in history.steps:
+            assert history.pairs(step) == history.pairs(step, {})
+    assert any(history.pairs(step) for step in history.steps)
 
 
 # Forecasts
@@ -262,7 +287,8 @@ def test_micro_batches_change_nothing() -> None:
 
 
 def test_it_learns_from_earlier_searches(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"algorithm": "fk_steering", "budget": "12x", "seed": 1}
+    algorithm = {"algorithm": "fk_steering", "algorithm_params": {"lam": 1.0}}
+    arguments: dict[str, Any] = {**algorithm, "budget": "12x", "seed": 1}
     search(MODEL, "a", verifier=VERIFIER, output=tmp_path / "earlier", **arguments)
     earlier = load_result(tmp_path / "earlier")
     learnt = f"calibrated({VERIFIER}):least=3,searches=[{tmp_path / 'earlier'}]"

@@ -116,6 +116,44 @@ def test_is_the_mean_of_yes_probabilities(
     assert product.reason is None and product.satisfied is True
 
 
+def test_all_questions_are_asked_together(
+    build: Callable[..., PromptChecklist], shared: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    ask = shared.yes_probabilities
+
+    def counted(images: Any, questions: Any) -> list[float]:
+        calls.append((len({id(image) for (image,) in images}), len(questions)))
+        return ask(images, questions)
+
+    monkeypatch.setattr(shared, "yes_probabilities", counted)
+    prompts = [Prompt("a photo of two red circles left of a blue star"), Prompt("a dog"), Prompt("a red cat")]
+    together = build().score(some_images(3), prompts)
+    assert calls == [(3, 5 + 1 + 2)]
+    alone = [build().score([image], [p])[0] for image, p in zip(some_images(3), prompts)]
+    for one, other in zip(together, alone):
+        assert one.parts == pytest.approx(other.parts, abs=1e-5)
+    calls.clear()
+    odd = [*some_images(2), Image.new("RGB", (900, 2))]  # longer than Qwen's processor takes
+    scores = build().score(odd, [Prompt("a dog and a cat")] * 3)
+    assert [math.isnan(score.value) for score in scores] == [False, False, True]
+    assert calls == [(3, 6), (1, 2), (1, 2), (1, 2)]
+
+
+def test_checklists_that_are_not_used_are_forgotten(
+    build: Callable[..., PromptChecklist], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda request: Answer(json.dumps(CONTENTS))) as server:
+        verifier = build(**reading(server.base_url))
+        verifier._read.capacity = 2
+        texts = [f"{FREE} {i}" for i in range(3)]
+        assert all(isinstance(c, Demands) for c in verifier.checklists([Prompt(t) for t in texts]))
+        assert len(server.requests) == 3 and len(verifier._read) == 2
+        verifier.checklists([Prompt(texts[1])])
+        verifier.checklists([Prompt(f"{FREE} new")])
+        assert list(verifier._read) == [texts[1], f"{FREE} new"] and len(server.requests) == 4
+
+
 def test_the_question_can_be_another(
     build: Callable[..., PromptChecklist], shared: VisionLanguageModel
 ) -> None:

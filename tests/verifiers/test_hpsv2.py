@@ -3,6 +3,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -106,6 +107,23 @@ def test_images_are_framed_whatever_their_size(size: tuple[int, int]) -> None:
     assert bright.any(1).sum() == rows and bright.any(0).sum() == columns and bright.sum() == rows * columns
     above = int(bright.any(1).int().argmax())
     assert above == (32 - rows) // 2
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_antialiasing_is_that_of_torchvision_now_or_then(folder: Path, antialias: bool) -> None:
+    """Up to torchvision 0.16 tensors were not antialiased, from 0.17 on they are; the authors say nothing."""
+    image = some_images(1, size=(200, 200))[0]
+    grain = np.random.default_rng(0).integers(0, 90, (200, 200, 3))
+    image = Image.fromarray(np.clip(np.asarray(image).astype(int) + grain, 0, 255).astype(np.uint8))
+    small = TF.resize(TF.to_tensor(image), [32, 32], InterpolationMode.BICUBIC, antialias=antialias)
+    expected = TF.normalize(small, list(CLIP_MEAN), list(CLIP_STD))
+    assert torch.allclose(padded_pixels(raw_pixels(image), 32, antialias)[0], expected, atol=1e-5)
+    verifier = made(folder, antialias=antialias)
+    (score,) = verifier.score([image], [PROMPT])
+    assert score.value == pytest.approx(verifier.rewards(raw_pixels(image), [PROMPT]).item(), abs=1e-6)
+    assert made(folder).antialias
+    other = made(folder, antialias=not antialias)
+    assert other.score([image], [PROMPT])[0].value != pytest.approx(score.value, abs=1e-4)
 
 
 def test_the_two_versions_differ(folder: Path) -> None:

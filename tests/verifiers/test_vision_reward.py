@@ -45,8 +45,7 @@ def build(cls: type[Any], folder: Path, kind: str, **settings: Any) -> Any:
         checkpoint=str(folder / "tiny"),
         device="cpu",
         dtype="float32",
-        batch_size=8,
-        **settings,
+        **{"batch_size": 8, **settings},
     )
 
 
@@ -97,6 +96,26 @@ def test_images_have_alignment_masks_and_an_intercept(folder: Path) -> None:
     (score,) = build(VisionRewardImage, folder, "image").score([image], [PROMPT])
     assert score.value == pytest.approx(expected, abs=1e-5)
     assert len(score.parts) == 28 and score.parts["alignment"] == pytest.approx(alignment, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "n"), [("clip", 3), ("image", 31)])
+def test_all_questions_about_a_sample_are_one_batch(
+    folder: Path, kind: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls, media = (VisionReward, clips(2)) if kind == "clip" else (VisionRewardImage, some_images(2))
+    together, one_by_one = (build(cls, folder, kind, batch_size=size, soft=True) for size in (None, 1))
+    sizes: list[int] = []
+    generate = together._vlm._generate
+
+    def counted(inputs: Any, length: int, **settings: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return generate(inputs, length, **settings)
+
+    monkeypatch.setattr(together._vlm, "_generate", counted)
+    found, expected = (v.score(media, [PROMPT] * 2) for v in (together, one_by_one))
+    assert sizes == [n, n]
+    for score, other in zip(found, expected, strict=True):
+        assert score.parts == pytest.approx(other.parts, abs=1e-5)
 
 
 def test_masks_in_closed_form() -> None:
