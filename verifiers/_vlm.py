@@ -127,11 +127,58 @@ class VisionLanguageModel(LazyModel):
         logits = self.next_token_logits(images, questions)
         return logits[:, wanted + rest].softmax(-1)[:, : len(wanted)].sum(-1).tolist()
 
+    def likelihoods(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[Question],
+        answer: str,
+        *,
+        to_the_end: bool = False,
+    ) -> list[float]:
+        """P(the first token of `answer`) over the whole vocabulary.
+
+        Args:
+            images: Those of each question.
+            questions: The questions about them.
+            answer: The answer, written just so.
+            to_the_end: Whether it is the geometric mean with the probability that the answer ends there.
+
+        Returns:
+            One probability in [0, 1] per question.
+
+        Raises:
+            UnusableSample: If the model cannot take a question or its images.
+            VerifierError: If the tokenizer makes nothing of the answer.
+        """
+        self.load()
+        tokens = self._tokenizer.encode(answer, add_special_tokens=False)
+        if not tokens:
+            raise VerifierError(
+                f"The answer that {self.owner!r} waits for must have a token but {answer!r} has none; choose "
+                "another word."
+            )
+        if not questions:
+            return []
+        found = self.next_token_logits(images, questions).log_softmax(-1)[:, tokens[0]]
+        if to_the_end:
+            after = self.next_token_logits(images, questions, begun=tokens[:1]).log_softmax(-1)
+            found = (found + after[:, self._tokenizer.eos_token_id]) / 2
+        return found.exp().tolist()
+
     @torch.no_grad()
     def next_token_logits(
-        self, images: Sequence[Sequence[Image.Image]], questions: Sequence[Question]
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[Question],
+        *,
+        begun: Sequence[int] = (),
     ) -> Tensor:
-        """Logits of the first token of each answer; one forward pass per batch.
+        """Logits of the next token of each answer; one forward pass per batch.
+
+        Args:
+            images: Those of each question.
+            questions: The questions about them.
+            begun: Tokens that the answers begin with.
 
         Returns:
             ``(B, V)`` float32 on the CPU, as the model gives them, before any sampling rule.
@@ -141,7 +188,9 @@ class VisionLanguageModel(LazyModel):
         """
 
         def forward(inputs: Mapping[str, Any]) -> list[Tensor]:
-            output = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
+            output = self._generate(
+                lengthened(inputs, begun), 1, output_logits=True, return_dict_in_generate=True
+            )
             return list(output.logits[0].float().cpu())
 
         rows = self._batched(forward, images, questions)
@@ -337,6 +386,18 @@ class VisionLanguageModel(LazyModel):
                 raise
             raise UnusableSample(f"the model cannot take this sample: {error}") from error
         return forward(inputs.to(self.device, self.dtype))
+
+
+def lengthened(inputs: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, Any]:
+    """Inputs of a model with tokens of text after each row, which is padded on the left."""
+    ids: Tensor = inputs["input_ids"]
+    longer: dict[str, Any] = dict(inputs)
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.shape == ids.shape:
+            # ones for masks, zeros for types, of which 0 is text
+            fill = list(tokens) if name == "input_ids" else [int("mask" in name)] * len(tokens)
+            longer[name] = torch.cat((value, value.new_tensor(fill).expand(len(value), -1)), dim=1)
+    return longer
 
 
 def nucleus(logits: Tensor, top_k: int, top_p: float) -> Tensor:

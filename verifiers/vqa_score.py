@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 from tts_vision.errors import ConfigError
 from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers._vlm import VisionLanguageModel
+
+VariantName: TypeAlias = Literal[
+    "normalised", "paper", "clip-flant5", "instructblip", "qwen2.5-vl", "qwen3-vl", "llama-3.2-vision"
+]
+PAPER = 'Does this figure show "{prompt}"? Please answer yes or no.'
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to ask, and to read the answer.
+
+    Attributes:
+        template: The question; ``{prompt}`` is replaced by the prompt.
+        answer: The answer whose first token's probability over the whole vocabulary is the score; None
+            normalises over yes and no in all their spellings.
+        to_the_end: Whether the score is the geometric mean with the probability that the answer ends there.
+    """
+
+    template: str
+    answer: str | None = None
+    to_the_end: bool = False
+
+
+# as in the authors' t2v_metrics, by the models that it asks so
+VARIANTS: dict[str, Variant] = {
+    "normalised": Variant(PAPER),
+    "paper": Variant(PAPER, "Yes"),  # LLaVA-OneVision, PaliGemma, GPT-4o
+    "clip-flant5": Variant(PAPER, "Yes", to_the_end=True),  # and LLaVA-1.5, ShareGPT4V
+    "instructblip": Variant(f"Question: {PAPER}", "yes", to_the_end=True),
+    "qwen2.5-vl": Variant('Does this image show "{prompt}"?', "Yes"),  # and Qwen2-VL
+    "qwen3-vl": Variant('Does this figure show "{prompt}"? Please answer Yes or No.', "Yes"),  # and Gemma 4
+    "llama-3.2-vision": Variant(  # and Molmo
+        'Does this image show "{prompt}"? Answer the question with Yes or No', "Yes"
+    ),
+}
 
 
 @register(
@@ -23,12 +59,21 @@ from tts_vision.verifiers._vlm import VisionLanguageModel
 class VQAScore(BatchedVerifier):
     """VQAScore: P(yes) of a vision-language model asked whether the image shows the prompt, in [0, 1].
 
-    The paper reads P("Yes") over the whole vocabulary; here it is normalised over yes and no in all their
-    spellings, so that no probability is lost to a model's way of writing.
+    By default P(yes) is normalised over yes and no in all their spellings, so that no probability is lost to
+    a model's way of writing. The other variants are those of the paper and of the authors' t2v_metrics: each
+    has its own words, and reads the unnormalised probability of just that answer. A variant can be used with
+    any model, but its published scores are those of the models that it is named after; CLIP-FlanT5 itself is
+    not in transformers.
 
     Args:
         checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template.
-        template: The question; ``{prompt}`` is replaced by the prompt.
+        variant: ``normalised``; ``paper``: P("Yes") after the paper's question; ``clip-flant5`` (also of
+            LLaVA-1.5): the same, averaged with the end of the answer, as their code does;
+            ``instructblip``; ``qwen2.5-vl`` (also of Qwen2-VL); ``qwen3-vl`` (also of Gemma 4);
+            ``llama-3.2-vision`` (also of Molmo).
+        template: Another question than the variant's; ``{prompt}`` is replaced by the prompt.
+        answer: Another answer than the variant's, whose first token's probability is read over the whole
+            vocabulary.
     """
 
     name = "vqa_score"
@@ -37,15 +82,22 @@ class VQAScore(BatchedVerifier):
         self,
         *,
         checkpoint: str = "Qwen/Qwen2.5-VL-7B-Instruct",
-        template: str = 'Does this figure show "{prompt}"? Please answer yes or no.',
+        variant: VariantName = "normalised",
+        template: str | None = None,
+        answer: str | None = None,
         device: str | None = None,
         dtype: str = "bfloat16",
         batch_size: int = 8,
     ) -> None:
         super().__init__(device=device, dtype=dtype, batch_size=batch_size)
-        if "{prompt}" not in template:
+        if variant not in VARIANTS:
+            raise ConfigError(f"variant must be one of {', '.join(VARIANTS)} but got {variant!r}; change it.")
+        if template is not None and "{prompt}" not in template:
             raise ConfigError(f"template must contain {{prompt}} but is {template!r}; put it in.")
-        self.template = template
+        if answer is not None and not answer.strip():
+            raise ConfigError("answer must be a word but is empty; give one, such as Yes.")
+        known = VARIANTS[variant]
+        self.variant = Variant(template or known.template, answer or known.answer, known.to_the_end)
         self._vlm = VisionLanguageModel(
             checkpoint, owner=self.name, device=self.device, dtype=self.dtype, batch_size=batch_size
         )
@@ -54,6 +106,12 @@ class VQAScore(BatchedVerifier):
         self._vlm.load()
 
     def _score_batch(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
-        questions = [self.template.replace("{prompt}", prompt.text) for prompt in prompts]
-        found = self._vlm.yes_probabilities([[sample] for sample in samples], questions)
+        images = [[sample] for sample in samples]
+        questions = [self.variant.template.replace("{prompt}", prompt.text) for prompt in prompts]
+        if self.variant.answer is None:
+            found = self._vlm.yes_probabilities(images, questions)
+        else:
+            found = self._vlm.likelihoods(
+                images, questions, self.variant.answer, to_the_end=self.variant.to_the_end
+            )
         return [Score(value=probability) for probability in found]

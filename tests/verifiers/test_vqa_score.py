@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_vlms
@@ -61,6 +62,59 @@ def test_asks_the_published_question(folder: Path, verifier: VQAScore) -> None:
     ]
     (score,) = verifier.score([image], [Prompt("a {red} dog")])
     assert score.value == pytest.approx(sums[0] / sum(sums))
+
+
+QUESTIONS = {
+    "paper": 'Does this figure show "a {red} dog"? Please answer yes or no.',
+    "clip-flant5": 'Does this figure show "a {red} dog"? Please answer yes or no.',
+    "instructblip": 'Question: Does this figure show "a {red} dog"? Please answer yes or no.',
+    "qwen2.5-vl": 'Does this image show "a {red} dog"?',
+    "qwen3-vl": 'Does this figure show "a {red} dog"? Please answer Yes or No.',
+    "llama-3.2-vision": 'Does this image show "a {red} dog"? Answer the question with Yes or No',
+}
+
+
+@pytest.mark.parametrize("variant", QUESTIONS)
+def test_variants_are_those_of_the_released_code(folder: Path, variant: Any) -> None:
+    """P(answer) over the whole vocabulary, for some with the end of the answer: exp(-cross-entropy)."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    answer = "yes" if variant == "instructblip" else "Yes"
+    ended = variant in {"clip-flant5", "instructblip"}
+    images = some_images(2, (64, 40))
+    prompts = [Prompt("a {red} dog"), Prompt("a {red} dog and something that makes this question longer")]
+    expected = []
+    for image, prompt in zip(images, prompts):
+        question = QUESTIONS[variant].replace("a {red} dog", prompt.text)
+        text = (
+            "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+            f"{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        tokens = processor.tokenizer(f"{answer}<|im_end|>").input_ids
+        assert len(tokens) == 2
+        inputs = processor(text=[f"{text}{answer}"], images=[image], return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**inputs).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits[-2:], torch.tensor(tokens), reduction="none")
+        expected.append(float((-(loss.mean() if ended else loss[0])).exp()))
+    found = VQAScore(checkpoint=str(folder), variant=variant, batch_size=2, **TINY).score(images, prompts)
+    assert [score.value for score in found] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_answer_of_ones_own(folder: Path) -> None:
+    yes, no = (
+        VQAScore(checkpoint=str(folder), variant="paper", answer=answer, **TINY) for answer in (None, "No")
+    )
+    image, prompt = some_images(1), [Prompt("a dog")]
+    p = [v.score(image, prompt)[0].value for v in (yes, no)]
+    assert 0 < p[0] != p[1] > 0 and sum(p) < 1
+    with pytest.raises(ConfigError, match="answer must be a word"):
+        VQAScore(answer=" ")
+    with pytest.raises(ConfigError, match="variant must be one of normalised, paper"):
+        VQAScore(variant="gpt")  # type: ignore[arg-type]
+    assert yes.score([], []) == []
 
 
 def test_the_question_can_be_another(folder: Path, verifier: VQAScore) -> None:
