@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -13,11 +14,13 @@ from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
 from tts_vision.verifiers._frames import clip, evenly
+from tts_vision.verifiers._threads import preprocessing_threads
 from tts_vision.verifiers._weights import check_keys, find_file, load_strictly, processor_from, read_state
 
 WEIGHTS = "checkpoint-11352/model.pth"
 LORA_ALPHA = 128
-MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 256 * 28 * 28  # of a frame
+FACTOR = 28
+MIN_PIXELS, MAX_PIXELS = 128 * FACTOR**2, 256 * FACTOR**2  # of a frame
 MIN_FRAMES, MAX_FRAMES, MAX_RATIO = 4, 768, 200
 # mean and standard deviation of each reward, as the published configuration has them
 SCALES = {"VQ": (3.6757, 2.2476), "MQ": (1.1646, 1.3811), "TA": (2.8105, 2.5121)}
@@ -114,7 +117,8 @@ class VideoReward(BatchedVerifier):
         for video, prompt in zip(samples, prompts, strict=True):
             length = len(video.frames)
             chosen = evenly(length, frame_count(length, video.fps, self.fps), nearest=True)
-            videos.append(video.frames[chosen].permute(0, 3, 1, 2))
+            frames = video.frames[chosen].permute(0, 3, 1, 2)
+            videos.append(preprocessing_threads(own=True).submit(resized, frames))
             words = prompt.text
             for token in self._processor.tokenizer.get_added_vocab():
                 words = words.replace(token, "")  # such as a second clip that is not there
@@ -125,11 +129,39 @@ class VideoReward(BatchedVerifier):
                     [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
                 )
             )
-        size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-        videos_kwargs = {"size": size, "do_sample_frames": False, "cap_pixels_per_frame": False}
         return self._processor(
-            text=texts, videos=videos, padding=True, return_tensors="pt", videos_kwargs=videos_kwargs
+            text=texts,
+            videos=[video.result() for video in videos],
+            padding=True,
+            return_tensors="pt",
+            videos_kwargs={"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
         ).to(self.device)
+
+
+def frame_size(height: int, width: int) -> tuple[int, int]:
+    """The size at which VideoAlign looks at a frame: multiples of 28, within its bounds of pixels."""
+    size = [max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width)]
+    if size[0] * size[1] > MAX_PIXELS:
+        shrink = math.sqrt(height * width / MAX_PIXELS)
+        size = [max(FACTOR, math.floor(side / shrink / FACTOR) * FACTOR) for side in (height, width)]
+    elif size[0] * size[1] < MIN_PIXELS:
+        grow = math.sqrt(MIN_PIXELS / (height * width))
+        size = [math.ceil(side * grow / FACTOR) * FACTOR for side in (height, width)]
+    return size[0], size[1]
+
+
+def resized(frames: Tensor) -> Tensor:
+    """Frames ``(T, 3, H, W)`` uint8, resized as VideoAlign does.
+
+    It uses torchvision's first functions, which compute in floating point and round to bytes. The second
+    ones, which transformers uses, also round between rows and columns: smooth frames then differ by one
+    level, noisy ones by up to 25.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
+
+    size = list(frame_size(*frames.shape[-2:]))
+    return resize(frames, size, InterpolationMode.BICUBIC, antialias=True)
 
 
 def total(rewards: list[float]) -> Score:

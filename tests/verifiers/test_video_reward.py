@@ -24,7 +24,9 @@ from tts_vision.verifiers.video_reward import (
     WEIGHTS,
     VideoReward,
     frame_count,
+    frame_size,
     merged,
+    resized,
     total,
 )
 
@@ -145,7 +147,7 @@ def test_is_the_head_on_the_reward_tokens_of_qwen2_vl(
 ) -> None:
     """Computed as published: updates beside the weights, one clip, frames resized, words then numbers."""
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2.functional import resize
+    from torchvision.transforms.functional import resize
     from transformers import AutoConfig, AutoProcessor, Qwen2VLModel
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
@@ -176,7 +178,7 @@ def test_is_the_head_on_the_reward_tokens_of_qwen2_vl(
     frames = video.frames[[0, 5, 11, 16]].permute(0, 3, 1, 2)
     frames = resize(
         frames,
-        smart_resize(*frames.shape[2:], 28, MIN_PIXELS, MAX_PIXELS),
+        list(smart_resize(*frames.shape[2:], 28, MIN_PIXELS, MAX_PIXELS)),
         InterpolationMode.BICUBIC,
         antialias=True,
     )
@@ -202,6 +204,49 @@ def test_is_the_head_on_the_reward_tokens_of_qwen2_vl(
     assert list(score.parts) == ["VQ", "MQ", "TA"]
     assert list(score.parts.values()) == pytest.approx(expected, abs=1e-4)
     assert score.value == pytest.approx(sum(expected), abs=1e-4)
+
+
+def grain(height: int, width: int, frames: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("size", [(480, 832), (320, 512), (720, 1280), (40, 48), (392, 504)])
+def test_frames_are_resized_as_videoalign_does_to_the_last_bit(size: tuple[int, int]) -> None:
+    """Its own steps: bicubic with antialiasing in float32, clamped, rounded to bytes."""
+    frames = grain(*size)
+    wide = torch.nn.functional.interpolate(
+        frames.float(), frame_size(*size), mode="bicubic", antialias=True, align_corners=False
+    )
+    expected = wide.clamp(0, 255).round().to(torch.uint8)
+    assert torch.equal(resized(frames), expected)
+
+
+def test_another_way_of_resizing_is_off() -> None:
+    """The processor of transformers rounds in between; the reason for resizing here."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    frames = grain(480, 832)
+    other = resize(frames, list(frame_size(480, 832)), InterpolationMode.BICUBIC, antialias=True)
+    assert int((resized(frames).int() - other.int()).abs().max()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 832), (336, 588)),  # 832 x 480 has too many pixels
+        ((720, 1280), (336, 588)),
+        ((320, 512), (308, 504)),
+        ((392, 504), (392, 504)),
+        ((40, 48), (308, 364)),  # too few
+        ((5, 1000), (28, 4480)),
+    ],
+)
+def test_sizes_are_those_of_videoalign(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
+
+    assert frame_size(*size) == expected == smart_resize(*size, 28, MIN_PIXELS, MAX_PIXELS)
 
 
 def test_z_scores_in_closed_form() -> None:
