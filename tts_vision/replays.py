@@ -12,13 +12,16 @@ import numpy as np
 from tts_vision.condition import Condition, Loader
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, PipelineError, StorageError
+from tts_vision.files import is_file, replace_file
+from tts_vision.folders import is_finished
 from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
 from tts_vision.journal import read_asset
 from tts_vision.ledger import Ledger
+from tts_vision.locks import check_free, one_writer
 from tts_vision.media import pixels, read_media, storable, write_media
 from tts_vision.moves import from_description
 from tts_vision.resolve import Live, find_algorithm, prepare
-from tts_vision.results import is_finished, load_result, replace_file
+from tts_vision.results import load_result
 from tts_vision.sampler import Sampler
 from tts_vision.trace import Ancestor
 from tts_vision.types import Invalid, Media, State
@@ -66,6 +69,7 @@ def replay(
             f"A replay needs a finished search but {str(root)!r} holds none; 'tts-vision resume {root}' "
             "finishes one."
         )
+    check_free(root)
     result = load_result(root)
     best = result.best
     guided = "differentiable" in find_algorithm(result.config).needs
@@ -77,13 +81,14 @@ def replay(
         setup.sampler, setup.verifier, setup.prompt, seed=config.seed, open_sampler=setup.open_sampler
     )
     media = recreate(ctx, chain, best.step, lambda name: read_asset(root, name), samplers)
-    stored = next(iter(sorted(root.glob("best.*"))), None)
+    stored = next((path for path in sorted(root.glob("best.*")) if is_file(path)), None)
     if stored is None:
         raise StorageError(
             f"A finished search must hold its best sample but {str(root)!r} has no best.*; resume it."
         )
     path = root / f"replay{stored.suffix}"
-    replace_file(path, lambda part: write_media(media, part, {}), "The replayed sample")
+    with one_writer(root):
+        replace_file(path, lambda part: write_media(media, part, {}), "The replayed sample")
     return Replay(media, path, _max_difference(read_media(path), read_media(stored)), chain)
 
 
