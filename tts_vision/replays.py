@@ -73,8 +73,8 @@ def replay(
     result = load_result(root)
     best = result.best
     guided = "differentiable" in find_algorithm(result.config).needs
-    # without gradients no verifier is needed, so a live one may be missing
-    config = result.config.model_copy(update={"target": None})
+    # nothing is judged, so live verifiers may be missing, but for one whose gradients guided the search
+    config = result.config.model_copy(update={"target": None, "holdout_verifier": None})
     setup = prepare(config, Live(pipe=pipe, verifier=verifier if guided else _never_scores))
     chain = result.lineage(best.uid)
     ctx = SearchContext(

@@ -735,7 +735,8 @@ def kill_everywhere(
         path = folder / f"killed-{count}"
         search(path, die_after=count)
         resumed, _ = search(path)
-        assert results(resumed) == results(whole), f"killed after event {count}, {events[count - 1]}"
+        # as text, where NaN equals NaN
+        assert repr(results(resumed)) == repr(results(whole)), f"killed after {count}, {events[count - 1]}"
         assert resumed.ledger.spent == whole.ledger.spent, f"killed after event {count}, {events[count - 1]}"
 
 
