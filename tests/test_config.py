@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -202,7 +204,7 @@ def test_overrides_reach_every_group() -> None:
         ],
     )
     config = RunConfig(**values)
-    assert config.algorithm_params == {"n": 32, "chunk": 1}
+    assert config.algorithm_params == {"n": "32", "chunk": 1}, "its signature has the type"
     assert config.sampler_options.eta == 0.5
     assert config.sampler_options.sde == "euler"
     assert config.sampler_options.pipeline_kwargs == {"guidance_scale": 4, "negative_prompt": "a=b"}
@@ -212,6 +214,194 @@ def test_overrides_reach_every_group() -> None:
     assert config.seed == 3
     joined = override({"verifier": "ensemble(a:k=1, b):how=rank"}, ["verifier.how=zscore"])
     assert joined["verifier"] == "ensemble(a:k=1, b):how=zscore"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("pipeline.aspect_ratio=16:9", "16:9"),
+        ("pipeline.guidance_scale=1e1", 10.0),
+        ("pipeline.guidance_scale=-.5", -0.5),
+        ("pipeline.height=512", 512),
+        ("pipeline.x=010", "010"),
+        ("pipeline.x=1_000", "1_000"),
+        ("pipeline.x=0x10", "0x10"),
+        ("pipeline.x=no", "no"),
+        ("pipeline.x=2024-01-01", "2024-01-01"),
+        ("pipeline.x=#1 blurry", "#1 blurry"),
+        ("pipeline.x=a: b", "a: b"),
+        ("pipeline.x=a=b", "a=b"),
+        ("pipeline.x=", ""),
+        ("pipeline.x=true", True),
+        ("pipeline.x=False", False),
+        ("pipeline.x=null", None),
+        ("pipeline.x=[1, 2.5]", [1, 2.5]),
+        ("pipeline.x=[1, 2", "[1, 2"),
+        ('pipeline.x={"a": [1]}', {"a": [1]}),
+        ('pipeline.x="5"', "5"),
+        ("pipeline.negative_prompt=no", "no"),
+        ("pipeline.negative_prompt=12", "12"),
+        ("pipeline.negative_prompt= blurry ", " blurry "),
+        ("pipeline.negative_prompt=blurry: yes", "blurry: yes"),
+        ("pipeline.prompt_2=[red] circle", "[red] circle"),
+    ],
+)
+def test_arguments_of_the_pipeline_are_read_as_python_and_json_do(assignment: str, value: object) -> None:
+    found = override({}, [assignment])["sampler_options"]["pipeline_kwargs"]
+    assert found == {assignment.partition("=")[0].removeprefix("pipeline."): value}
+    assert type(next(iter(found.values()))) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("model.lora=/a/b, c.safetensors", ("/a/b, c.safetensors",)),
+        ("model.lora=[/a/b, c]", ("/a/b", "c")),
+        ('model.lora=["/a, b", "c"]', ("/a, b", "c")),
+        ("model.revision=010", "010"),
+        ("model.revision=1e5", "1e5"),
+        ("model.variant=no", "no"),
+        ("model.variant=", None),
+        ("model.compile=yes", True),
+        ("sampler.stochastic=no", False),
+        ("sampler.stochastic=none", None),
+        ("sampler.eta=1e-1", 0.1),
+        ("sampler.preview_size=1e2", 100),
+        ("seed=010", 10),
+        ("prompt=no", "no"),
+        ("prompt=16:9", "16:9"),
+        ("prompt=#1 blurry", "#1 blurry"),
+        ("prompt=null", "null"),
+        ("prompt=[a, b]", "[a, b]"),
+        ("budget=16", "16"),
+        ("target=1e-1", 0.1),
+        ("target=satisfied", "satisfied"),
+        ("max_batch=null", None),
+        ("holdout_verifier=", None),
+        ('prompt_metadata={"tag": "no"}', {"tag": "no"}),
+        ("prompt_metadata.tag=no", {"tag": "no"}),
+    ],
+)
+def test_values_are_read_by_the_type_of_the_setting(assignment: str, value: object) -> None:
+    config = RunConfig(**override({"prompt": "a", "holdout_verifier": "x"}, [assignment]))
+    group, _, name = assignment.partition("=")[0].partition(".")
+    owner = {"model": config.model_options, "sampler": config.sampler_options}.get(group, config)
+    found = getattr(owner, name if owner is not config else group)
+    assert found == value and type(found) is type(value)
+
+
+def test_a_parameter_of_a_verifier_that_a_spec_cannot_hold_is_refused() -> None:
+    assert override({"verifier": "v"}, ["verifier.template=a, b: {}"])["verifier"] == "v:template=a, b: {}"
+    with pytest.raises(ConfigError, match="cannot hold ', key='"):
+        override({"verifier": "v"}, ["verifier.template=a, b=c"])
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("prompt: no", "prompt", "no"),
+        ("prompt: 12", "prompt", "12"),
+        ("prompt: 1e1", "prompt", "1e1"),
+        ("prompt: true", "prompt", "true"),
+        ("prompt: 2024-01-01", "prompt", "2024-01-01"),
+        ("prompt: 'null'", "prompt", "null"),
+        ("budget: 16", "budget", "16"),
+        ("seed: 7", "seed", 7),
+        ("holdout_verifier: ~", "holdout_verifier", None),
+        ("holdout_verifier: off", "holdout_verifier", "off"),
+        ("target: 1e-1", "target", 0.1),
+        ("model_options: {lora: a b}", "model_options.lora", ("a b",)),
+        ("model_options: {revision: 010, variant: no}", "model_options.revision", "010"),
+        ("sampler_options: {stochastic: false}", "sampler_options.stochastic", False),
+        ("sampler_options: {pipeline_kwargs: {x: 16:9}}", "sampler_options.pipeline_kwargs", {"x": "16:9"}),
+        ("sampler_options: {pipeline_kwargs: {x: no}}", "sampler_options.pipeline_kwargs", {"x": "no"}),
+        ("sampler_options: {pipeline_kwargs: {x: 1e1}}", "sampler_options.pipeline_kwargs", {"x": 10.0}),
+        ("sampler_options: {pipeline_kwargs: {x: 010}}", "sampler_options.pipeline_kwargs", {"x": "010"}),
+        (
+            "sampler_options: {pipeline_kwargs: {x: 190:20:30}}",
+            "sampler_options.pipeline_kwargs",
+            {"x": "190:20:30"},
+        ),
+        ("algorithm_params: {a: yes, b: [1, off]}", "algorithm_params", {"a": "yes", "b": [1, "off"]}),
+        ("\ufeffprompt: a", "prompt", "a"),
+    ],
+)
+def test_a_file_is_read_by_the_types_of_the_settings(
+    text: str, path: str, value: object, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(text + ("" if "prompt:" in text else "\nprompt: a"), encoding="utf-8")
+    found: object = RunConfig.load(tmp_path / "c.yaml")
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
+
+
+def test_every_text_comes_back_from_the_file(tmp_path: Path) -> None:
+    texts = [
+        "no",
+        "16:9",
+        "1e1",
+        "010",
+        "0o7",
+        ".5",
+        "5.",
+        "~",
+        "null",
+        "NULL",
+        "<<",
+        "=",
+        "#1",
+        "a: b",
+        "- a",
+    ]
+    texts += [
+        "2024-01-01",
+        "1_000",
+        "0x1F",
+        "190:20:30",
+        ".inf",
+        "on",
+        "ü…",
+        "a\nb",
+        " a ",
+        "'",
+        '"',
+        "%x",
+        "@y",
+    ]
+    for text in texts:
+        config = RunConfig(
+            prompt=f"{text}.",
+            algorithm_params={"x": text},
+            sampler_options=SamplerOptions(pipeline_kwargs={"x": text, text: [text]}),
+        )
+        (tmp_path / "config.yaml").write_text(config.dump(), encoding="utf-8")
+        assert RunConfig.load(tmp_path / "config.yaml") == config, text
+        # and from a reader of YAML 1.1
+        assert yaml.safe_load(config.dump())["algorithm_params"] == {"x": text}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"guidance_scale": float("nan")},
+            "guidance_scale of the pipeline must be finite but got nan; change it",
+        ),
+        ({"guidance_scale": "hi"}, "guidance_scale of the pipeline must be a number but got 'hi'"),
+        ({"guidance_scale": [1.0, float("inf")]}, "guidance_scale of the pipeline must be finite"),
+        ({"height": 0}, "height of the pipeline must be a whole number of at least 1 but got 0"),
+        ({"width": "abc"}, "width of the pipeline must be a whole number"),
+        ({"num_frames": 2.5}, "num_frames of the pipeline must be a whole number"),
+        ({"num_inference_steps": 10**9}, "num_inference_steps of the pipeline must be .* at most 10000"),
+        ({"num_inference_steps": True}, "num_inference_steps of the pipeline must be a whole number"),
+        ({"strength": 1.5}, "strength of the pipeline must be from 0 to 1"),
+        ({"negative_prompt": 3}, "negative_prompt of the pipeline must be a text but got 3"),
+    ],
+)
+def test_arguments_that_no_pipeline_takes_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SamplerOptions(pipeline_kwargs=arguments)
 
 
 def test_live_objects_are_described_by_their_content() -> None:
@@ -248,6 +438,10 @@ def test_live_objects_are_described_by_their_content() -> None:
         ),
         ({"prompt": "a", "model_options": {"dytpe": None}}, "got 'dytpe'; did you mean 'dtype'"),
         ({"prompt": "a", "sampler_options": {"eta": -1}}, "eta of the sampler must be .* but got -1"),
+        ({"prompt": "a", "sampler_options": {"eta": "inf"}}, "eta of the sampler must be a finite number"),
+        ({"prompt": "a", "sampler_options": {"diffusion_norm": float("nan")}}, "diffusion_norm .* must be"),
+        ({"prompt": "a", "seed": 2**63}, "seed of a run must be less than"),
+        ({"prompt": "a \udcff"}, "prompt of a run must be Unicode text but got"),
         ({"prompt": "a", "algorithm": ":n=1"}, "A plugin is written 'name'"),
     ],
 )
@@ -281,3 +475,17 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="holds list"):
         RunConfig.load(tmp_path / "list.yaml")
+    for text, message in [
+        ("", "holds nothing"),
+        ("seed: 1\nseed: 2", "must set 'seed' once but .* sets it again in line 2; remove one"),
+        ("prompt: !!python/name:os.system x", "must be YAML but"),
+        ("prompt: a\n---\nprompt: b", "must be YAML but"),
+        ("[" * 5000, "must be YAML but"),
+        ("seed: " + "9" * 5000, "must be YAML but"),
+    ]:
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            RunConfig.load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_bytes(b"prompt: \xff\xfe")
+    with pytest.raises(ConfigError, match="must be YAML but"):
+        RunConfig.load(tmp_path / "bad.yaml")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from tts_vision.errors import ConfigError
 from tts_vision.parameters import parameters, validate
 from tts_vision.registry import lookup
+
+
+class Point:
+    """A class that pydantic does not know."""
 
 
 def plugin(
@@ -20,6 +26,14 @@ def plugin(
     mode: Literal["max", "diff"] = "max",
     flag: bool = False,
     label: str = "",
+    words: list[str] | None = None,
+    weight: float | Literal["auto"] = "auto",
+    limit: float = math.inf,
+    table: dict[str, float] | None = None,
+    free: Any = None,
+    owner: Path | None = None,
+    unknown: Missing = None,  # noqa: F821
+    custom: Point | None = None,
     required: int,
 ) -> None:
     """A plugin.
@@ -75,11 +89,14 @@ class Plugin:
 
 def test_reads_signatures() -> None:
     found = parameters(plugin)
-    assert list(found) == ["n", "tau", "steps", "mode", "flag", "label", "required"]
+    assert list(found)[:6] == ["n", "tau", "steps", "mode", "flag", "label"]
     assert found["n"].help == "How many: more help on a second line."
     assert (found["tau"].default, found["tau"].help, found["tau"].type_name) == (0.9, "A cosine.", "float")
     assert found["steps"].help == "" and found["steps"].type_name == "list[int] | None"
     assert found["required"].help == "Must be given."
+    assert found["weight"].type_name == "float | Literal['auto']"
+    assert (found["owner"].type_name, found["table"].type_name) == ("Path | None", "dict[str, float] | None")
+    assert found["unknown"].annotation is Any, "its type is imported for type checkers only"
 
 
 def test_reads_classes() -> None:
@@ -112,6 +129,25 @@ def test_a_class_inherits_the_help_of_parameters() -> None:
         ("flag", "no", False),
         ("label", "none", "none"),
         ("label", "1,2", "1,2"),
+        ("label", "010", "010"),
+        ("label", "1e1", "1e1"),
+        ("label", "[a]", "[a]"),
+        ("label", " a ", " a "),
+        ("n", "1e1", 10),
+        ("n", "010", 10),
+        ("n", "null", None),
+        ("tau", "1e1", 10.0),
+        ("words", "a, b: c", ["a, b: c"]),
+        ("words", "[a, b]", ["a", "b"]),
+        ("words", '["a, b", "no"]', ["a, b", "no"]),
+        ("weight", "auto", "auto"),
+        ("weight", "1e-1", 0.1),
+        ("limit", "inf", math.inf),
+        ("table", '{"a": 1}', {"a": 1.0}),
+        ("table", "null", None),
+        ("free", "1e1", 10.0),
+        ("free", "16:9", "16:9"),
+        ("owner", "/a b", Path("/a b")),
     ],
 )
 def test_converts(name: str, given: object, value: object) -> None:
@@ -126,6 +162,17 @@ def test_converts(name: str, given: object, value: object) -> None:
         ({"zzz": 1}, "but got 'zzz'; remove it"),
         ({"n": "many"}, "n of algorithm 'p' must be int | None but got 'many'"),
         ({"n": 1.5}, "must be int"),
+        ({"n": True}, r"n of algorithm 'p' must be int \| None but got True \(a truth value is no number\)"),
+        ({"n": "9" * 5000}, "must be int"),
+        (
+            {"tau": "nan"},
+            "tau of algorithm 'p' must be a finite number but got 'nan'; give an ordinary number",
+        ),
+        ({"tau": math.inf}, "tau of algorithm 'p' must be a finite number but got inf"),
+        ({"limit": "-inf"}, "limit of algorithm 'p' must be a finite number"),
+        ({"weight": "nan"}, "weight of algorithm 'p' must be a finite number"),
+        ({"steps": "[" * 9999}, "steps of algorithm 'p' must be"),
+        ({"custom": "x"}, r"custom of algorithm 'p' must be .*Point \| None but got 'x'"),
         ({"mode": "min"}, "mode of algorithm 'p' must be .*'max', 'diff'.* but got 'min'"),
         ({"steps": "1,x"}, "steps of algorithm 'p' must be"),
         ({}, "algorithm 'p' needs required, which was not given"),
@@ -134,6 +181,12 @@ def test_converts(name: str, given: object, value: object) -> None:
 def test_rejects(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(plugin, given, "algorithm 'p'")
+
+
+@pytest.mark.parametrize("target", [3, "text", None])
+def test_a_plugin_is_a_function_or_a_class(target: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a function or a class but got"):
+        parameters(target)
 
 
 @pytest.mark.parametrize("name", ["best_of_n", "zero_order", "search_over_paths", "evosearch", "fk_steering"])

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tts_vision.errors import ConfigError
+from tts_vision.parameters import convert, is_finite, read_value
 from tts_vision.registry import default_model, known_names, registered_model
 
 _PARAMS = re.compile(r":(?=\w+=)")
@@ -28,6 +29,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "sampler": ("sampler_options",),
     "pipeline": ("sampler_options", "pipeline_kwargs"),
 }
+# arguments of pipelines whose type is the same everywhere
+_TEXT_ARGUMENT = re.compile(r"(negative_)?prompt(_\d+)?")
+_SIZE_ARGUMENTS = ("height", "width", "num_frames")
+_NUMBER_ARGUMENTS = ("guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "eta")
+_MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def _members(text: str) -> list[str]:
 class _Settings(BaseModel):
     """A group of settings whose mistakes are told as one clear message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     owner: ClassVar[str]
 
     def __init__(self, /, **values: Any) -> None:
@@ -138,6 +144,11 @@ class ModelOptions(_Settings):
     variant: str | None = None
     revision: str | None = None
 
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _one_or_several(cls, lora: Any) -> Any:
+        return (lora,) if isinstance(lora, str) else lora
+
 
 class SamplerOptions(_Settings):
     """How a generator is stepped.
@@ -169,6 +180,16 @@ class SamplerOptions(_Settings):
     interpolant: Literal["linear", "vp"] = "linear"
     preview_size: int | None = Field(default=None, ge=1)
     recompute: bool | None = None
+
+    @field_validator("pipeline_kwargs")
+    @classmethod
+    def _in_range(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Refuses values that no pipeline takes; the rest is checked by the pipeline itself."""
+        for name, value in arguments.items():
+            rule = _broken_rule(name, value)
+            if rule:
+                raise ConfigError(f"{name} of the pipeline must be {rule} but got {value!r}; change it.")
+        return arguments
 
 
 class RunConfig(_Settings):
@@ -230,6 +251,17 @@ class RunConfig(_Settings):
             values["verifier"] = _verifier_of(values.get("model"))
         return values
 
+    @model_validator(mode="after")
+    def _can_be_written(self) -> RunConfig:
+        """Refuses texts that no file can hold, such as a command line in another encoding."""
+        for name in type(self).model_fields:
+            if not _is_unicode(getattr(self, name)):
+                raise ConfigError(
+                    f"{name} of a run must be Unicode text but got {getattr(self, name)!r}; write it in "
+                    "UTF-8."
+                )
+        return self
+
     @field_validator("prompt")
     @classmethod
     def _not_blank(cls, prompt: str) -> str:
@@ -271,7 +303,7 @@ class RunConfig(_Settings):
 
     def dump(self) -> str:
         """The settings as YAML."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -290,29 +322,132 @@ class RunConfig(_Settings):
         return [key for key, value in self.plain().items() if _is_live(value)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars by the core schema of YAML 1.2: ``no``, ``16:9`` and ``010`` are texts."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that a reader of YAML 1.1 or 1.2 would take for something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("merge", r"<<", "<"),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})\\Z"), list(_first)
+        )
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The settings in a YAML file; a setting of text is read as text, whatever it looks like.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there are none.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            return _read_settings(loader, node, RunConfig, str(path))
+        found = type(loader.construct_document(node)).__name__ if node is not None else "nothing"
     except OSError as error:
         raise ConfigError(
             f"A configuration must be a readable file but {str(path)!r}: {error.strerror}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())
         raise ConfigError(
-            f"A configuration must be YAML but {str(path)!r} is not: {where}; mend that line."
+            f"A configuration must be YAML but {str(path)!r} is not: {where}; correct that line."
         ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"A configuration must hold 'key: value' lines but {str(path)!r} holds {type(values).__name__}; "
-            "the config.yaml of any result folder is an example."
-        )
+    raise ConfigError(
+        f"A configuration must hold 'key: value' lines but {str(path)!r} holds {found}; "
+        "the config.yaml of any result folder is an example."
+    )
+
+
+def _read_settings(
+    loader: _Loader, node: yaml.MappingNode, settings: type[_Settings], path: str
+) -> dict[str, Any]:
+    """The mapping of a node, its values by the types of `settings`."""
+    loader.flatten_mapping(node)
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.tag)
+        if key in values:
+            raise ConfigError(
+                f"A configuration must set {key!r} once but {path!r} sets it again in line "
+                f"{key_node.start_mark.line + 1}; remove one."
+            )
+        field = settings.model_fields.get(key)
+        annotation = Any if field is None else field.annotation
+        group = _group(annotation)
+        if group is not None and isinstance(value_node, yaml.MappingNode):
+            values[key] = _read_settings(loader, value_node, group, path)
+        elif _is_text(annotation) and _is_plain(value_node):
+            values[key] = value_node.value
+        else:
+            values[key] = loader.construct_object(value_node, deep=True)
     return values
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    """Whether a node is a scalar without quotes and tag that would be read as a number or a truth value."""
+    kinds = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool")}
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in kinds
+
+
+def _group(annotation: Any) -> type[_Settings] | None:
+    """The group of settings that a field is, if it is one."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, _Settings) else None
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a setting is a text, or None."""
+    return annotation is str or set(get_args(annotation)) == {str, type(None)}
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts in a value can be encoded; half of a surrogate pair cannot."""
+    if isinstance(value, BaseModel):
+        return all(_is_unicode(getattr(value, name)) for name in type(value).model_fields)
+    if isinstance(value, Mapping):
+        return all(_is_unicode(key) and _is_unicode(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_unicode, value))
+    return not isinstance(value, str) or not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def _broken_rule(name: str, value: Any) -> str:
+    """The rule that an argument of a pipeline breaks; empty if it breaks none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_finite(value):
+        return "finite"
+    if value is None or not isinstance(value, (str, int, float)):
+        return ""
+    if _TEXT_ARGUMENT.fullmatch(name):
+        return "" if isinstance(value, str) else "a text"
+    if name == "num_inference_steps":
+        return "" if whole and value <= _MOST_STEPS else f"a whole number of at most {_MOST_STEPS}"
+    if name in _SIZE_ARGUMENTS:
+        return "" if whole and value >= 1 else "a whole number of at least 1"
+    if name in _NUMBER_ARGUMENTS and (isinstance(value, (str, bool))):
+        return "a number"
+    return "from 0 to 1" if name == "strength" and not 0 <= float(value) <= 1 else ""
 
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -321,7 +456,8 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
     Args:
         values: Settings as in YAML.
         assignments: Such as ``algorithm.n=32``, ``sampler.eta=0.5``, ``pipeline.guidance_scale=4``,
-            ``model.dtype=float16``, ``verifier.key=value`` or ``seed=3``; values are read as YAML.
+            ``model.dtype=float16``, ``verifier.key=value`` or ``seed=3``. Values are read by the type of
+            the setting; arguments of the pipeline declare none and are read by `parameters.read_value`.
 
     Raises:
         ConfigError: If one of them is no assignment or names no setting.
@@ -336,8 +472,7 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
                 "add what is missing."
             )
         if len(path) == 2 and path[0] == "verifier":
-            spec = Spec.parse(str(result.get("verifier") or _verifier_of(result.get("model"))))
-            result["verifier"] = str(replace(spec, params={**spec.params, path[1]: text}))
+            result["verifier"] = _with_param(result, path[1], text)
             continue
         if len(path) > 1 and path[0] in SECTIONS:
             path = [*SECTIONS[path[0]], *path[1:]]
@@ -348,8 +483,45 @@ def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
                 f"An override must name one of {', '.join([*RunConfig.model_fields, *groups])} but got "
                 f"{key!r}; {did_you_mean(key, names or RunConfig.model_fields)}"
             )
-        result = _assign(result, path, _read_value(text), key)
+        result = _assign(result, path, _read_setting(path, text), key)
     return result
+
+
+def _with_param(values: Mapping[str, Any], name: str, text: str) -> str:
+    """The verifier of some settings, one of its parameters replaced."""
+    spec = Spec.parse(str(values.get("verifier") or _verifier_of(values.get("model"))))
+    changed = replace(spec, params={**spec.params, name: text.strip()})
+    if Spec.parse(str(changed)) != changed:
+        raise ConfigError(
+            f"A parameter of a verifier cannot hold ', key=' or unmatched parentheses but {name} is "
+            f"{text!r}; set it in Python, or in a verifier of your own ('file.py@name')."
+        )
+    return str(changed)
+
+
+def _read_setting(path: Sequence[str], text: str) -> Any:
+    """The value of a text for the setting at `path`, by the type of that setting."""
+    settings: type[_Settings] | None = RunConfig
+    for depth, name in enumerate(path):
+        field = None if settings is None else settings.model_fields.get(name)
+        if field is None:
+            return text  # no such setting, which is told when all are read
+        settings, rest = _group(field.annotation), path[depth + 1 :]
+        if rest and name == "pipeline_kwargs":
+            return text if _TEXT_ARGUMENT.fullmatch(rest[0]) else read_value(text)
+        if rest and name == "algorithm_params":
+            return text  # its signature has the type
+        if rest and settings is None:
+            return read_value(text)
+    if settings is not None:
+        return read_value(text)
+    assert field is not None
+    if text == "" and type(None) in get_args(field.annotation):
+        return None
+    try:
+        return convert(text, field.annotation)
+    except ValueError:
+        return text  # what is wrong with it is told when all are read
 
 
 def _verifier_of(model: str | None) -> str:
@@ -363,14 +535,6 @@ def _verifier_of(model: str | None) -> str:
             + (remedy if entry is not None else did_you_mean(name, known_names("model"), remedy))
         )
     return entry.verifier
-
-
-def _read_value(text: str) -> Any:
-    """A value as YAML reads it; what YAML cannot read is a string."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _assign(values: Mapping[str, Any], path: Sequence[str], value: Any, key: str) -> dict[str, Any]:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import math
+import re
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from tts_vision.errors import ConfigError
+
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(?P<fraction>\.\d*)?(?P<exponent>[eE][+-]?\d+)?")
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
 
 @dataclass(frozen=True)
@@ -35,25 +42,42 @@ class Parameter:
     @property
     def type_name(self) -> str:
         """The annotation as a reader writes it."""
-        text = getattr(self.annotation, "__name__", None) if isinstance(self.annotation, type) else None
-        return text or str(self.annotation).replace("typing.", "").replace("collections.abc.", "")
+        return _type_name(self.annotation)
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
-    """The keyword-only parameters of a plugin function, or the keyword parameters of a plugin class."""
+    """The keyword-only parameters of a plugin function, or the keyword parameters of a plugin class.
+
+    Raises:
+        ConfigError: If the target is neither.
+    """
     function = target.__init__ if inspect.isclass(target) else target
     names = getattr(inspect.unwrap(function), "__globals__", {})
     helps = _helps(target)
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"A plugin must be a function or a class but got {target!r}; name one of these."
+        ) from None
     found = {}
-    for parameter in inspect.signature(target).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
-            # one by one: the types of other arguments may be imported for type checkers only
-            written = {} if parameter.annotation is parameter.empty else {"it": parameter.annotation}
-            hints = typing.get_type_hints(SimpleNamespace(__annotations__=written), names)
+            annotation = _hint(parameter.annotation, names)
             found[parameter.name] = Parameter(
-                parameter.name, hints.get("it", Any), parameter.default, helps.get(parameter.name, "")
+                parameter.name, annotation, parameter.default, helps.get(parameter.name, "")
             )
     return found
+
+
+def _hint(annotation: Any, names: dict[str, Any]) -> Any:
+    """The type that an annotation means; Any without one, or where it is imported for type checkers only."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    try:
+        return typing.get_type_hints(types.SimpleNamespace(__annotations__={"it": annotation}), names)["it"]
+    except NameError:
+        return Any
 
 
 def validate(target: Callable[..., Any], given: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -84,24 +108,106 @@ def validate(target: Callable[..., Any], given: Mapping[str, Any], owner: str) -
 
 
 def _convert(parameter: Parameter, value: Any, owner: str) -> Any:
-    adapter: TypeAdapter[Any] = TypeAdapter(parameter.annotation)
-    attempts = [value]
-    if isinstance(value, str):
-        # "0,20,30" and "[0, 20, 30]" both mean a list on a command line
-        attempts += [None] if value.lower() in {"none", "null"} else []
-        attempts += _json_list(value)
-        attempts += [[part.strip() for part in value.strip("[]() ").split(",") if part.strip()]]
-    error: ValidationError | None = None
-    for attempt in attempts:
+    try:
+        converted = convert(value, parameter.annotation)
+    except ValueError as error:
+        raise ConfigError(
+            f"{parameter.name} of {owner} must be {parameter.type_name} but got {value!r} ({error}); "
+            "change it."
+        ) from None
+    if not is_finite(converted) and converted != parameter.default:
+        raise ConfigError(
+            f"{parameter.name} of {owner} must be a finite number but got {value!r}; give an ordinary number."
+        )
+    return converted
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """`value` as a value of type `annotation`; a text is read as one.
+
+    A setting of text takes a text as it is. Numbers, truth values, None, JSON lists and JSON objects are
+    read where the type has them. A list may also be written ``1,2`` or ``[a, b]``; without brackets a list
+    of texts has one item, so that commas in a prompt or a path mean what they say.
+
+    Raises:
+        ValueError: If it is no such value; says why.
+    """
+    adapter = _adapter(annotation)
+    reason = ""
+    for attempt in _readings(value, annotation) if isinstance(value, str) else (value,):
         try:
-            return adapter.validate_python(attempt)
-        except ValidationError as failure:
-            error = error or failure
-    assert error is not None
-    reason = error.errors()[0]["msg"]
-    raise ConfigError(
-        f"{parameter.name} of {owner} must be {parameter.type_name} but got {value!r} ({reason}); change it."
-    )
+            converted = adapter.validate_python(attempt)
+        except ValidationError as error:
+            reason = reason or error.errors()[0]["msg"]
+            continue
+        if isinstance(attempt, bool) and not isinstance(converted, bool) and attempt is not converted:
+            reason = reason or "a truth value is no number"
+            continue
+        return converted
+    raise ValueError(reason)
+
+
+def read_value(text: str) -> Any:
+    """The value of a text where the setting declares no type, as Python and JSON read it.
+
+    Numbers (``1e1`` is 10.0), ``true``, ``false``, ``null`` (also capitalised as in Python), JSON lists,
+    objects and strings in quotes; everything else is the text itself: ``16:9``, ``no``, ``010``.
+    """
+    text = text.strip()
+    if text in _WORDS:
+        return _WORDS[text]
+    if _NOT_FINITE.fullmatch(text):
+        return float(text)
+    try:
+        if number := _NUMBER.fullmatch(text):
+            return float(text) if number["fraction"] or number["exponent"] else int(text)
+        return json.loads(text) if text[:1] in {"[", "{", '"'} else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no number in a value, at any depth, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """A validator of values of a type; classes that pydantic does not know are checked by isinstance."""
+    try:
+        return TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _readings(text: str, annotation: Any) -> Iterator[Any]:
+    """What a text may stand for, the most literal first."""
+    if annotation is Any:
+        yield read_value(text)
+        return
+    yield text
+    yield read_value(text)
+    if text.lower() == "none":
+        yield None
+    inside = text.strip()
+    bracketed = inside[:1] + inside[-1:] in {"[]", "()"}
+    if not bracketed and inside:
+        yield [text]
+    parts = (inside[1:-1] if bracketed else inside).split(",")
+    yield [part.strip() for part in parts if part.strip()]
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "None"
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        return " | ".join(map(_type_name, typing.get_args(annotation)))
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 
 def _helps(target: Callable[..., Any]) -> dict[str, str]:
@@ -112,15 +218,6 @@ def _helps(target: Callable[..., Any]) -> dict[str, str]:
     for base in reversed(target.__mro__):
         helps |= _argument_helps(inspect.cleandoc(base.__doc__ or ""))
     return helps
-
-
-def _json_list(text: str) -> list[Any]:
-    """The JSON list that a text is, as the only attempt; none if it is no such list."""
-    try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except ValueError:
-        value = None
-    return [value] if isinstance(value, list) else []
 
 
 def _argument_helps(doc: str) -> dict[str, str]:
