@@ -318,7 +318,7 @@ class Engine:
         if isinstance(cost, Cost):
             self.ledger.charge(cost)
         elif cost is not None:
-            self.ledger.charge_calls(cost)
+            self.ledger.charge_calls(cost, asked=True)
         self._asked = name
         try:
             with self.ledger.phase("ask"):

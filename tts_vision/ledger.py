@@ -108,6 +108,7 @@ class Spent(BaseModel):
     Attributes:
         nfe, decodes, verifier_calls, tokens, macs: As in `Cost`.
         calls: Verifier calls by the verifier's name.
+        asked: Those of them that were no verifier's, such as a language model's.
         seconds: Wall-clock seconds by phase.
         elapsed: Wall-clock seconds in all, overhead included.
         peak_memory: Peak bytes: allocated on the accelerator, or of the whole process without one.
@@ -119,6 +120,7 @@ class Spent(BaseModel):
     tokens: float = 0
     macs: float = 0
     calls: dict[str, int] = Field(default_factory=dict)
+    asked: int = 0
     seconds: dict[str, float] = Field(default_factory=dict)
     elapsed: float = 0.0
     peak_memory: int = 0
@@ -203,12 +205,14 @@ class Ledger:
         budget: The limits, already resolved.
         spent: What has been charged since the search began, earlier sessions of it included.
         calls: The verifier calls among it by the verifier's name.
+        asked: Those of them that were no verifier's; they say nothing about its speed.
         seconds: Wall-clock seconds by phase.
     """
 
     budget: Budget = field(default_factory=Budget)
     spent: Cost = field(default_factory=Cost)
     calls: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     _elapsed_before: float = 0.0
     _since: float = field(default_factory=lambda: time.perf_counter())
@@ -241,7 +245,7 @@ class Ledger:
             macs=None if budget.macs is None else budget.macs - spent.macs,
             seconds_per_compute=self._rate("denoise", spent.compute),
             seconds_per_decode=self._rate("decode", spent.decodes),
-            seconds_per_call=self._rate("verify", spent.verifier_calls),
+            seconds_per_call=self._rate("verify", spent.verifier_calls - self.asked),
         )
 
     def charge(self, cost: Cost) -> None:
@@ -254,8 +258,12 @@ class Ledger:
             raise BudgetSpent
         self.spent = self.spent + cost
 
-    def charge_calls(self, calls: Mapping[str, int]) -> None:
-        """Charges calls of verifiers by name.
+    def charge_calls(self, calls: Mapping[str, int], *, asked: bool = False) -> None:
+        """Charges calls by name.
+
+        Args:
+            calls: How many of which.
+            asked: Whether they are no verifier's.
 
         Raises:
             BudgetSpent: If they would pass a limit; nothing is charged then.
@@ -263,6 +271,7 @@ class Ledger:
         self.charge(Cost(verifier_calls=sum(calls.values())))
         for name, n in calls.items():
             self.calls[name] = self.calls.get(name, 0) + n
+        self.asked += sum(calls.values()) if asked else 0
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -285,6 +294,7 @@ class Ledger:
         return Spent(
             **asdict(self.spent),
             calls=dict(self.calls),
+            asked=self.asked,
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(self.elapsed, 6),
             peak_memory=peak_memory(),
@@ -293,7 +303,7 @@ class Ledger:
     def restore(self, spent: Spent) -> None:
         """Goes on from a recorded snapshot."""
         self.spent = Cost(**{unit.name: getattr(spent, unit.name) for unit in fields(Cost)})
-        self.calls, self.seconds = dict(spent.calls), dict(spent.seconds)
+        self.calls, self.seconds, self.asked = dict(spent.calls), dict(spent.seconds), spent.asked
         self._elapsed_before, self._since = spent.elapsed, time.perf_counter()
 
     def _rate(self, phase: Phase, done: float) -> float:

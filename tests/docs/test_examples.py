@@ -79,9 +79,6 @@ class TestReflect(AlgorithmContract):
     def test_survives_a_kill_anywhere(self) -> None:
         pytest.skip("the critic looks at images, which only a result folder keeps: tested below")
 
-    def test_fits_every_time(self) -> None:
-        pytest.skip("the forecast takes the critic's calls, which take no time here, for verifier calls")
-
 
 class TestContrast(DifferentiableVerifierContract):
     @pytest.fixture
