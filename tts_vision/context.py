@@ -30,6 +30,9 @@ from tts_vision.trace import Event
 from tts_vision.types import Cost, FeatureExtractor, Prompt, State
 from tts_vision.verifier import Verifier, as_verifier
 
+CHUNK = 16
+"""Independent samples that are made at a time where nothing says otherwise."""
+
 
 class SearchContext:
     """The operations that a search algorithm is written in.
@@ -48,6 +51,7 @@ class SearchContext:
         journal: Where operations are recorded; in memory by default.
         store: Where finished samples go; in memory by default.
         max_batch: Rows computed at once; by default all, and fewer when memory runs out.
+        chunk: Independent samples to make at a time; by default `max_batch`, or `CHUNK`.
         observer: Called with the context and each event.
         target: Score, or ``satisfied``, at which the search ends.
         open_sampler: Finds the generators that `using` names.
@@ -64,6 +68,7 @@ class SearchContext:
         journal: Journal | None = None,
         store: MediaStore | None = None,
         max_batch: int | None = None,
+        chunk: int | None = None,
         observer: Callable[[SearchContext, Event], None] | None = None,
         target: Target = None,
         open_sampler: Callable[[str], Sampler] | None = None,
@@ -71,7 +76,7 @@ class SearchContext:
         self._engine = Engine(seed, ledger or Ledger(), journal or Journal(), max_batch)
         self._judging = Judging(self._engine, as_verifier(verifier), prompt, store or MediaStore(), target)
         self._condition = sampler.condition_of(prompt)
-        self._chunk = max_batch or 16
+        self._chunk = chunk or max_batch or CHUNK
         self.open_sampler = open_sampler
         self._others: dict[str, Sampler] = {}
         self._name = ""

@@ -128,10 +128,12 @@ class Journal:
                 self._past[event.op].append(event)
         self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
 
-    def begin(self, began: Began) -> None:
-        """Records the settings of a search, as its first event; once."""
+    def begin(self, began: Began) -> Began:
+        """Records the settings of a search, as its first event, once; returns the recorded ones."""
         if not self.events:
             self.append(began)
+        first = self.events[0]
+        return first if first.kind == "began" else began
 
     def past(self, op: int) -> list[Event]:
         """The events that a former session recorded for operation `op`."""

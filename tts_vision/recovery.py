@@ -67,6 +67,12 @@ class Recovery:
         Raises:
             StorageError: If one cannot be made again.
         """
+        journal = self._context._engine.journal
+        journal.frozen = True  # what is read here is needed by the search as well
+        self._samples(root, store)
+        journal.frozen = False
+
+    def _samples(self, root: Path, store: MediaStore) -> None:
         judging, settled = self._context._judging, not self._context.verifier.settles
         for event in [*answers(self._context.events, "score")]:
             lost = {

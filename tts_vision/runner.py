@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
-from tts_vision.context import SearchContext
+from tts_vision.context import CHUNK, SearchContext
 from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError, TargetReached
 from tts_vision.folders import (
     check_folder,
@@ -184,10 +184,11 @@ def _run(
     if root is not None:
         make_folder(root, config)
     journal = Journal(root)
-    journal.begin(Began(op=0, config=config.content, hash=config.hash))
+    began = Began(op=0, config=config.content, hash=config.hash, max_batch=config.max_batch)
+    began = journal.begin(began)
     samples = SampleMemory(config, journal) if root is None else SampleFolder(config, journal, root)
     try:
-        result = _search(setup, journal, samples, root, progress)
+        result = _search(setup, journal, samples, root, progress, began.max_batch or CHUNK)
     except ConfigError:
         # what an algorithm refuses before its first operation leaves no folder behind
         if root is not None and all(event.what in {"began", "checkpoint", SIZE} for event in journal.events):
@@ -204,7 +205,12 @@ def _run(
 
 
 def _search(
-    setup: Setup, journal: Journal, samples: SampleMemory, root: Path | None, progress: Observer | None
+    setup: Setup,
+    journal: Journal,
+    samples: SampleMemory,
+    root: Path | None,
+    progress: Observer | None,
+    chunk: int,
 ) -> Result:
     context = SearchContext(
         setup.sampler,
@@ -215,6 +221,7 @@ def _search(
         journal=journal,
         store=samples,
         max_batch=setup.config.max_batch,
+        chunk=chunk,
         observer=progress,
         target=setup.config.target,
         open_sampler=setup.open_sampler,

@@ -36,12 +36,15 @@ class Began(_Event):
     Attributes:
         config: The settings that decide the outcome, as YAML and JSON have them.
         hash: Their hash.
+        max_batch: Rows computed at once in the first session. Those of later ones may be others, but all make
+            as many independent samples at a time.
         fingerprint: Facts about the Python objects in the place of names; see `tts_vision.fingerprint`.
     """
 
     kind: Literal["began"] = "began"
     config: dict[str, Any]
     hash: str = ""
+    max_batch: int | None = None
     fingerprint: dict[str, Any] = Field(default_factory=dict)
 
     @property
