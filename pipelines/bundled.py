@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tts_vision.config import ModelOptions
-from tts_vision.errors import PipelineError
+from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.registry import register
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def load_playground(name: str = "playground", *, options: ModelOptions | None = 
 
     Raises:
         PipelineError: If its weights are missing or damaged.
+        ConfigError: If the name goes on, or an option does not fit.
     """
+    _check_name(name, "playground")
     import torch
 
     from tts_vision.pipelines.loading import prepare
@@ -67,11 +69,12 @@ def load_playground_var(
 
     Raises:
         PipelineError: If its weights are missing or damaged.
-        ConfigError: If another option is set.
+        ConfigError: If the name goes on, or another option is set.
     """
+    _check_name(name, "playground-var")
     import torch
 
-    from tts_vision.pipelines.loading import check_only_placed
+    from tts_vision.pipelines.loading import check_only_placed, place
     from tts_vision.pipelines.playground import weights_path
     from tts_vision.pipelines.playground.quiet import quietly
     from tts_vision.pipelines.var.folder import load_pipeline
@@ -83,7 +86,17 @@ def load_playground_var(
             pipe = load_pipeline(weights_path("var"), dtype=getattr(torch, options.dtype or "float32"))
     except Exception as error:
         raise _damaged(error) from error
-    return pipe.to(options.device or "cpu")
+    place(pipe, options.device or "cpu")
+    return pipe
+
+
+def _check_name(name: str, own: str) -> None:
+    """Refuses anything behind a colon: nothing of a bundled model can be chosen there."""
+    if name != own:
+        raise ConfigError(
+            f"A bundled model is named without more but got {name!r}; write '{own}', or set its options with "
+            "--set model.KEY=VALUE."
+        )
 
 
 def _damaged(error: Exception) -> PipelineError:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tiny_pipelines import TINY
+from tts_vision import hub, search
 from tts_vision.condition import Condition
 from tts_vision.config import ModelOptions, SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
-from tts_vision.pipelines.loading import load
+from tts_vision.pipelines.loading import load, prepare
 
 ENTRY = TINY["stable_diffusion"]
 CPU = ModelOptions(device="cpu")
@@ -46,6 +47,77 @@ def test_precision_and_scheduler_are_chosen(checkpoint):
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     with pytest.raises(ConfigError, match="diffusers scheduler class but got 'EulerDiscrete'"):
         load(str(checkpoint), options=ModelOptions(device="cpu", scheduler="EulerDiscrete"))
+
+
+@pytest.mark.parametrize(
+    ("tiny", "scheduler", "remedy"),
+    [
+        ("flux", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler"),
+        ("flux", "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"),
+        ("stable_diffusion", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_a_scheduler_of_the_other_family_is_refused(tiny: str, scheduler: str, remedy: str) -> None:
+    pipe = TINY[tiny].build()
+    with pytest.raises(
+        ConfigError, match=rf"scheduler must fit a model .* but got {scheduler}; use {remedy}"
+    ):
+        prepare(pipe, ModelOptions(scheduler=scheduler), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"device": "gpu0"},
+            "device must be a device that torch has here, .* but 'gpu0' failed with RuntimeErr",
+        ),
+        (
+            {"lora": ("/no/such/lora",)},
+            "lora must be LoRA weights for this model.* but '/no/such/lora' failed",
+        ),
+        ({"preview_vae": "/no/such"}, "preview_vae must be a tiny autoencoder.* but '/no/such' failed"),
+        ({"scheduler": "DiffusionPipeline"}, "scheduler must name a diffusers scheduler class"),
+    ],
+)
+def test_options_that_fail_are_told(checkpoint, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load(str(checkpoint), options=ModelOptions(**{"device": "cpu", **options}))
+
+
+def test_the_pipelines_own_check_of_its_arguments_is_told(checkpoint, tmp_path):
+    for model, size in [(str(checkpoint), {"height": 63, "width": 64}), ("playground", {"height": 63})]:
+        options = ModelOptions(device="cpu")
+        with pytest.raises(
+            ConfigError, match=r"arguments of the pipeline must be .* takes but: .*divisible by"
+        ):
+            search(
+                model,
+                "a red circle",
+                verifier=lambda images, prompts: [0.0] * len(images),
+                budget="1x",
+                pipeline_kwargs=size,
+                model_options=options,
+                output=tmp_path / "x",
+            )
+        assert not (tmp_path / "x").exists(), "nothing was computed"
+
+
+@pytest.mark.parametrize("name", ["playground:foo", "playground-var:/a/folder", "playground:"])
+def test_a_bundled_model_takes_nothing_behind_its_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"named without more but got '{name}'; write 'playground"):
+        search(name, "a red circle", budget="1x")
+
+
+def test_a_hub_out_of_reach_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(hub, "_reasons", {})
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(
+        PipelineError, match=r"'owner/name' is not on this machine and the hub does not answer \("
+    ):
+        load("owner/name", options=CPU)
+    said = capsys.readouterr()
+    assert said.out + said.err == ""
 
 
 def test_lora_weights_change_the_picture(checkpoint, tmp_path):
