@@ -18,6 +18,7 @@ import numpy as np
 from tts_vision.calibration import spearman
 from tts_vision.config import RunConfig, SamplerOptions
 from tts_vision.eval.playground import evaluation_prompts
+from tts_vision.media import all_valid
 from tts_vision.pipelines.var_sampler import ScaleSampler
 from tts_vision.resolve import find_verifier, load_model, load_verifier
 from tts_vision.types import Prompt
@@ -64,10 +65,12 @@ def measure(prompts: Sequence[Prompt], samples: int, sizes: Sequence[int], verif
         for scale in range(1, whole.num_steps):
             state = whole.advance(state)
             for size, sampler in samplers.items():
-                scored = verifier.score(sampler.preview(state), [prompt] * samples)
+                previews = all_valid(sampler.preview(state), sampler.name)
+                scored = verifier.score(previews, [prompt] * samples)
                 scores[scale, size] = [score.value for score in scored]
         state = whole.advance(state)
-        final = [score.value for score in verifier.score(whole.decode(state), [prompt] * samples)]
+        finished = all_valid(whole.decode(state), whole.name)
+        final = [score.value for score in verifier.score(finished, [prompt] * samples)]
         for (scale, size), values in scores.items():
             found = (spearman(list(zip(values, scores[scale, FULL]))), spearman(list(zip(values, final))))
             pairs.setdefault((scale, size), []).append(tuple(math.nan if r is None else r for r in found))  # type: ignore[arg-type]

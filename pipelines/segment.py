@@ -449,8 +449,9 @@ class Driver:
             put(pipe, "_progress_bar_config", {**getattr(pipe, "_progress_bar_config", {}), "disable": True})
             if vae is not None:
                 put(pipe, "vae", vae)
-            for autoencoder in watch.autoencoders(pipe) if watch is not None else []:
-                put(autoencoder, "decode", watch.watching(autoencoder.decode))
+            if watch is not None:
+                for autoencoder in watch.autoencoders(pipe):
+                    put(autoencoder, "decode", watch.watching(autoencoder.decode))
             if self.slices_itself:
                 put(pipe, "get_timesteps", self._cutting(pipe.get_timesteps, proxy))
             if hasattr(pipe, "prepare_latents"):

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision import media as media_module
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.media import (
+    all_valid,
     copied,
     facts_of,
     finite_rows,
@@ -27,7 +28,7 @@ from tts_vision.media import (
     suffix_of,
     write_media,
 )
-from tts_vision.types import Media, Video
+from tts_vision.types import Invalid, Media, Video
 
 TEXT = {"prompt": "two red circles, ü 日本", "seed": "7", "parameters": "two red circles\nSteps: 3, Seed: 7"}
 EXIF, USER_COMMENT = 0x8769, 0x9286
@@ -253,3 +254,10 @@ def test_numbers_that_cannot_be_broken_are_not_looked_at() -> None:
 def test_facts_of_samples() -> None:
     assert facts_of(image()) == {"size": "17x15"}
     assert facts_of(clip()) == {"size": "17x15", "frames": "5", "fps": "23.976"}
+
+
+def test_samples_that_must_all_be_valid() -> None:
+    sample = image()
+    assert all_valid([sample, sample], "toy") == [sample, sample]
+    with pytest.raises(PipelineError, match="must be valid here but toy gives an invalid one: broken"):
+        all_valid([sample, Invalid("broken")], "toy")

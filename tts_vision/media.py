@@ -6,7 +6,7 @@ import importlib.util
 import json
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from tts_vision.errors import ConfigError
-from tts_vision.types import Media, Video
+from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.types import Decoded, Invalid, Media, Video
 
 _CRF = "12"  # of x264: visually lossless
 _CLIPS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
@@ -43,6 +43,25 @@ def still(media: Media) -> Image.Image:
 def pixels(media: Media) -> np.ndarray:
     """``(T, H, W, 3)`` uint8 values; ``T`` is 1 for an image."""
     return np.stack([np.asarray(image.convert("RGB")) for image in _images(media)])
+
+
+def all_valid(samples: Sequence[Decoded], name: str) -> list[Media]:
+    """The samples that a sampler decoded, none of which may be invalid.
+
+    Args:
+        samples: From `Sampler.decode` or `Sampler.preview`.
+        name: Of the sampler, for the message.
+
+    Raises:
+        PipelineError: If one is.
+    """
+    for sample in samples:
+        if isinstance(sample, Invalid):
+            raise PipelineError(
+                f"Samples must be valid here but {name} gives an invalid one: {sample.reason}; run the "
+                "pipeline by itself, with the versions and on the device of the search if there was one."
+            )
+    return [sample for sample in samples if not isinstance(sample, Invalid)]
 
 
 def copied(media: Media) -> Media:

@@ -11,20 +11,20 @@ import numpy as np
 
 from tts_vision.condition import Condition, Loader
 from tts_vision.context import SearchContext
-from tts_vision.errors import ConfigError, PipelineError, StorageError
+from tts_vision.errors import ConfigError, StorageError
 from tts_vision.files import is_file, replace_file
 from tts_vision.folders import is_finished
 from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
 from tts_vision.journal import read_asset
 from tts_vision.ledger import Ledger
 from tts_vision.locks import check_free, one_writer
-from tts_vision.media import pixels, read_media, storable, write_media
+from tts_vision.media import all_valid, pixels, read_media, storable, write_media
 from tts_vision.moves import from_description
 from tts_vision.resolve import Live, find_algorithm, prepare
 from tts_vision.results import load_result
 from tts_vision.sampler import Sampler
 from tts_vision.trace import Ancestor
-from tts_vision.types import Invalid, Media, State
+from tts_vision.types import Media, State
 
 Samplers: TypeAlias = Mapping[str, Sampler]
 
@@ -124,14 +124,9 @@ def recreate(
         state = sampler.apply(move, state)
     if step > state.step:
         state = sampler.advance(state, step - state.step).to("cpu")
-    sample = (sampler.decode if step == sampler.num_steps else sampler.preview)(state)[0]
+    decoded = (sampler.decode if step == sampler.num_steps else sampler.preview)(state)
     sampler.bind(ctx.ledger)
-    if isinstance(sample, Invalid):
-        raise PipelineError(
-            f"A sample that was scored must be valid when it is made again but {sampler.name} gives an "
-            f"invalid one ({sample.reason}); use the versions and the device of the search."
-        )
-    return storable(sample)
+    return storable(all_valid(decoded, sampler.name)[0])
 
 
 def _with_gradient(ctx: SearchContext, sampler: Sampler, state: State, steps: int) -> State:
