@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from toy_plugins import MODEL, VERIFIER
 from tts_vision import compare
 from tts_vision.comparisons import Cell, read_prompts, slug
-from tts_vision.errors import ConfigError, UnknownNameError
+from tts_vision.errors import ConfigError, SearchWarning, UnknownNameError
 from tts_vision.testing.toys import GaussianMixtureSampler
 from tts_vision.types import Prompt
 
@@ -22,6 +23,7 @@ FILE = MODEL.rpartition("@")[0]
 
 def run(output: Path, **changes: Any) -> Any:
     arguments: dict[str, Any] = {
+        "prompts": ["a", Prompt("b", {"tag": "x"})],
         "algorithms": ["best_of_n", "fk_steering:lam=5"],
         "verifiers": [VERIFIER],
         "evaluator": f"{FILE}@first_coordinate",
@@ -29,7 +31,7 @@ def run(output: Path, **changes: Any) -> Any:
         "seeds": (0, 1),
         "output": output,
     }
-    return compare(MODEL, ["a", Prompt("b", {"tag": "x"})], **(arguments | changes))
+    return compare(MODEL, **(arguments | changes))
 
 
 def test_every_cell_is_run_once_and_reported(tmp_path: Path) -> None:
@@ -42,14 +44,48 @@ def test_every_cell_is_run_once_and_reported(tmp_path: Path) -> None:
     assert rows["plain"].gain == 0
     assert rows["best_of_n"].nfe == 24
     assert rows["best_of_n"].gain > 0
-    assert rows["best_of_n"].score_low <= rows["best_of_n"].score <= rows["best_of_n"].score_high
+    assert math.isnan(rows["best_of_n"].score_low) and math.isnan(rows["best_of_n"].score_high)
     table = list(csv.DictReader((tmp_path / "comparison.csv").open()))
     assert len(table) == 12
-    assert json.loads((tmp_path / "comparison.json").read_text())["rows"][0]["algorithm"] == "plain"
+    first = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
+    assert first["algorithm"] == "plain" and first["score_low"] is None
     assert (tmp_path / "comparison.png").stat().st_size > 1000
     console = Console(width=200, record=True, file=(tmp_path / "table.txt").open("w"))
     console.print(comparison.table())
-    assert "fk_steering:lam=5" in console.export_text()
+    text = console.export_text()
+    assert "fk_steering:lam=5" in text
+    assert f"{rows['plain'].score:.4f} [n/a]" in text
+    assert "n/a: a 95 % interval needs at least 5 prompts" in text
+
+
+@pytest.mark.parametrize(("prompts", "seeds"), [(5, 1), (1, 5)])
+def test_an_interval_needs_five_prompts_or_five_seeds_of_one(
+    prompts: int, seeds: int, tmp_path: Path
+) -> None:
+    for short in (1, 0):
+        many = [f"prompt {i}" for i in range(prompts - (short if prompts > 1 else 0))]
+        arguments = {"seeds": range(seeds - (short if seeds > 1 else 0)), "evaluator": None}
+        comparison = run(tmp_path, prompts=many, algorithms=["best_of_n"], **arguments)
+        row = comparison.rows()[1]
+        assert math.isnan(row.score_low) == bool(short)
+    assert row.score_low <= row.score <= row.score_high
+    console = Console(width=200, record=True, file=(tmp_path / "table.txt").open("w"))
+    console.print(comparison.table())
+    assert "n/a" not in console.export_text()
+
+
+def test_a_prompt_that_is_given_twice_counts_once(tmp_path: Path) -> None:
+    tagged = Prompt("b", {"tag": "x"})
+    with pytest.warns(SearchWarning, match=r"'a', 'b' were given more than once and count once; use several"):
+        comparison = run(tmp_path, prompts=["a", tagged, "a", Prompt("b"), Prompt("b", {"tag": "x"}), "a"])
+    assert [row.searches for row in comparison.rows()] == [6, 6, 6], "a, and b with and without a tag"
+    with pytest.warns(SearchWarning, match="'a' was given more than once and counts once"):
+        run(tmp_path, prompts=["a", "a"])
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(Path("~/mine"), algorithms=["best_of_n"]).folder == tmp_path / "mine"
 
 
 @pytest.mark.parametrize("kind", ["ensemble({0}, {1})", "cascade({1}, {0})", "calibrated({0}):least=2"])
@@ -126,16 +162,70 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_prompts_are_read_from_lines_and_json(tmp_path: Path) -> None:
-    path = tmp_path / "prompts"
-    path.write_text('two red circles\n\n{"prompt": "a dog", "tag": "single_object"}\n')
-    assert read_prompts(path) == [Prompt("two red circles"), Prompt("a dog", {"tag": "single_object"})]
-    path.write_text('{"promt": "a dog"}\n')
-    with pytest.raises(ConfigError, match="line 1"):
-        read_prompts(path)
-    path.write_text("\n")
-    with pytest.raises(ConfigError, match="is empty"):
-        read_prompts(path)
+A, B = Prompt("two red circles"), Prompt("a dog, on grass", {"tag": "single"})
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
+@pytest.mark.parametrize(
+    ("name", "text", "prompts"),
+    [
+        ("p", "two red circles\r\n\r\n  a dog, on grass \r\n", [A, Prompt("a dog, on grass")]),
+        ("p", 'two red circles\n{"prompt": "a dog, on grass", "tag": "single"}\n', [A, B]),
+        ("p.txt", "[red] circle, blue\n[x]", [Prompt("[red] circle, blue"), Prompt("[x]")]),
+        ("p.json", '["two red circles", {"prompt": "a dog, on grass", "tag": "single"}]', [A, B]),
+        ("p", '\n [\n{"id": "1", "prompt": "x"}\n]\n', [Prompt("x", {"id": "1"})]),
+        ("p.csv", 'tag,prompt\n,two red circles\nsingle,"a dog, on grass"\n', [A, B]),
+        ("p.csv", '"Prompt"\ntwo red circles\n"a dog,\non grass"\n', [A, Prompt("a dog,\non grass")]),
+        ("p.tsv", "Prompt\ttag\ntwo red circles\t\na dog, on grass\tsingle\n", [A, B]),
+        ("p", 'prompt,tag\ntwo red circles,\n"a dog, on grass",single\n', [A, B]),
+        ("p", "a prompt, and more\nx", [Prompt("a prompt, and more"), Prompt("x")]),
+    ],
+)
+def test_prompts_are_read_in_every_form(
+    name: str, text: str, prompts: list[Prompt], mark: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(mark + text.encode())
+    found = read_prompts(path)
+    assert [p.text for p in found] == [p.text for p in prompts]
+    assert [{**p.metadata} for p in found if p.text != "x"] == [
+        {**p.metadata} for p in prompts if p.text != "x"
+    ]
+
+
+def test_prompts_in_utf_16_are_read(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("zwei rote Kreise, ü\n", encoding="utf-16")
+    assert read_prompts(tmp_path / "p.txt") == [Prompt("zwei rote Kreise, ü")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p", '{"promt": "a dog"}\n', "line 1 of .* is .*promt.*; correct it"),
+        ("p", 'a\n{"prompt": \n', "line 2 of .* is not"),
+        ("p", "\n", "is empty"),
+        ("p.json", "[]", "is empty"),
+        ("p.json", '["a", 3]', "item 2 of .* is 3"),
+        ("p.json", '["a", {"prompt": ["x"]}]', "item 2 of"),
+        ("p.json", '["a", " "]', "item 2 of"),
+        ("p.json", '["a"', "must be JSON but"),
+        ("p.csv", "text,tag\na,b\n", "must have a column 'prompt' but .* has text, tag; name it"),
+        ("p.csv", "", "must have a column 'prompt' but .* has none"),
+        ("p.csv", 'prompt\n"' + "x" * 200_000 + '"\n', "must be CSV but line"),
+        ("p.csv", "prompt,tag\n,b\n", "is empty"),
+    ],
+)
+def test_files_that_hold_no_prompts_are_told(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_files_that_are_no_text_are_told(tmp_path: Path) -> None:
+    (tmp_path / "p").write_bytes(b"\x80abc")
+    for name in ("p", "none", "."):
+        with pytest.raises(ConfigError, match="must be a readable text file in UTF-8 but"):
+            read_prompts(tmp_path / name)
 
 
 def test_file_names_are_short_and_distinct() -> None:

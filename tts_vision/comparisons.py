@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name, plain
-from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.errors import ConfigError, SearchWarning, VerifierError
 from tts_vision.figures import Point, draw_scaling
 from tts_vision.journal import storage
 from tts_vision.resolve import Live, fill_defaults, find_verifier, load_model, load_verifier
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 PLAIN = "plain"
 _PLAIN_ALGORITHM = "best_of_n:n=1"
 _MARK = "comparison.json"
+LEAST_FOR_INTERVAL = 5
+"""Prompts that an interval needs; resampling fewer says more about the few than about prompts."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Cell:
 class Row:
     """One algorithm under one verifier, averaged over prompts and seeds.
 
-    Intervals are 95 % bootstrap intervals that resample prompts.
+    Intervals are 95 % bootstrap intervals that resample prompts, or seeds where there is one prompt. Their
+    ends are NaN below `LEAST_FOR_INTERVAL` of these.
     """
 
     algorithm: str
@@ -135,7 +140,10 @@ class Comparison:
 
         rows = self.rows()
         table = Table(
-            title=f"best of {rows[0].searches} searches each, budget {self.budget}" if rows else None
+            title=f"best of {rows[0].searches} searches each, budget {self.budget}" if rows else None,
+            caption=None
+            if all(row.score_low == row.score_low for row in rows)
+            else f"n/a: a 95 % interval needs at least {LEAST_FOR_INTERVAL} prompts",
         )
         several = len({row.verifier for row in rows}) > 1
         head = ["algorithm", *(["verifier"] if several else []), "score", "gain"]
@@ -238,7 +246,7 @@ def compare(
 
     Args:
         pipe_or_id: As in `search`.
-        prompts: What to generate.
+        prompts: What to generate. A prompt that is given twice counts once, with a warning.
         algorithms: Names, with parameters as ``name:key=value``.
         output: Where to keep everything.
         verifiers: What guides; by default what the model is registered with. Values of those that compare
@@ -255,13 +263,14 @@ def compare(
     Raises:
         ConfigError: If something cannot be used as given; found before the first search starts.
     """
-    root = Path(output)
+    root = Path(output).expanduser()
     _check_output(root)
     if not prompts or not algorithms or not seeds:
         raise ConfigError(
             f"A comparison needs prompts, algorithms and seeds but got {len(prompts)}, {len(algorithms)} and "
             f"{len(seeds)}; give at least one of each."
         )
+    tasks = _distinct(prompts)
     options = sampler_options or SamplerOptions()
     kwargs = {**options.pipeline_kwargs, **(pipeline_kwargs or {})}
     options = options.model_copy(update={"pipeline_kwargs": kwargs})
@@ -284,7 +293,7 @@ def compare(
         )
         for verifier in (list(dict.fromkeys(verifiers)) if verifiers else [None])
         for arm in dict.fromkeys((PLAIN, *algorithms))
-        for prompt in (p if isinstance(p, Prompt) else Prompt(p) for p in prompts)
+        for prompt in tasks
         for seed in dict.fromkeys(seeds)
     ]
     for config in {(arm, config.verifier): config for arm, config in configs}.values():
@@ -297,7 +306,7 @@ def compare(
         root.mkdir(parents=True, exist_ok=True)
     cells, curves = [], []
     for arm, config in configs:
-        task = json.dumps([config.prompt, plain(config.prompt_metadata)], sort_keys=True)
+        task = _task(Prompt(config.prompt, config.prompt_metadata))
         name = f"{slug(config.prompt)}-{_digest(task)}-s{config.seed}"
         folder = root / slug(config.verifier) / slug(arm) / name
         result = _search(config, Live(pipe=pipe, verifier=guides[config.verifier]), folder)
@@ -314,33 +323,134 @@ def compare(
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """Prompts from a file: one per line, or JSON lines with a ``prompt`` and whatever a verifier may know.
+    """Prompts from a file: one per line, a JSON list, JSON lines, or CSV with a column ``prompt``.
+
+    Records keep their other fields as metadata for verifiers. A byte order mark is ignored. CSV is told by
+    the ending ``.csv`` or ``.tsv``, or by a first line of several columns of which one is ``prompt``.
 
     Raises:
         ConfigError: If the file is no such file.
     """
+    file = Path(path).expanduser()
     try:
-        lines = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+        raw = file.read_bytes()
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"Prompts must be a readable text file but {str(path)!r}: {error}; check it."
+            f"Prompts must be a readable text file in UTF-8 but {str(path)!r}: {error}; check it."
         ) from error
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.startswith("{"):
-            prompts.append(Prompt(line))
-            continue
-        try:
-            record = json.loads(line)
-            prompts.append(Prompt(record["prompt"], {k: v for k, v in record.items() if k != "prompt"}))
-        except (ValueError, KeyError) as error:
-            raise ConfigError(
-                f"A line of JSON prompts must be an object with 'prompt' but line {number} of "
-                f"{str(path)!r} is not ({error!r}); mend it."
-            ) from error
+    lines = text.splitlines()
+    delimiter = _delimiter(file, lines)
+    if delimiter:
+        prompts = _from_table(text, delimiter, path)
+    elif text.lstrip().startswith("["):
+        prompts = _from_list(text, path)
+    else:
+        prompts = [
+            _from_line(line.strip(), number, path) for number, line in enumerate(lines, 1) if line.strip()
+        ]
     if not prompts:
         raise ConfigError(f"A file of prompts must hold at least one but {str(path)!r} is empty; add a line.")
     return prompts
+
+
+def _delimiter(file: Path, lines: Sequence[str]) -> str:
+    """What separates the columns of a table of prompts; empty if the file is no table."""
+    if file.suffix.lower() in {".csv", ".tsv"}:
+        return "\t" if file.suffix.lower() == ".tsv" else ","
+    for delimiter in ("\t", ","):
+        head = [cell.strip().strip('"').lower() for cell in lines[0].split(delimiter)] if lines else []
+        if len(head) > 1 and "prompt" in head:
+            return delimiter
+    return ""
+
+
+def _from_table(text: str, delimiter: str, path: Path | str) -> list[Prompt]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        columns = [name or "" for name in rows.fieldnames or []]
+        column = next((name for name in columns if name.strip().lower() == "prompt"), None)
+        if column is None:
+            raise ConfigError(
+                f"A table of prompts must have a column 'prompt' but {str(path)!r} has "
+                f"{', '.join(columns) or 'none'}; name it in the first line."
+            )
+        return [
+            Prompt(row[column].strip(), {str(k): v for k, v in row.items() if k not in (column, None) and v})
+            for row in rows
+            if (row[column] or "").strip()
+        ]
+    except csv.Error as error:
+        raise ConfigError(
+            f"A table of prompts must be CSV but line {rows.line_num} of {str(path)!r} is not ({error}); "
+            "correct it."
+        ) from error
+
+
+def _from_list(text: str, path: Path | str) -> list[Prompt]:
+    """Prompts of a JSON list; of lines where a first line in brackets is no JSON."""
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and text.lstrip()[1:].lstrip()[:1] not in {'"', "{"}:
+            lines = enumerate(text.splitlines(), 1)
+            return [_from_line(line.strip(), number, path) for number, line in lines if line.strip()]
+        raise ConfigError(
+            f"A list of prompts must be JSON but {str(path)!r} is not ({error}); correct it."
+        ) from error
+    return [_from_record(record, f"item {number}", path) for number, record in enumerate(records, 1)]
+
+
+def _from_line(line: str, number: int, path: Path | str) -> Prompt:
+    if not line.startswith("{"):
+        return Prompt(line)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"A line of JSON prompts must be an object with 'prompt' but line {number} of {str(path)!r} is "
+            f"not ({error}); correct it."
+        ) from error
+    return _from_record(record, f"line {number}", path)
+
+
+def _from_record(record: Any, where: str, path: Path | str) -> Prompt:
+    """A prompt from a JSON value: a text, or an object with ``prompt``."""
+    text = record.get("prompt") if isinstance(record, Mapping) else record
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(
+            f"Prompts in JSON must be texts, or objects with a text 'prompt', but {where} of {str(path)!r} "
+            f"is {json.dumps(record, ensure_ascii=False)[:80]}; correct it."
+        )
+    rest = {k: v for k, v in record.items() if k != "prompt"} if isinstance(record, Mapping) else {}
+    return Prompt(text.strip(), rest)
+
+
+def _distinct(prompts: Iterable[str | Prompt]) -> list[Prompt]:
+    """Each prompt once, in order; says which were given more often."""
+    counts: dict[str, int] = {}
+    found: dict[str, Prompt] = {}
+    for given in prompts:
+        prompt = given if isinstance(given, Prompt) else Prompt(given)
+        task = _task(prompt)
+        found.setdefault(task, prompt)
+        counts[task] = counts.get(task, 0) + 1
+    twice = [repr(found[task].text) for task, count in counts.items() if count > 1]
+    if twice:
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        warnings.warn(
+            f"{', '.join(twice[:3])}{more} {'was' if len(twice) == 1 else 'were'} given more than once and "
+            f"{'counts' if len(twice) == 1 else 'count'} once; use several seeds for several samples of one.",
+            SearchWarning,
+            stacklevel=3,
+        )
+    return list(found.values())
+
+
+def _task(prompt: Prompt) -> str:
+    """Stands for a prompt with what verifiers know of it."""
+    return json.dumps([prompt.text, plain(prompt.metadata)], sort_keys=True)
 
 
 def slug(text: str) -> str:
@@ -448,12 +558,15 @@ def _mean(values: Mapping[str, Sequence[float]]) -> float:
 
 
 def _bootstrap(values: Mapping[str, Sequence[float]], draws: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean under resampling of prompts; of seeds for one prompt."""
+    """The 95 % percentile interval of the mean under resampling of prompts; of seeds for one prompt.
+
+    NaN where there are too few to resample.
+    """
     groups = [[v for v in group if not math.isnan(v)] for group in values.values()]
     groups = [group for group in groups if group]
     if len(groups) == 1:
         groups = [[v] for v in groups[0]]
-    if not groups:
+    if len(groups) < LEAST_FOR_INTERVAL:
         return math.nan, math.nan
     sums, counts = np.array([sum(g) for g in groups]), np.array([len(g) for g in groups])
     index = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
@@ -475,7 +588,9 @@ def _mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[list[float], list[fl
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f} [n/a]" if math.isnan(low) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:
