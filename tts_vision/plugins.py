@@ -21,6 +21,7 @@ Generators:
     - `State`, `Rows`: a batch of particles, and recomputable objects that belong to each.
     - `Condition`: the text, images, embeddings and arguments that a particle is generated for.
     - `Cost`: the cost of an operation, which a sampler reports before it is spent.
+    - `Invalid`: decoded in the place of a sample that must not be judged.
 
 Moves:
     - `Move`: the base class of ways to make child particles from their parents.
@@ -37,7 +38,7 @@ from tts_vision.model_verifier import BatchedVerifier, LazyModel, UnusableSample
 from tts_vision.moves import Move, register_move
 from tts_vision.registry import register
 from tts_vision.sampler import Sampler
-from tts_vision.types import Cost, FeatureExtractor, Media, Prompt, Rows, Score, State, Video
+from tts_vision.types import Cost, FeatureExtractor, Invalid, Media, Prompt, Rows, Score, State, Video
 from tts_vision.verifier import ALONE, Asked, Verifier
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Condition",
     "Cost",
     "FeatureExtractor",
+    "Invalid",
     "LazyModel",
     "Media",
     "Move",
