@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.context import CHUNK, SearchContext
 from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError, TargetReached
+from tts_vision.fingerprint import check_fingerprint, fingerprint
 from tts_vision.folders import (
     check_folder,
     check_new,
@@ -167,6 +168,9 @@ def run(
                 return _run(config, live, root, progress, figures, made)
     check_folder(root, config, resume=resume)
     result = load_result(root)
+    first = result.trace[0]
+    if first.kind == "began":
+        check_fingerprint(first.fingerprint, fingerprint(config, live))
     _ = result.best  # raises if nothing could be scored
     return result
 
@@ -184,8 +188,11 @@ def _run(
     if root is not None:
         make_folder(root, config)
     journal = Journal(root)
-    began = Began(op=0, config=config.content, hash=config.hash, max_batch=config.max_batch)
-    began = journal.begin(began)
+    facts = {} if root is None else fingerprint(config, live)
+    began = journal.begin(
+        Began(op=0, config=config.content, hash=config.hash, max_batch=config.max_batch, fingerprint=facts)
+    )
+    check_fingerprint(began.fingerprint, facts)
     samples = SampleMemory(config, journal) if root is None else SampleFolder(config, journal, root)
     try:
         result = _search(setup, journal, samples, root, progress, began.max_batch or CHUNK)
