@@ -41,8 +41,8 @@ from tts_vision.files import (
 from tts_vision.trace import Began, Event, read_trace
 from tts_vision.types import Rows, State, in_layout, layout_of
 
-SYNC = 1.0
-"""Seconds of a search that a loss of power may cost."""
+SYNC = 0.02
+"""Share of the time that may go into waiting for the disk, so that a loss of power costs next to nothing."""
 _OPERATIONS = ("birth", "computed", "answer")
 # what a killed session left: tensors that it did not record, and a file that was not whole yet
 _LEFT = re.compile(r"\d{6,}-\d{5,}\.safetensors|\.\d{6,}-\d{5,}\.part\.safetensors")
@@ -118,7 +118,8 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             make_inside(self._blobs)
             self._file = append_to(self._path)
-            self._file_number, self._synced = self._file.fileno(), time.monotonic()
+            self._file_number, self._opened = self._file.fileno(), time.monotonic()
+            self._waited = 0.005  # about as long as one takes, so that short searches do without
             # drop what a kill left of an unfinished line, so that appended lines stay readable
             whole = read_file(self._path).rfind(b"\n") + 1
             if whole < self._file.tell():
@@ -140,7 +141,7 @@ class Journal:
         return self._past.get(op, [])
 
     def append(self, event: Event) -> None:
-        """Records an event; it survives the end of the process, and within `SYNC` seconds that of power."""
+        """Records an event; it survives the end of the process and, where events are not dense, of power."""
         self.events.append(event)
         if self.folder is not None:
             with storage(self._path, "The trace"):
@@ -149,11 +150,11 @@ class Journal:
                 self._sync()
 
     def _sync(self) -> None:
-        """Waits until the trace is on the disk, unless it did so a moment ago: a wait takes milliseconds."""
+        """Waits until the trace is on the disk, unless such waits took more than their share of the time."""
         now = time.monotonic()
-        if now - self._synced >= SYNC:
+        if self._waited <= SYNC * (now - self._opened):
             os.fsync(self._file_number)
-            self._synced = now
+            self._waited += time.monotonic() - now
 
     def save(self, state: State, op: int, first: int) -> tuple[State, str | None]:
         """Stores the tensors of `state`; returns it holding on to them, and their name."""
