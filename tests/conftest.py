@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import pytest
+
+# what searches note about themselves outside their folders
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="tts-vision-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 OPT_IN = {"slow": "--run-slow", "download": "--run-download"}
 

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from tts_vision.errors import ConfigError
+from tts_vision.trust import check_allowed
 
 Question: TypeAlias = str | Sequence[str]
 """A question of the user, or a dialogue: turns of user and assistant in turn, the user's first and last."""
@@ -38,6 +39,7 @@ AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 LONGEST_WAIT = 30.0
 LARGEST_BODY = 16 * 2**20
 LONGEST_ANSWER = 2048
+DEFAULT_KEY = "OPENAI_API_KEY"
 JPEG_QUALITY = 95
 ENCODED_IMAGES = 64
 """Encoded images that an endpoint remembers."""
@@ -122,7 +124,7 @@ class ChatEndpoint:
         model: str,
         *,
         owner: str,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str = DEFAULT_KEY,
         timeout: float = 60.0,
         retries: int = 4,
         parallel: int = 4,
@@ -134,6 +136,9 @@ class ChatEndpoint:
         jitter: Callable[[], float] | None = None,
     ) -> None:
         self.base_url = _checked_url(base_url, owner)
+        check_allowed(base_url, "ask")
+        if key_variable != DEFAULT_KEY:
+            check_allowed(key_variable, "send the content of the environment variable")
         if not model:
             raise ConfigError(f"{owner} needs the name of a model at {base_url}; set model.")
         for name, value, least in (("retries", retries, 0), ("parallel", parallel, 1)):

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from tts_vision.errors import ConfigError, UnknownNameError
+from tts_vision.trust import check_allowed
 
 Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model", "rewriter"]
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
@@ -320,6 +321,7 @@ def _from_entry_point(kind: Kind, point: EntryPoint) -> None:
 
 
 def _from_module(kind: Kind, module: str, attribute: str) -> Entry:
+    check_allowed(f"{module}:{attribute}", "run")
     try:
         target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -334,6 +336,7 @@ def _from_file(kind: Kind, path: str, name: str) -> Entry:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UnknownNameError(f"'file.py@name' must name an existing file but got {path!r}; check the path.")
+    check_allowed(f"{path}@{name}", "run")
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
     module_name = f"tts_vision_user_{file.stem}_{digest}"
     module = _load(module_name, file, file.stat().st_mtime_ns)

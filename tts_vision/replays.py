@@ -21,9 +21,10 @@ from tts_vision.locks import check_free, one_writer
 from tts_vision.media import all_valid, pixels, read_media, storable, write_media
 from tts_vision.moves import from_description
 from tts_vision.resolve import Live, find_algorithm, prepare
-from tts_vision.results import load_result
+from tts_vision.results import Result, load_result
 from tts_vision.sampler import Sampler
 from tts_vision.trace import Ancestor
+from tts_vision.trust import trusting
 from tts_vision.types import Media, State
 
 Samplers: TypeAlias = Mapping[str, Sampler]
@@ -47,7 +48,12 @@ class Replay:
 
 
 def replay(
-    folder: Path | str, pipe: Any = None, verifier: Any = None, samplers: Samplers | None = None
+    folder: Path | str,
+    pipe: Any = None,
+    verifier: Any = None,
+    samplers: Samplers | None = None,
+    *,
+    trust: bool = False,
 ) -> Replay:
     """Makes the best sample of a finished search again, from its configuration and lineage, and compares.
 
@@ -59,9 +65,10 @@ def replay(
         pipe: The pipeline, if the search was started with a live one.
         verifier: The verifier, if the search used its gradients and was started with a live one.
         samplers: Further generators by name, if the algorithm used live ones.
+        trust: Whether to run code and ask endpoints that the folder's configuration names, as in `resume`.
 
     Raises:
-        ConfigError: If the folder holds no finished search.
+        ConfigError: If the folder holds no finished search, or one that asks for trust.
     """
     root = Path(folder)
     if not is_finished(root):
@@ -71,6 +78,11 @@ def replay(
         )
     check_free(root)
     result = load_result(root)
+    with trusting(root, result.config, trust=trust):
+        return _replayed(root, result, pipe, verifier, samplers)
+
+
+def _replayed(root: Path, result: Result, pipe: Any, verifier: Any, samplers: Samplers | None) -> Replay:
     best = result.best
     guided = "differentiable" in find_algorithm(result.config).needs
     # nothing is judged, so live verifiers may be missing, but for one whose gradients guided the search

@@ -16,6 +16,7 @@ from tts_vision.fingerprint import check_fingerprint, fingerprint
 from tts_vision.folders import (
     check_folder,
     check_new,
+    find_began,
     is_finished,
     make_folder,
     read_config,
@@ -40,6 +41,7 @@ from tts_vision.results import (
     write_result,
 )
 from tts_vision.trace import Began, Event, lineage
+from tts_vision.trust import remember, trusting
 from tts_vision.types import Prompt, State
 
 SIZE = "size"
@@ -122,18 +124,25 @@ def search(
     return run(config, live, output=output, resume=resume, progress=progress)
 
 
-def resume(folder: Path | str, *, progress: Observer | None = None) -> Result:
+def resume(folder: Path | str, *, trust: bool = False, progress: Observer | None = None) -> Result:
     """Goes on with a search that was killed or interrupted; the result is as if it had not been.
 
     Args:
         folder: Its output folder. A search that was started from Python with live objects is resumed
             by ``search(pipe, ..., output=folder, resume=True)``, because a folder cannot hold them.
+        trust: Whether to run code and ask endpoints that the folder's configuration names; without it only
+            if you began the search in this folder yourself. See `tts_vision.trust`.
         progress: Called with the context and each event as it happens.
 
     Raises:
-        ConfigError: If the folder holds no search, or one with live objects.
+        ConfigError: If the folder holds no search, one with live objects, or one that asks for trust.
     """
-    return run(read_config(Path(folder)), output=folder, resume=True, progress=progress)
+    root = Path(folder)
+    config = read_config(root)
+    if is_finished(root):  # reading it runs nothing
+        return _reopened(root)
+    with trusting(root, config, trust=trust):
+        return run(config, output=root, resume=True, progress=progress)
 
 
 def run(
@@ -167,11 +176,20 @@ def run(
             if not is_finished(root):
                 return _run(config, live, root, progress, figures, made)
     check_folder(root, config, resume=resume)
-    result = load_result(root)
-    first = result.trace[0]
-    if first.kind == "began":
+    first = find_began(root)
+    if first is not None:
         check_fingerprint(first.fingerprint, fingerprint(config, live))
-    _ = result.best  # raises if nothing could be scored
+    return _reopened(root)
+
+
+def _reopened(root: Path) -> Result:
+    """The result of a finished search.
+
+    Raises:
+        VerifierError: If nothing could be scored.
+    """
+    result = load_result(root)
+    _ = result.best
     return result
 
 
@@ -187,6 +205,7 @@ def _run(
     setup = prepare(config, live)
     if root is not None:
         make_folder(root, config)
+        remember(root, config)
     journal = Journal(root)
     facts = {} if root is None else fingerprint(config, live)
     began = journal.begin(
