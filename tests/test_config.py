@@ -149,7 +149,7 @@ def test_until_sets_the_target(
     arguments: tuple[str, ...], target: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr(cli, "_run", lambda config, folder, *, resume: seen.append(config))
+    monkeypatch.setattr(cli, "_run", lambda config, *args, **kwargs: seen.append(config))
     done = CliRunner().invoke(cli.app, ["generate", "a", *arguments])
     assert done.exit_code == 0, done.output
     assert [config.target for config in seen] == [target]
@@ -186,6 +186,7 @@ def test_hash_covers_all_but_the_micro_batch() -> None:
     assert len(config.hash) == 12
     assert RunConfig(prompt="a", max_batch=3).hash == config.hash
     assert RunConfig(prompt="a", seed=1).hash != config.hash
+    assert config.model_copy(update={"seed": 1}).hash == RunConfig(prompt="a", seed=1).hash
 
 
 def test_overrides_reach_every_group() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import signal
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,14 +21,21 @@ from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError, Unknow
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tts_vision.parameters import Parameter
-    from tts_vision.registry import Entry, Kind
+    from tts_vision.catalogue import Listing, Setting
+    from tts_vision.prompt_files import Record
+    from tts_vision.registry import Kind
+    from tts_vision.resolve import Live
     from tts_vision.results import Result
     from tts_vision.runner import Observer
 
-_INCOMPLETE, _USAGE, _INTERRUPTED = 1, 2, 130
+_INCOMPLETE, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 _EXTRA = "algorithm flags"
+_MOST_SEEDS = 100_000
 _KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter")
+
+
+class _Terminated(KeyboardInterrupt):
+    """The signal SIGTERM: what ends a search in order, as Ctrl-C does."""
 
 
 class _Commands(TyperGroup):
@@ -37,15 +48,50 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
+            with _spoken_warnings():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _interrupted(stop, "Interrupted.") from None
         except (TTSVisionError, ImportError) as error:
             if ctx.params.get("debug"):
                 raise
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(_USAGE) from error
+        except Exception as error:
+            # commands and usage errors end by exceptions of typer, which is click or has its own copy of it
+            if ctx.params.get("debug") or isinstance(error, (typer.Exit, typer.Abort, *_USAGE_ERRORS)):
+                raise
+            from tts_vision.failures import explain
+
+            typer.echo(f"Error: {explain(error)}", err=True)
+            raise typer.Exit(_USAGE) from error
+
+
+# the base class of all errors that click tells by itself
+_USAGE_ERRORS = tuple(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def _interrupted(stop: KeyboardInterrupt, message: str) -> typer.Exit:
+    """Says how a command was stopped; the exit that tells it to the shell."""
+    typer.echo(message, err=True)
+    return typer.Exit(_TERMINATED if isinstance(stop, _Terminated) else _INTERRUPTED)
+
+
+@contextmanager
+def _spoken_warnings() -> Iterator[None]:
+    """While the block runs, warnings about a search are told as lines, without a place in the source."""
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, SearchWarning):
+            typer.echo(f"warning {message}", err=True)
+        else:
+            show(message, category, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SearchWarning)
+        warnings.showwarning = tell
+        yield
 
 
 class _GenerateCommand(TyperCommand):
@@ -53,19 +99,41 @@ class _GenerateCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["args"] = list(args)
-        own, extra = self._split(args)
-        ctx.meta[_EXTRA] = extra
-        return super().parse_args(ctx, own)
+        with _only_named(args):
+            try:
+                own, extra = self._split(args)
+            except ConfigError:
+                if not ctx.resilient_parsing:
+                    raise
+                own, extra = list(args), {}  # a line that is being completed
+            ctx.meta[_EXTRA] = extra
+            return super().parse_args(ctx, own)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _only_named(ctx.meta["args"]):
+            return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
-        from tts_vision.registry import lookup
-
         name = _named_algorithm(ctx.meta["args"])
         if name is None:
             typer.echo("Parameters of an algorithm are flags too: '--algorithm NAME --help' shows them.")
         else:
-            _print(_parameter_table(lookup("algorithm", name), flags=True))
+            _print(_parameter_table(_algorithm(name), flags=True))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("--"):
+            return found
+        try:
+            with _only_named(ctx.meta["args"]):
+                flags = _flags_of(_named_algorithm(ctx.meta["args"]) or "best_of_n")
+        except TTSVisionError:
+            return found
+        item = importlib.import_module(
+            f"{type(ctx).__module__.rpartition('.')[0]}.shell_completion"
+        ).CompletionItem
+        return found + [item(flag, help=p.help) for flag, p in flags.items() if flag.startswith(incomplete)]
 
     def _split(self, args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         """The arguments that are this command's own, and the values of all other long flags."""
@@ -74,10 +142,10 @@ class _GenerateCommand(TyperCommand):
             for param in self.params
             for name in (*param.opts, *param.secondary_opts)
         }
-        takes_value["--help"] = False
+        takes_value |= {"--help": False, "-h": False}
         own: list[str] = []
         extra: dict[str, Any] = {}
-        known: Mapping[str, Parameter] | None = None
+        known: Mapping[str, Setting] | None = None
         rest = list(args)
         while rest:
             arg = rest.pop(0)
@@ -104,6 +172,20 @@ class _GenerateCommand(TyperCommand):
         return own, extra
 
 
+def _only_named(args: Sequence[str]) -> AbstractContextManager[None]:
+    """Keeps a --config file that is not trusted from more than what the command line names as well."""
+    words = [(*arg.partition("="), after) for arg, after in zip(args, [*args[1:], ""])]
+    files = [Path(value if equals else after) for flag, equals, value, after in words if flag == "--config"]
+    if not files or "--trust" in args:
+        return nullcontext()
+    from tts_vision.trust import allowing, is_mine, named_in
+
+    with suppress(ConfigError):  # told when the command reads the file
+        if all(is_mine(file.parent, RunConfig.load(file)) for file in files):
+            return nullcontext()
+    return allowing(named_in(args))
+
+
 def _named_algorithm(args: Sequence[str]) -> str | None:
     """The algorithm that a command line chooses, as far as that can be told before it is parsed."""
     found: str | None = None
@@ -112,30 +194,36 @@ def _named_algorithm(args: Sequence[str]) -> str | None:
         if not equals and i + 1 < len(args):
             value = args[i + 1]
         if flag == "--config" and found is None:
-            found = str(read_yaml(value).get("algorithm", "best_of_n"))
-        elif flag in {"--algorithm", "-a"}:
-            return Spec.parse(value).name
-        elif arg == "--set" and value.startswith("algorithm="):
+            found = str(read_yaml(value).get("algorithm") or "best_of_n")
+        elif flag in {"--algorithm", "-a"} or (flag.startswith("-a") and not flag.startswith("--")):
+            return Spec.parse(value if flag in {"--algorithm", "-a"} else arg[2:]).name
+        elif flag == "--set" and value.startswith("algorithm="):
             found = value.partition("=")[2]
     return None if found is None else Spec.parse(found).name
 
 
-def _flags_of(algorithm: str) -> Mapping[str, Parameter]:
-    from tts_vision.parameters import parameters
+def _algorithm(name: str) -> Listing:
+    """The facts of an algorithm; one of a user's own is imported for them."""
+    from tts_vision.catalogue import listings, of_entry
     from tts_vision.registry import lookup
 
-    return {_as_flag(name): p for name, p in parameters(lookup("algorithm", algorithm).target).items()}
+    known = next((listing for listing in listings("algorithm") if listing.name == name), None)
+    return known or of_entry(lookup("algorithm", name))
+
+
+def _flags_of(algorithm: str) -> Mapping[str, Setting]:
+    return {_as_flag(setting.name): setting for setting in _algorithm(algorithm).parameters}
 
 
 def _flag(
-    name: str, known: Mapping[str, Parameter], own: Iterable[str], algorithm: str
+    name: str, known: Mapping[str, Setting], own: Iterable[str], algorithm: str
 ) -> tuple[str, bool | None]:
     """The parameter that a flag sets; and its value where the flag itself says it."""
     spelled = "--" + name[2:].replace("_", "-")
     if spelled in known:
-        return known[spelled].name, True if known[spelled].annotation is bool else None
+        return known[spelled].name, True if known[spelled].type == "bool" else None
     positive = "--" + spelled.removeprefix("--no-")
-    if spelled.startswith("--no-") and positive in known and known[positive].annotation is bool:
+    if spelled.startswith("--no-") and positive in known and known[positive].type == "bool":
         return known[positive].name, False
     remedy = did_you_mean(spelled, [*known, *own], "'tts-vision generate --help' shows all.")
     raise ConfigError(
@@ -152,16 +240,45 @@ app = typer.Typer(
     cls=_Commands,
     help="Searches for a better image or video from a generator you already have.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-PromptText = Annotated[str | None, typer.Argument(help="What to generate.", show_default=False)]
+
+def _names(*kinds: Kind) -> Callable[[str], list[str]]:
+    """Completes names of plugins."""
+
+    def complete(incomplete: str) -> list[str]:
+        from tts_vision.registry import known_names
+
+        found = {name for kind in kinds for name in known_names(kind) if "{" not in name}
+        return sorted(name for name in found if name.startswith(incomplete))
+
+    return complete
+
+
+PromptTexts = Annotated[list[str] | None, typer.Argument(help="What to generate.", show_default=False)]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", help="A file of prompts: one per line, a JSON list, JSON lines, or CSV with 'prompt'."
+    ),
+]
 Model = Annotated[
-    str | None, typer.Option(help="Registered name, folder, or hub id. (default: the bundled model)")
+    str | None,
+    typer.Option(
+        help="Registered name, folder, or hub id. (default: the bundled model)",
+        autocompletion=_names("model"),
+    ),
 ]
 Algorithm = Annotated[
-    str | None, typer.Option("--algorithm", "-a", help="Search algorithm. (default: best_of_n)")
+    str | None,
+    typer.Option(
+        "--algorithm",
+        "-a",
+        help="Search algorithm. (default: best_of_n)",
+        autocompletion=_names("algorithm"),
+    ),
 ]
 Verifier = Annotated[
     str | None,
@@ -170,11 +287,15 @@ Verifier = Annotated[
         "-v",
         help="What scores: NAME, NAME:key=value, ensemble(NAME, NAME), ... (default: the model's own, if it "
         "has one)",
+        autocompletion=_names("verifier"),
     ),
 ]
 HoldoutVerifier = Annotated[
     str | None,
-    typer.Option(help="A verifier that judges the samples after the search and never guides it."),
+    typer.Option(
+        help="A verifier that judges the samples after the search and never guides it.",
+        autocompletion=_names("verifier"),
+    ),
 ]
 BudgetText = Annotated[
     str | None,
@@ -212,6 +333,12 @@ Attention = Annotated[str | None, typer.Option(help="Attention back end, such as
 Scheduler = Annotated[
     str | None, typer.Option(help="A diffusers scheduler class in place of the model's own.")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run the code and ask the endpoints that the configuration in a file or folder names."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting: algorithm.n=32, sampler.sde=euler, pipeline.height=512, ..."),
@@ -234,7 +361,8 @@ def _root(
 @app.command(cls=_GenerateCommand)
 def generate(
     ctx: typer.Context,
-    prompt: PromptText = None,
+    prompts: PromptTexts = None,
+    prompts_file: PromptFile = None,
     model: Model = None,
     algorithm: Algorithm = None,
     verifier: Verifier = None,
@@ -242,6 +370,9 @@ def generate(
     budget: BudgetText = None,
     until: Until = None,
     seed: Annotated[int | None, typer.Option(help="Root seed. (default: 0)")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several root seeds, such as 0-3,7: a search for each.")
+    ] = None,
     output: Output = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -258,16 +389,28 @@ def generate(
     config: Annotated[
         Path | None, typer.Option(help="YAML settings, such as a result's config.yaml.")
     ] = None,
+    trust: Trust = False,
     overrides: Overrides = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object per search on standard output, and nothing else.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the path of the best sample, and mistakes.")
+    ] = False,
 ) -> None:
-    """Search for the best sample of a prompt.
+    """Search for the best sample of a prompt, or of each of several.
 
     Further flags are the parameters of the algorithm.
     """
     values = {} if config is None else read_yaml(config)
-    if algorithm is not None and Spec.parse(algorithm).name != values.get("algorithm"):
+    chosen = [algorithm] if algorithm is not None else []
+    chosen += [text.partition("=")[2] for text in overrides or [] if text.startswith("algorithm=")]
+    if chosen and Spec.parse(chosen[-1]).name != values.get("algorithm", "best_of_n"):
         values.pop("algorithm_params", None)  # they were another algorithm's
-    flags = {"prompt": prompt, "model": model, "algorithm": algorithm, "verifier": verifier}
+    records = _records(prompts, prompts_file, overrides)
+    if any(record.text != values.get("prompt") for record in records):
+        values.pop("prompt_metadata", None)  # it was another prompt's
+    flags = {"model": model, "algorithm": algorithm, "verifier": verifier}
     flags |= {"holdout_verifier": holdout_verifier, "target": until}
     values |= _given({**flags, "budget": budget, "seed": seed, "max_batch": max_batch})
     pipeline = _pipeline(steps, guidance_scale, negative_prompt)
@@ -278,26 +421,41 @@ def generate(
     values = _nested(values, ("sampler_options",), sampler)
     values = _nested(values, ("sampler_options", "pipeline_kwargs"), pipeline)
     values = _nested(override(values, overrides or []), ("algorithm_params",), ctx.meta[_EXTRA])
-    settings = RunConfig(**values)
-    _run(settings, output or _free_folder(settings.prompt, ctx), resume=False)
+    if seed is not None and seeds is not None:
+        raise ConfigError(f"Seeds must be given once but got --seed {seed} and --seeds {seeds}; keep one.")
+    searches = _searches(values, records, _read_seeds(seeds))
+    if config is not None and not trust:
+        from tts_vision.trust import check_settings
+
+        check_settings(searches[0], repr(str(config)))
+    folder = None if output is None else output.expanduser()
+    how = {"as_json": as_json, "quiet": quiet}
+    if len(searches) == 1:
+        _run(searches[0], folder or _free_folder(searches[0].prompt, ctx), resume=False, **how)
+    else:
+        _run_all(searches, folder, ctx, **how)
 
 
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Output folder of a search that was stopped.")],
+    trust: Trust = False,
 ) -> None:
     """Go on with a search that was killed or interrupted."""
-    from tts_vision.results import read_config
+    from tts_vision.folders import read_config
 
-    _run(read_config(folder), folder, resume=True)
+    _run(read_config(folder), folder, resume=True, trust=trust)
 
 
 @app.command()
-def replay(folder: Annotated[Path, typer.Argument(help="Output folder of a finished search.")]) -> None:
+def replay(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a finished search.")],
+    trust: Trust = False,
+) -> None:
     """Make the best sample again, from its seed and lineage alone."""
     from tts_vision.replays import replay as make_again
 
-    again = make_again(folder)
+    again = make_again(folder, trust=trust)
     steps = " -> ".join(f"{a.origin} #{a.uid}" for a in again.lineage)
     typer.echo(f"{again.path}  ({steps})")
     typer.echo(
@@ -310,23 +468,33 @@ def replay(folder: Annotated[Path, typer.Argument(help="Output folder of a finis
 @app.command()
 def compare(
     ctx: typer.Context,
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts.", show_default=False)] = None,
-    prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="A file: a prompt per line, or JSON lines with 'prompt'.")
-    ] = None,
+    prompts: PromptTexts = None,
+    prompts_file: PromptFile = None,
     model: Model = None,
     algorithms: Annotated[
         list[str] | None,
-        typer.Option("--algorithm", "-a", help="Give once per algorithm; parameters as name:key=value."),
+        typer.Option(
+            "--algorithm",
+            "-a",
+            help="Give once per algorithm; parameters as name:key=value.",
+            autocompletion=_names("algorithm"),
+        ),
     ] = None,
     verifiers: Annotated[
-        list[str] | None, typer.Option("--verifier", "-v", help="Give once per verifier.")
+        list[str] | None,
+        typer.Option("--verifier", "-v", help="Give once per verifier.", autocompletion=_names("verifier")),
     ] = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="A verifier that judges the outcome and never guides a search.")
+        str | None,
+        typer.Option(
+            help="A verifier that judges the outcome and never guides a search.",
+            autocompletion=_names("verifier"),
+        ),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", "-b", help="Of each search.")] = "16x",
-    seeds: Annotated[int, typer.Option(help="How many root seeds, from --seed on.")] = 1,
+    seeds: Annotated[
+        str, typer.Option(help="How many root seeds, from --seed on; or the seeds, such as 0-3,7.")
+    ] = "1",
     seed: Annotated[int, typer.Option(help="First root seed.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; finished searches in it are not repeated.")
@@ -338,18 +506,14 @@ def compare(
     overrides: Overrides = None,
 ) -> None:
     """Compare algorithms at one budget, beside plain sampling."""
-    from tts_vision.comparisons import Cell, read_prompts
-    from tts_vision.comparisons import compare as run_comparison
-    from tts_vision.types import Prompt
-
     base = override({}, overrides or [])
     if foreign := sorted(set(base) - {"model_options", "sampler_options"}):
         raise ConfigError(
             f"--set of 'compare' takes model.KEY, sampler.KEY and pipeline.KEY but got {foreign[0]!r}; "
             "parameters of an algorithm are written '--algorithm name:key=value'."
         )
-    texts = [Prompt(text) for text in prompts or []] + (read_prompts(prompts_file) if prompts_file else [])
-    if not texts:
+    records = _records(prompts, prompts_file)
+    if not records:
         raise ConfigError(
             "A comparison needs at least one prompt but got none; give PROMPTS or --prompts FILE."
         )
@@ -357,30 +521,39 @@ def compare(
         base, ("sampler_options", "pipeline_kwargs"), _pipeline(steps, guidance_scale, negative_prompt)
     )
     settings = RunConfig(prompt="-", verifier="-", **_given({"model": model}), **base)
-    folder = output or _free_folder("compare", ctx)
+    chosen = range(seed, seed + int(seeds)) if re.fullmatch("[0-9]{1,5}", seeds) else _read_seeds(seeds)
+    arms = algorithms or ["best_of_n"]
+    folder = output.expanduser() if output is not None else _free_folder("compare", ctx)
+    typer.echo(f"comparing {', '.join(arms)} on {len(records)} prompts, into {folder}", err=True)
+
+    from tts_vision.comparisons import Cell
+    from tts_vision.comparisons import compare as run_comparison
+    from tts_vision.hub import asked_once
+    from tts_vision.types import Prompt
 
     def report(done: int, total: int, cell: Cell) -> None:
         line = f"{done}/{total}  {cell.algorithm}  {cell.score:.4f}  {cell.prompt!r} seed {cell.seed}"
         typer.echo(line, err=True)
 
+    go_on = f"The same command with '--output {folder}' goes on."
     try:
-        comparison = run_comparison(
-            settings.model,
-            texts,
-            algorithms=algorithms or ["best_of_n"],
-            output=folder,
-            verifiers=verifiers,
-            evaluator=evaluator,
-            budget=budget,
-            seeds=range(seed, seed + seeds),
-            sampler_options=settings.sampler_options,
-            model_options=settings.model_options,
-            max_batch=max_batch,
-            progress=report,
-        )
-    except KeyboardInterrupt:
-        typer.echo(f"Interrupted. The same command with '--output {folder}' goes on.", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        with _explained([*arms, *(verifiers or []), evaluator or "", settings.model], go_on), asked_once():
+            comparison = run_comparison(
+                settings.model,
+                [Prompt(record.text, record.metadata) for record in records],
+                algorithms=arms,
+                output=folder,
+                verifiers=verifiers,
+                evaluator=evaluator,
+                budget=budget,
+                seeds=chosen or (),
+                sampler_options=settings.sampler_options,
+                model_options=settings.model_options,
+                max_batch=max_batch,
+                progress=report,
+            )
+    except KeyboardInterrupt as stop:
+        raise _interrupted(stop, f"Interrupted. {go_on}") from None
     _print(comparison.table())
     typer.echo(f"{folder}/comparison.json, .csv, .png")
 
@@ -404,9 +577,11 @@ def score(
 
     from rich.table import Table
 
+    from tts_vision.hub import asked_once
     from tts_vision.score_files import score_files
 
-    found = score_files(files, prompts, verifiers)
+    with _explained(verifiers), asked_once():
+        found = score_files([file.expanduser() for file in files], prompts, verifiers)
     if as_json:
         typer.echo(json.dumps([file.as_json() for file in found], indent=2, ensure_ascii=False))
     else:
@@ -478,64 +653,316 @@ def list_plugins(
     what: Annotated[
         str | None, typer.Argument(help="A kind (models, samplers, algorithms, verifiers) or a name.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
 ) -> None:
     """Show what is there: models, samplers, algorithms, verifiers, and their parameters."""
-    from tts_vision.registry import entries, lookup
+    from tts_vision.catalogue import listings
 
     kinds = {name: kind for kind in _KINDS for name in (kind, f"{kind}s")}
-    if what is None or what in kinds:
-        for kind in _KINDS if what is None else (kinds[what],):
-            _print(_kind_table(kind, entries(kind)))
+    chosen = _KINDS if what is None or what not in kinds else (kinds[what],)
+    found = [listing for kind in chosen for listing in listings(kind)]
+    if what is not None and what not in kinds:
+        found = [listing for listing in found if listing.name == what] or [_find(what, found, list(kinds))]
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([listing.as_json() for listing in found], indent=2, ensure_ascii=False))
+    elif what is not None and what not in kinds:
+        for listing in found:
+            _print_listing(listing)
+    else:
+        for kind in chosen:
+            _print(_kind_table(kind, [listing for listing in found if listing.kind == kind]))
         if what is None:
             typer.echo("'tts-vision list NAME' shows the parameters of one.")
-        return
-    found = [entry for kind in _KINDS for entry in entries(kind) if entry.name == what]
-    if not found and ("@" in what or ":" in what):
-        found = [lookup("algorithm", what)]
-    if not found:
-        names = [entry.name for kind in _KINDS for entry in entries(kind)]
-        raise UnknownNameError(
-            f"'list' takes a kind ({', '.join(f'{kind}s' for kind in _KINDS)}) or a name "
-            f"({', '.join(names)}) but "
-            f"got {what!r}; {did_you_mean(what, [*kinds, *names])}"
-        )
-    for entry in found:
-        _print_entry(entry)
+
+
+def _find(what: str, known: Sequence[Listing], kinds: Sequence[str]) -> Listing:
+    """A plugin of a user's own, by file or module."""
+    from tts_vision.catalogue import of_entry
+    from tts_vision.registry import lookup
+
+    if "@" in what or ":" in what:
+        return of_entry(lookup("algorithm", what))
+    names = list(dict.fromkeys(listing.name for listing in known))
+    raise UnknownNameError(
+        f"'list' takes a kind ({', '.join(f'{kind}s' for kind in _KINDS)}) or a name "
+        f"({', '.join(names)}) but got {what!r}; {did_you_mean(what, [*kinds, *names])}"
+    )
 
 
 def main() -> None:
     """Runs the command line."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     app()
 
 
-def _run(config: RunConfig, folder: Path, *, resume: bool) -> None:
-    """Runs a search with a progress report, and tells its outcome."""
-    from tts_vision.progress import ProgressReport
-    from tts_vision.runner import run
+def _records(
+    prompts: Sequence[str] | None, file: Path | None, overrides: Sequence[str] | None = None
+) -> list[Record]:
+    """The prompts of a command line, in order."""
+    from tts_vision.prompt_files import Record, read_records
 
-    going_on = f"'tts-vision resume {folder}' goes on from where it stopped."
+    found = [Record(text) for text in prompts or ()] + ([] if file is None else read_records(file))
+    if found and any(text.startswith("prompt=") for text in overrides or ()):
+        raise ConfigError(
+            f"A prompt must be given once but got {found[0].text!r} and '--set prompt=...'; keep one."
+        )
+    if len(prompts or ()) > 2 and all(len(text.split()) == 1 for text in prompts or ()):
+        typer.echo(f"note    {len(prompts or ())} prompts of one word each; quotes make one prompt", err=True)
+    return found
+
+
+def _read_seeds(text: str | None) -> list[int] | None:
+    """Root seeds as they are listed on a command line: ``0-3,7``."""
+    if text is None:
+        return None
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + _MOST_SEEDS:
+            raise ConfigError(
+                f"Seeds must be numbers and ranges such as '0-3,7', at most {_MOST_SEEDS} in each, but got "
+                f"{text!r}; change {part.strip()!r}."
+            )
+        seeds |= dict.fromkeys(range(first, last + 1))
+    return list(seeds)
+
+
+def _searches(
+    values: Mapping[str, Any], records: Sequence[Record], seeds: Sequence[int] | None
+) -> list[RunConfig]:
+    """The settings of each search that is asked for, each once."""
+    found: dict[str, RunConfig] = {}
+    asked = 0
+    for record in records or [None]:
+        for seed in seeds or [None]:
+            own = dict(values)
+            if record is not None:
+                own["prompt"] = record.text
+                own["prompt_metadata"] = dict(record.metadata) or values.get("prompt_metadata") or {}
+            if seed is not None:
+                own["seed"] = seed
+            config = RunConfig(**own)
+            found.setdefault(config.hash, config)
+            asked += 1
+    if asked > len(found):
+        typer.echo(f"note    {asked - len(found)} searches were asked for twice and count once", err=True)
+    return list(found.values())
+
+
+@contextmanager
+def _explained(
+    specs: Iterable[str], go_on: str = "", begun: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Unexpected errors of the block are told by whose code raised them."""
     try:
-        with ProgressReport(sys.stderr) as report, warnings.catch_warnings():
-            warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
-            observe: Observer = report
-            result = run(config, output=folder, resume=resume, progress=observe)
-    except KeyboardInterrupt:
-        begun = (folder / "config.yaml").exists()
-        typer.echo(f"Interrupted. {going_on}" if begun else "Interrupted before the search began.", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        yield
     except TTSVisionError:
         raise
-    except Exception as error:
-        raise TTSVisionError(
-            f"A search must run to its end but stopped with {type(error).__name__}: {error}. {going_on} "
-            "'--debug' shows the traceback."
+    except (Exception, SystemExit) as error:
+        from tts_vision.failures import explain
+
+        raise explain(
+            error, specs=[spec for spec in specs if spec], go_on=go_on if begun() else ""
         ) from error
-    _tell(result, folder)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    live: Live | None = None,
+    trust: bool | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
+    count: str = "",
+) -> None:
+    """Runs a search with a progress report, and tells its outcome.
+
+    Args:
+        config: The search.
+        folder: Its output folder.
+        resume: Whether to go on with what the folder holds.
+        live: Objects in the place of names.
+        trust: Whether the folder's configuration is trusted, where it is what the search is taken from.
+        as_json: Tell the outcome as one JSON object.
+        quiet: Tell no progress, and of the outcome the path of the best sample.
+        count: Which search it is of how many.
+    """
+    from tts_vision.progress import ProgressReport
+
+    if not quiet:
+        prompt = config.prompt if len(config.prompt) <= 60 else f"{config.prompt[:59]}…"
+        settings = f"{config.algorithm}, {config.budget}, {config.model}"
+        typer.echo(f"{count}{prompt!r} ({settings}), into {folder}", err=True)
+    go_on = f"'tts-vision resume {folder}' goes on from where it stopped."
+
+    def begun() -> bool:
+        return (folder / "config.yaml").exists()
+
+    specs = [config.algorithm, config.verifier, config.holdout_verifier or "", config.model]
+    try:
+        with (
+            ProgressReport(sys.stderr) if not quiet else nullcontext() as report,
+            _explained(specs, go_on, begun),
+            warnings.catch_warnings(),
+            _only_on_stderr() if as_json else nullcontext(),
+        ):
+            from tts_vision.hub import asked_once
+            from tts_vision.runner import resume as continue_search
+            from tts_vision.runner import run
+
+            warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
+            observe: Observer | None = report
+            with asked_once():
+                if trust is None:
+                    result = run(config, live, output=folder, resume=resume, progress=observe)
+                else:
+                    result = continue_search(folder, trust=trust, progress=observe)
+    except KeyboardInterrupt as stop:
+        message = f"Interrupted. {go_on}" if begun() else "Interrupted before the search began."
+        raise _interrupted(stop, message) from None
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(_outcome(result, folder), ensure_ascii=False))
+    elif quiet:
+        typer.echo(str(_best_file(folder)))
+    else:
+        _tell(result, folder)
+
+
+def _run_all(
+    searches: Sequence[RunConfig], output: Path | None, ctx: typer.Context, *, as_json: bool, quiet: bool
+) -> None:
+    """Runs several searches of one model, which is loaded once.
+
+    A search that fails after others succeeded is told, and the rest go on; exit code 1 says so.
+    """
+    import json
+
+    live: Live | None = None
+    failed = 0
+    for number, config in enumerate(searches, start=1):
+        folder = _free_folder(config.prompt, ctx) if output is None else output / _folder_name(config)
+        count = f"{number}/{len(searches)}  "
+        try:
+            if live is None:
+                live = _load(config, quiet=quiet)
+            _run(
+                config,
+                folder,
+                resume=output is not None,
+                live=live,
+                as_json=as_json,
+                quiet=quiet,
+                count=count,
+            )
+        except TTSVisionError as error:
+            if failed == number - 1:
+                raise
+            failed += 1
+            typer.echo(f"Error: {count}{config.prompt!r}, seed {config.seed}: {error}", err=True)
+            if as_json:
+                facts = {"folder": str(folder), "prompt": config.prompt, "seed": config.seed}
+                typer.echo(json.dumps({**facts, "error": str(error)}, ensure_ascii=False))
+    if failed:
+        raise typer.Exit(_INCOMPLETE)
+
+
+def _folder_name(config: RunConfig) -> str:
+    """The folder of one of several searches, by what it searches for."""
+    import hashlib
+
+    words = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:40].rstrip("-") or "run"
+    task = f"{config.prompt}\n{sorted(config.prompt_metadata.items(), key=repr)}"
+    return f"{words}-{hashlib.sha256(task.encode()).hexdigest()[:6]}-s{config.seed}"
+
+
+def _load(config: RunConfig, *, quiet: bool) -> Live:
+    """The model and the verifier of several searches."""
+    if not quiet:
+        typer.echo(f"loading {config.model} and {config.verifier}", err=True)
+    if config.holdout_verifier == config.verifier:
+        raise ConfigError(
+            f"A holdout must not guide the search but {config.verifier!r} is both; name another one."
+        )
+    with _explained([config.verifier, config.model]):
+        from tts_vision.hub import asked_once
+        from tts_vision.resolve import Live, fill_defaults, find_verifier, load_model, load_verifier
+
+        fill_defaults(config)  # mistakes that need no model are told before one is loaded
+        verifier = load_verifier(find_verifier(config.verifier))
+        with asked_once():
+            return Live(pipe=load_model(config), verifier=verifier)
+
+
+@contextmanager
+def _only_on_stderr() -> Iterator[None]:
+    """What is printed in the block goes to standard error."""
+    from contextlib import redirect_stdout
+
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _best_file(folder: Path) -> Path:
+    return next(iter(sorted(folder.glob("best.*"))), folder)
+
+
+def _outcome(result: Result, folder: Path) -> dict[str, Any]:
+    """The outcome of a search as one JSON object; scores that there are not are null."""
+    best, plain, spent, holdout = result.best, result.plain, result.spent, result.holdout
+
+    def number(value: float | None) -> float | None:
+        return value if value is not None and value == value and abs(value) != float("inf") else None
+
+    return {
+        "folder": str(folder),
+        "best": str(_best_file(folder)),
+        "prompt": result.config.prompt,
+        "seed": result.config.seed,
+        "model": result.config.model,
+        "algorithm": result.config.algorithm,
+        "verifier": result.config.verifier,
+        "score": number(best.score.value),
+        "parts": {name: number(value) for name, value in best.score.parts.items()},
+        "plain_score": None if plain is None else number(plain.score.value),
+        "holdout": None
+        if holdout is None
+        else {
+            "verifier": result.config.holdout_verifier,
+            "best": number(holdout.best),
+            "first": number(holdout.first),
+            "spearman": number(holdout.spearman),
+        },
+        "target": result.config.target,
+        "satisfied": result.satisfied,
+        "samples": len(result.population),
+        "spent": {
+            "nfe": spent.nfe,
+            "macs": spent.macs,
+            "decodes": spent.decodes,
+            "verifier_calls": spent.verifier_calls,
+            "seconds": round(spent.elapsed, 3),
+        },
+        "budget": result.config.budget,
+        "budget_spent": result.budget_spent,
+        "is_preview": result.is_preview,
+        "warnings": list(result.warnings),
+    }
 
 
 def _tell(result: Result, folder: Path) -> None:
     best, plain, spent = result.best, result.plain, result.spent
-    file = next(iter(sorted(folder.glob("best.*"))), folder)
+    file = _best_file(folder)
     compared = ""
     if plain is not None and plain.score.value == plain.score.value:
         compared = f"  (plain sample {plain.score.value:.4f}, {best.score.value - plain.score.value:+.4f})"
@@ -615,57 +1042,44 @@ def _nested(values: Mapping[str, Any], path: Sequence[str], new: Mapping[str, An
     return {**values, path[0]: _nested(values.get(path[0]) or {}, path[1:], new)}
 
 
-def _kind_table(kind: Kind, found: Sequence[Entry]) -> Table:
+def _kind_table(kind: Kind, found: Sequence[Listing]) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{kind}s", title_justify="left", title_style="bold")
     for head in ("name", "what", "needs" if kind == "algorithm" else "notes", "parameters"):
         table.add_column(head)
-    for entry in found:
-        facts = _facts(entry)
-        _add_row(table, entry.name, entry.summary, facts, ", ".join(_parameters_of(entry)))
+    for listing in found:
+        names = ", ".join(setting.name for setting in listing.parameters)
+        _add_row(table, listing.name, listing.summary, _facts(listing), names)
     return table
 
 
-def _facts(entry: Entry) -> str:
-    facts = sorted(entry.needs)
-    facts += ["(stochastic steps)"] if entry.wants_stochastic else []
-    facts += sorted(getattr(entry.target, "accepts", ())) if entry.kind == "verifier" else []
-    return ", ".join([*facts, *(f"{key}: {value}" for key, value in entry.notes.items())])
+def _facts(listing: Listing) -> str:
+    facts = [*listing.needs, *(["(stochastic steps)"] if listing.wants_stochastic else []), *listing.accepts]
+    return ", ".join([*facts, *(f"{key}: {value}" for key, value in listing.notes.items())])
 
 
-def _parameters_of(entry: Entry) -> Mapping[str, Parameter]:
-    """What a user may set by name; what the toolkit itself passes is left out."""
-    from tts_vision.parameters import parameters
-
-    return {name: p for name, p in parameters(entry.target).items() if name != "options"}
-
-
-def _print_entry(entry: Entry) -> None:
-    import inspect
-
-    typer.echo(f"{entry.kind} {entry.name}")
-    typer.echo(inspect.cleandoc(entry.target.__doc__ or "").partition("\nArgs:")[0].strip())
-    if entry.paper:
-        typer.echo(f"paper: {entry.paper}")
-    if facts := _facts(entry):
-        typer.echo(f"{'needs' if entry.kind == 'algorithm' else 'notes'}: {facts}")
-    if _parameters_of(entry):
-        _print(_parameter_table(entry, flags=entry.kind == "algorithm"))
+def _print_listing(listing: Listing) -> None:
+    typer.echo(f"{listing.kind} {listing.name}")
+    typer.echo(listing.doc.partition("\nArgs:")[0].strip())
+    if listing.paper:
+        typer.echo(f"paper: {listing.paper}")
+    if facts := _facts(listing):
+        typer.echo(f"{'needs' if listing.kind == 'algorithm' else 'notes'}: {facts}")
+    if listing.parameters:
+        _print(_parameter_table(listing, flags=listing.kind == "algorithm"))
 
 
-def _parameter_table(entry: Entry, *, flags: bool) -> Table:
-    import inspect
-
+def _parameter_table(listing: Listing, *, flags: bool) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"parameters of {entry.name}", title_justify="left", title_style="bold")
+    table = Table(title=f"parameters of {listing.name}", title_justify="left", title_style="bold")
     for head in ("flag" if flags else "name", "type", "default", "meaning"):
         table.add_column(head)
-    for name, p in _parameters_of(entry).items():
-        default = "required" if p.default is inspect.Parameter.empty else str(p.default)
-        default = "fits the budget" if name == entry.size else default
-        _add_row(table, _as_flag(name) if flags else name, p.type_name, default, p.help)
+    for setting in listing.parameters:
+        name = _as_flag(setting.name) if flags else setting.name
+        default = "fits the budget" if setting.name == listing.size else setting.default
+        _add_row(table, name, setting.type, default, setting.help)
     return table
 
 

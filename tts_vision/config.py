@@ -316,6 +316,11 @@ class RunConfig(_Settings):
         text = json.dumps(self.content, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> RunConfig:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("hash", None)  # of the settings before
+        return copied
+
     @property
     def live(self) -> list[str]:
         """Settings that were Python objects and cannot be loaded back."""

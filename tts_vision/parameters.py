@@ -213,14 +213,14 @@ def _type_name(annotation: Any) -> str:
 def _helps(target: Callable[..., Any]) -> dict[str, str]:
     """What docstrings say of parameters; those of a class come before those of its bases."""
     if not inspect.isclass(target):
-        return _argument_helps(inspect.getdoc(target) or "")
+        return argument_helps(inspect.getdoc(target) or "")
     helps: dict[str, str] = {}
     for base in reversed(target.__mro__):
-        helps |= _argument_helps(inspect.cleandoc(base.__doc__ or ""))
+        helps |= argument_helps(inspect.cleandoc(base.__doc__ or ""))
     return helps
 
 
-def _argument_helps(doc: str) -> dict[str, str]:
+def argument_helps(doc: str) -> dict[str, str]:
     """The entries of a Google-style ``Args:`` section."""
     helps: dict[str, str] = {}
     name = ""

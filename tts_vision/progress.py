@@ -6,15 +6,16 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from tts_vision.context import SearchContext
-from tts_vision.trace import Event
+if TYPE_CHECKING:
+    from tts_vision.context import SearchContext
+    from tts_vision.trace import Event
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -156,6 +156,16 @@ def entries(kind: Kind) -> list[Entry]:
     return sorted((e for (k, _), e in _ENTRIES.items() if k == kind), key=lambda e: e.name)
 
 
+def loaded(kind: Kind) -> list[Entry]:
+    """The plugins of a kind that are registered so far; nothing is imported."""
+    return [entry for (known, _), entry in _ENTRIES.items() if known == kind]
+
+
+def outside(kind: Kind) -> bool:
+    """Whether other distributions bring plugins of a kind, or some have no source: they must be imported."""
+    return bool(_entry_points(kind)) or not _scan(PACKAGES[kind]).is_whole
+
+
 def lookup(kind: Kind, name: str) -> Entry:
     """The plugin called `name`: a registered name, ``module:attr`` or ``file.py@name``.
 
@@ -256,7 +266,7 @@ class _Scan:
 
 @cache
 def _scan(package: str) -> _Scan:
-    sources = {module: _source(module) for module in _public_modules(package)}
+    sources = {module: source(module) for module in public_modules(package)}
     calls = tuple(
         _Call(found["kind"], found["name"], not found["prefix"], module)
         for module, text in sources.items()
@@ -265,7 +275,8 @@ def _scan(package: str) -> _Scan:
     return _Scan(calls, None not in sources.values())
 
 
-def _source(module: str) -> str | None:
+def source(module: str) -> str | None:
+    """The source of a module, without importing it; None without one."""
     spec = importlib.util.find_spec(module)
     get_source = getattr(spec.loader, "get_source", None) if spec is not None else None
     try:
@@ -275,7 +286,8 @@ def _source(module: str) -> str | None:
     return text
 
 
-def _public_modules(package: str) -> list[str]:
+def public_modules(package: str) -> list[str]:
+    """The modules of a plugin package in which plugins register."""
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     return [f"{package}.{info.name}" for info in found if not info.name.startswith("_")]
 
@@ -283,7 +295,7 @@ def _public_modules(package: str) -> list[str]:
 @cache
 def _discover(package: str) -> None:
     """Imports every public module of a plugin package; importing registers."""
-    for module in _public_modules(package):
+    for module in public_modules(package):
         importlib.import_module(module)
 
 
@@ -361,10 +373,17 @@ def _load(module_name: str, file: Path, modified: int) -> ModuleType:
         spec.loader.exec_module(module)
     except ConfigError:
         raise
-    except Exception as error:
+    except SyntaxError as error:
         raise UnknownNameError(
-            f"{str(file)!r} must be a Python file that can be run but: {type(error).__name__}: {error}; "
-            "repair it."
+            f"{str(file)!r} must be a Python file that can be run but line {error.lineno} of "
+            f"{Path(error.filename or file).name} is no Python ({error.msg}); repair it."
+        ) from error
+    except (Exception, SystemExit) as error:
+        from tts_vision.failures import innermost
+
+        raise UnknownNameError(
+            f"{str(file)!r} must be a Python file that can be run but {innermost(error)} raised "
+            f"{type(error).__name__}: {error}; repair it."
         ) from error
     return module
 
