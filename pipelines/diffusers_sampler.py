@@ -274,7 +274,7 @@ class DiffusersSampler(Sampler):
             "guidance_scale": {**defaults, **call}.get("guidance_scale"),
             "negative_prompt": call.get("negative_prompt"),
             "scheduler": type(self._driver.scheduler).__name__,
-            "scheduler_config": _json_parts(self._driver.scheduler.config),
+            "scheduler_config": _json_parts(getattr(self._driver.scheduler, "config", None) or {}),
             "stochastic": self._noise,
             "model_id": getattr(pipe, "name_or_path", None),
             "dtype": str(getattr(pipe, "dtype", "")).removeprefix("torch."),

@@ -181,12 +181,11 @@ def read_text(path: Path) -> dict[str, str]:
         if path.suffix.lower() in _CLIPS:
             return _json_text(_tags(path).get("comment"))
         with Image.open(path) as image:
-            described = image.getexif().get(_DESCRIPTION)
-            if described is not None:
-                return _json_text(described)
-            text = {key: value for key, value in image.info.items() if isinstance(value, str)}
-            return {str(key): value for key, value in text.items()}
-    except (OSError, ValueError, SyntaxError, ConfigError):
+            if image.format != "PNG":
+                return _json_text(image.getexif().get(_DESCRIPTION))
+            # of a PNG, Pillow reads all pixels to look for EXIF
+            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+    except (OSError, ValueError, SyntaxError, ConfigError, Image.DecompressionBombError):
         return {}
 
 

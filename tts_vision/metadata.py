@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from PIL import Image
 from tts_vision.config import RunConfig
 from tts_vision.media import facts_of
 from tts_vision.rng import row_seed
-from tts_vision.trace import Family
+from tts_vision.trace import Event, Family
 from tts_vision.types import Media, Score
 
 _VERSIONS = ("tts-vision", "torch", "diffusers")
@@ -95,6 +96,17 @@ def sample_text(
     if unforked and own and facts.get("plain") and preview_step is None and isinstance(media, Image.Image):
         text["parameters"] = _parameters(text, facts)
     return text
+
+
+def model_fingerprint(events: Sequence[Event]) -> dict[str, str]:
+    """A digest of what is known of a live pipeline at the beginning of a search; empty for a named model."""
+    first = events[0] if events else None
+    known = {} if first is None or first.kind != "began" else getattr(first, "fingerprint", {})
+    facts = {key: value for key, value in known.items() if key.startswith("model")}
+    if not facts:
+        return {}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return {"model_fingerprint": digest[:12]}
 
 
 def from_seed(family: Family, uid: int) -> bool:

@@ -34,7 +34,7 @@ from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Spent
 from tts_vision.media import read_text, still, suffix_of, write_media
-from tts_vision.metadata import from_seed, sample_text, version_of
+from tts_vision.metadata import from_seed, model_fingerprint, sample_text, version_of
 from tts_vision.resampling import ess, normalise
 from tts_vision.trace import Ancestor, Event, Family, answers, lineage, read_trace
 from tts_vision.types import Media, Score
@@ -297,7 +297,7 @@ class SampleMemory(MediaStore):
             self.family,
             candidate.uid,
             candidate.score,
-            facts=candidate.facts,
+            facts={**candidate.facts, **model_fingerprint(self.journal.events)},
             media=candidate.media,
             preview_step=step,
         )
@@ -330,6 +330,7 @@ class SampleFolder(SampleMemory):
         label = "invalid" if score.is_invalid else "unscored" if math.isnan(score.value) else ""
         value = f"_{label}" if label else f"_{score.value:.4f}" if settled else ""
         name = f"{POPULATION}/{uid:05d}{value}{suffix_of(media)}"
+        facts = {**facts, **model_fingerprint(self.journal.events)}
         text = sample_text(self.config, self.family, uid, score, settled=settled, facts=facts, media=media)
         for path in _files(self.root / name):
             replace_file(path, lambda part: write_media(media, part, text), "A sample")
