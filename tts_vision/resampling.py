@@ -18,6 +18,9 @@ Ancestors: TypeAlias = NDArray[np.int64]
 Scheme: TypeAlias = Callable[[Floats, int, np.random.Generator], Ancestors]
 
 
+_ALIKE = 1e-4  # rewards whose spread is a smaller share of them are alike
+
+
 def log_mean_exp(log_weights: Any) -> float:
     """``log(mean(exp(log_weights)))`` of the entries that are numbers; 0 when there are none."""
     values = np.asarray(log_weights, dtype=np.float64)
@@ -62,11 +65,11 @@ def strength_for(rewards: Any, target: float) -> float | None:
         target: Effective sample size, above 1 and below N.
 
     Returns:
-        The factor; None where fewer than two rewards differ, so that none is defined.
+        The factor; None where fewer than two rewards differ by more than rounding, so that none is defined.
     """
     values = np.asarray(rewards, dtype=np.float64)
     known = values[np.isfinite(values)]
-    if len(known) < 2 or not known.std() or target >= len(values):
+    if len(known) < 2 or known.std() <= _ALIKE * np.abs(known).max() or target >= len(values):
         return None
     low, high = -12.0, 12.0  # of the logarithm of the factor times the spread
     for _ in range(60):

@@ -45,7 +45,9 @@ def test_strength_for_an_effective_sample_size(target: float) -> None:
     assert scaled == pytest.approx(strength / 0.018, rel=1e-6)
 
 
-@pytest.mark.parametrize("rewards", [[1.0, 1.0, 1.0], [math.nan] * 3, [2.0, math.nan, math.nan]])
+@pytest.mark.parametrize(
+    "rewards", [[1.0, 1.0, 1.0], [1.0, 1.0 + 1e-9, 1.0], [0.0] * 3, [math.nan] * 3, [2.0, math.nan, math.nan]]
+)
 def test_no_strength_where_rewards_are_alike(rewards: list[float]) -> None:
     assert strength_for(rewards, 1.5) is None
 
