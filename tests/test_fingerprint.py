@@ -38,7 +38,7 @@ def brightness(images: list[Media], prompts: list[str]) -> list[float]:
 
 
 def begin(pipe: Any, output: Path, **options: Any) -> Result:
-    settings = {"verifier": brightness, "budget": "2x", "pipeline_kwargs": CALL, **options}
+    settings: dict[str, Any] = {"verifier": brightness, "budget": "2x", "pipeline_kwargs": CALL, **options}
     return search(pipe, "two red circles", output=output, **settings)
 
 

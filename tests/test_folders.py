@@ -172,7 +172,12 @@ def test_lost_files_of_any_search_are_made_again(
     algorithm: Callable[[SearchContext], State], sampler: type[Sampler], tmp_path: Path
 ) -> None:
     def begin(output: Path, **options: Any) -> Result:
-        arguments = {"algorithm": algorithm, "verifier": TargetReward(), "budget": "9x", "max_batch": 3}
+        arguments: dict[str, Any] = {
+            "algorithm": algorithm,
+            "verifier": TargetReward(),
+            "budget": "9x",
+            "max_batch": 3,
+        }
         return search(sampler(), "a", output=output, **arguments, **options)
 
     whole = begin(tmp_path / "whole")
@@ -207,7 +212,7 @@ def test_lost_samples_are_made_again(damage: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_made_again_is_told(tmp_path: Path) -> None:
     def begin(output: Path, **options: Any) -> Result:
-        arguments = {"algorithm": two_models, "verifier": TargetReward(), **options}
+        arguments: dict[str, Any] = {"algorithm": two_models, "verifier": TargetReward(), **options}
         return search(GaussianMixtureSampler(num_steps=6), "a", output=output, **arguments)
 
     whole = begin(tmp_path / "whole")

@@ -100,7 +100,7 @@ def _module_facts(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield "class", type(module).__qualname__
     config = getattr(module, "config", None)
     with suppress(Exception):  # of any library
-        values = config.to_dict() if hasattr(config, "to_dict") else config
+        values = config if isinstance(config, Mapping) or config is None else config.to_dict()
         yield "config", _digest(sorted(_settings(values)))
     tensors, weights = _weights(module)
     yield "tensors", tensors

@@ -82,7 +82,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
         tensor = tensors[key]
         check = zlib.crc32(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode(), check)
         if tensor.numel():
-            check = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), check)
+            check = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, check)
     return f"{check:08x}"
 
 

@@ -187,7 +187,7 @@ class _Replay:
             i, is_direct = todo.pop()
             if i in needs:
                 continue
-            event = self._events[i]
+            event = self._event(i)
             stored = self._stored(event)
             if stored is not None:
                 self._made[i], needs[i] = stored, []
@@ -206,7 +206,12 @@ class _Replay:
             raise StorageError(f"the trace has no event that made particle {uid} at step {step}.")
         return found[at - 1]
 
-    def _stored(self, event: Event) -> State | None:
+    def _event(self, i: int) -> Birth | Computed:
+        event = self._events[i]
+        assert isinstance(event, (Birth, Computed))
+        return event
+
+    def _stored(self, event: Birth | Computed) -> State | None:
         if event.kind != "computed" or event.blob is None:
             return None
         like = State(
@@ -223,8 +228,7 @@ class _Replay:
         return None if state.is_placeholder else state
 
     def _make(self, i: int) -> State:
-        event = self._events[i]
-        assert event.kind in ("birth", "computed")
+        event = self._event(i)
         sampler = self.sampler(event.uids[0])
         origins = _origins(event)
         if not origins:
@@ -286,10 +290,9 @@ class _Replay:
         return sampler
 
 
-def _origins(event: Any) -> tuple[int, ...]:
+def _origins(event: Birth | Computed) -> tuple[int, ...]:
     """The particles whose rows an event starts from."""
-    parents: tuple[int, ...] = event.parents if event.kind == "birth" else event.uids
-    return parents
+    return event.parents if event.kind == "birth" else event.uids
 
 
 def _particles(uids: Sequence[int], step: int) -> str:
