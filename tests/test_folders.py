@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -493,6 +494,56 @@ def test_damaged_lines_are_told_and_left(line: bytes, message: str, tmp_path: Pa
     assert tree(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("birth", {"move": {"beta": 1}}, "its move has no name"),
+        ("birth", {"seeds": [1]}, "seeds are not one for each particle"),
+        ("birth", {"parents": [7, 8, 9, 10]}, "no line before it made 7"),
+        ("birth", {"conditions": ["x", "x", "x", "x"]}, "no line before it made x"),
+        ("computed", {"uids": [0, 99]}, "no line before it made 99"),
+        ("computed", {"first": -1}, "are counted from 0"),
+        ("computed", {"what": "gradient"}, "it has no rewards"),
+        ("score", {"files": ["00000_0.1000.png"]}, "files are not one for each particle"),
+        ("score", {"scores": []}, "scores are not one for each particle"),
+        ("score", {"uids": [5, 6, 7, 8]}, "no line before it made 5"),
+    ],
+)
+def test_events_that_no_search_wrote_are_told(
+    kind: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    whole = run(config(), output=tmp_path / "whole", figures=False)
+    folder = stopped(tmp_path / "cut", config(), len(whole.trace) - 2)
+
+    def damage(event: dict[str, Any]) -> None:
+        if kind in (event["kind"], event.get("what")):
+            event |= change
+
+    rewritten(folder, damage)
+    before = tree(folder)
+    with pytest.raises(StorageError, match=message):
+        resumed(folder)
+    assert {k: v for k, v in tree(folder).items() if k != "trace.jsonl"} == {
+        k: v for k, v in before.items() if k != "trace.jsonl"
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("population", 3), ("population", [{"uid": {}}]), ("best", {"file": 3}), ("spent", "much")],
+)
+def test_a_damaged_result_is_told(key: str, value: Any, tmp_path: Path) -> None:
+    run(config(), output=tmp_path, figures=False)
+    result = json.loads((tmp_path / "result.json").read_text())
+    changed = {**result[key], **value} if key == "best" else value
+    (tmp_path / "result.json").write_text(json.dumps({**result, key: changed}))
+    with pytest.raises(StorageError, match=r"must be what a search wrote|must be of files in it"):
+        load_result(tmp_path)
+    (tmp_path / "result.json").unlink()
+    resumed(tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["best"] == result["best"]
+
+
 def test_a_trace_without_its_beginning_is_of_an_earlier_version(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "cut", config(), 4)
     lines = (folder / "trace.jsonl").read_bytes().split(b"\n")
@@ -574,7 +625,7 @@ def test_names_in_a_record_stay_inside(name: str, tmp_path: Path, outside: Path)
         for entry in changed["population"] if key == "population" else [changed["best"]]:
             entry["file"] = name
         (whole / "result.json").write_text(json.dumps(changed))
-        for act in (load_result, replay, tts_vision.resume):
+        for act in (load_result, partial(replay, trust=True), partial(tts_vision.resume, trust=True)):
             with pytest.raises(StorageError, match="must be of files in it but"):
                 act(whole)
     assert tree(outside) == user
@@ -618,7 +669,7 @@ def test_symlinks_are_not_followed(name: str, finished: bool, tmp_path: Path, ou
         link.unlink(missing_ok=True)
         link.symlink_to(outside / "secret")
     user = tree(outside)
-    for act in (tts_vision.resume, replay, load_result):
+    for act in (partial(tts_vision.resume, trust=True), partial(replay, trust=True), load_result):
         with suppress(StorageError, ConfigError):
             act(folder)
     assert tree(outside) == user
@@ -651,7 +702,7 @@ def test_special_files_do_not_hang(tmp_path: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)
         with pytest.raises((StorageError, ConfigError), match=r"special file|regular"):
-            tts_vision.resume(folder)
+            tts_vision.resume(folder, trust=True)
         shutil.rmtree(folder)
 
 

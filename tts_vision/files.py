@@ -46,13 +46,13 @@ def is_plain(name: str) -> bool:
     return _PLAIN.fullmatch(name) is not None
 
 
-def inside(root: Path, name: str) -> Path:
+def inside(root: Path, name: Any) -> Path:
     """The file of a folder that a record names: in the folder itself, or in its ``population``.
 
     Raises:
         StorageError: If the name leads elsewhere, or what is there is no regular file.
     """
-    folder, _, last = name.rpartition("/")
+    folder, _, last = str(name).rpartition("/")
     if folder not in ("", POPULATION) or not is_plain(last):
         raise StorageError(
             f"Names in a result folder must be of files in it but {str(root)!r} records {name!r}; the folder "

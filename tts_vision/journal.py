@@ -38,7 +38,7 @@ from tts_vision.files import (
     replace_file,
     storage,
 )
-from tts_vision.trace import Began, Event, read_trace
+from tts_vision.trace import Began, Event, check_order, read_trace
 from tts_vision.types import Rows, State, in_layout, layout_of
 
 SYNC = 0.02
@@ -115,6 +115,7 @@ class Journal:
         self._blobs = folder / STATE
         with storage(folder, "The trace"):
             self.events = read_trace(self._path)
+            check_order(self.events, self._path)
             folder.mkdir(parents=True, exist_ok=True)
             make_inside(self._blobs)
             self._file = append_to(self._path)

@@ -36,7 +36,7 @@ from tts_vision.ledger import Budget, Spent
 from tts_vision.media import read_text, still, suffix_of, write_media
 from tts_vision.metadata import from_seed, model_fingerprint, sample_text, version_of
 from tts_vision.resampling import ess, normalise
-from tts_vision.trace import Ancestor, Event, Family, answers, lineage, read_trace
+from tts_vision.trace import Ancestor, Event, Family, answers, check_order, lineage, read_trace
 from tts_vision.types import Media, Score
 
 if TYPE_CHECKING:
@@ -439,6 +439,7 @@ def load_result(root: Path | str) -> Result:
         population = [_candidate(entry, root) for entry in found["population"]]
         best = None if found["best"] is None else _candidate(found["best"], root, best=True)
         events = read_trace(root / TRACE)
+        check_order(events, root / TRACE)
         result = Result(
             winner=best,
             population=population,
@@ -451,7 +452,7 @@ def load_result(root: Path | str) -> Result:
             is_preview=found["is_preview"],
             satisfied=found.get("satisfied"),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{str(root / RESULT)!r} must be what a search wrote but cannot be read ({error!r}); delete "
             f"it, and 'tts-vision resume {root}' writes it again."
@@ -495,7 +496,8 @@ def _candidate(entry: Mapping[str, Any], root: Path, *, best: bool = False) -> C
     text = {} if path is None else read_text(path)
     if entry["row_seed"] is not None:
         text["row_seed"] = str(entry["row_seed"])
-    return Candidate(entry["uid"], score, entry["step"], entry.get("preview", False), path=path, text=text)
+    uid, step, preview = int(entry["uid"]), int(entry["step"]), bool(entry.get("preview", False))
+    return Candidate(uid, score, step, preview, path=path, text=text)
 
 
 def _number(value: float) -> float | str | None:

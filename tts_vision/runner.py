@@ -16,6 +16,7 @@ from tts_vision.fingerprint import check_fingerprint, fingerprint
 from tts_vision.folders import (
     check_folder,
     check_new,
+    check_unchanged,
     find_began,
     is_finished,
     make_folder,
@@ -141,6 +142,7 @@ def resume(folder: Path | str, *, trust: bool = False, progress: Observer | None
     config = read_config(root)
     if is_finished(root):  # reading it runs nothing
         return _reopened(root)
+    check_unchanged(root, config, find_began(root))
     with trusting(root, config, trust=trust):
         return run(config, output=root, resume=True, progress=progress)
 

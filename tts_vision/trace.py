@@ -227,6 +227,9 @@ def _event(path: Path, number: int, line: bytes) -> Event:
         event = _ADAPTER.validate_json(line)
     except ValidationError as error:
         raise StorageError(_refusal(path, number, line, error)) from None
+    flaw = _flaw(event)
+    if flaw is not None:
+        raise StorageError(_DAMAGED.format(path=str(path), number=number, flaw=f" ({flaw})"))
     for name in _files(event):
         if not is_plain(name.removeprefix(f"{POPULATION}/")):
             raise StorageError(
@@ -236,12 +239,66 @@ def _event(path: Path, number: int, line: bytes) -> Event:
     return event
 
 
+def check_order(events: Iterable[Event], path: Path) -> None:
+    """Checks that each event is of particles and conditions that events before it made.
+
+    Args:
+        events: A whole trace.
+        path: Its file, for the message.
+
+    Raises:
+        StorageError: If one is not.
+    """
+    born: set[int] = set()
+    conditions: set[str] = set()
+    for number, event in enumerate(events, start=1):
+        known = event.uids
+        if event.kind == "birth":
+            conditions |= set(event.defined)
+            known = event.parents
+        elif event.kind == "answer" and not event.scores:
+            known = ()
+        unknown = [str(uid) for uid in known if uid not in born]
+        unknown += [digest for digest in getattr(event, "conditions", ()) if digest not in conditions]
+        if unknown:
+            flaw = f" (no line before it made {unknown[0]})"
+            raise StorageError(_DAMAGED.format(path=str(path), number=number, flaw=flaw))
+        if event.kind == "birth":
+            born |= set(event.uids)
+
+
+def _flaw(event: Event) -> str | None:
+    """The reason why an event cannot have been written by a search; None if there is none."""
+    rows: dict[str, int] = {}
+    if event.kind == "birth":
+        if not isinstance(event.move.get("name"), str):
+            return "its move has no name"
+        rows = {"parents": len(event.parents), "seeds": len(event.seeds), "conditions": len(event.conditions)}
+    elif event.kind == "computed":
+        rows = {"rewards": len(event.rewards), "reasons": len(event.reasons)}
+        if event.what == "gradient" and not event.rewards:
+            return "it has no rewards"
+    elif event.kind == "answer":
+        rows = {"scores": len(event.scores), "files": len(event.files)}
+        if event.what in ("score", "stage_score", "heldout") and len(event.scores) != len(event.uids):
+            return "scores are not one for each particle"
+    wrong = next((name for name, n in rows.items() if n not in (0, len(event.uids))), None)
+    if wrong is not None:
+        return f"{wrong} are not one for each particle"
+    counts = (event.op, event.step, getattr(event, "from_step", 0), getattr(event, "first", 0))
+    return "operations, steps and rows are counted from 0" if min(counts) < 0 else None
+
+
 def _files(event: Event) -> list[str]:
     """The names of files in an event."""
     blob = [event.blob] if event.kind in ("computed", "answer") and event.blob is not None else []
     return blob + [name for name in event.files if name] if event.kind == "answer" else blob
 
 
+_DAMAGED = (
+    "Every line of a trace must be an event but line {number} of {path!r} is damaged{flaw}; restore the "
+    "file, or start the search again in another folder."
+)
 _FORMER_VERSION = (
     "A trace must be of this version but {path!r} was written by an earlier one (event {kind!r} in line "
     "{number}); resume it with that version, or start the search again in another folder."
@@ -252,11 +309,8 @@ def _refusal(path: Path, number: int, line: bytes, error: ValidationError) -> st
     try:
         kind = json.loads(line).get("kind")
     except (ValueError, AttributeError):
-        return (
-            f"Every line of a trace must be an event but line {number} of {str(path)!r} is damaged; restore "
-            "the file, or start the search again in another folder."
-        )
-    if kind in _FORMER:
+        return _DAMAGED.format(path=str(path), number=number, flaw="")
+    if isinstance(kind, str) and kind in _FORMER:
         return _FORMER_VERSION.format(path=str(path), kind=kind, number=number)
     reason = error.errors()[0]["msg"]
     return (
