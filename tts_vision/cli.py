@@ -17,16 +17,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from tts_vision.config import RunConfig, Spec, did_you_mean, override, read_yaml
 from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError, UnknownNameError
+from tts_vision.startup import hasten, settle
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tts_vision.catalogue import Listing, Setting
+    from tts_vision.context import SearchContext
     from tts_vision.prompt_files import Record
     from tts_vision.registry import Kind
     from tts_vision.resolve import Live
     from tts_vision.results import Result
-    from tts_vision.runner import Observer
+    from tts_vision.trace import Event
 
 _INCOMPLETE, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 _EXTRA = "algorithm flags"
@@ -536,6 +538,7 @@ def compare(
         typer.echo(line, err=True)
 
     go_on = f"The same command with '--output {folder}' goes on."
+    settle()
     try:
         with _explained([*arms, *(verifiers or []), evaluator or "", settings.model], go_on), asked_once():
             comparison = run_comparison(
@@ -698,6 +701,7 @@ def main() -> None:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    hasten()
     app()
 
 
@@ -820,7 +824,12 @@ def _run(
             from tts_vision.runner import run
 
             warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
-            observe: Observer | None = report
+
+            def observe(context: SearchContext, event: Event) -> None:
+                settle()
+                if report is not None:
+                    report(context, event)
+
             with asked_once():
                 if trust is None:
                     result = run(config, live, output=folder, resume=resume, progress=observe)
