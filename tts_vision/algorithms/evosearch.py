@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tts_vision.algorithms._common import fraction
-from tts_vision.algorithms._evolution import planned
+from tts_vision.algorithms._generations import planned
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
 from tts_vision.moves import AddNoise, AddStepNoise
@@ -16,7 +16,7 @@ from tts_vision.types import State
 @register(
     "algorithm",
     "evosearch",
-    size="n",
+    size="particles",
     needs={"moves"},
     wants_stochastic=True,
     paper="He et al. 2025, arXiv:2505.17618",
@@ -24,6 +24,7 @@ from tts_vision.types import State
 def evosearch(
     ctx: SearchContext,
     *,
+    particles: int | None = None,
     n: int | None = None,
     schedule: str = "sd21",
     evolution_schedule: list[int] | None = None,
@@ -48,12 +49,13 @@ def evosearch(
     early; `strict_reference` does that too, and denoises elites again.
 
     Args:
-        n: Initial noises, with the generations in proportion; those of the schedule without a budget.
+        particles: Particles denoised in all, shared among the generations in proportion; those of the
+            schedule without a budget.
+        n: Initial noises instead, with the generations in proportion.
         schedule: Evolution and population schedule of a model: sd21, flux, wan or hunyuan; rescaled to
-            the number of steps and to `n`.
+            the number of steps and to `particles` or `n`.
         evolution_schedule: Steps at which a generation is made, instead of the model's.
-        population_schedule: Initial noises and then the size of each generation with its elites, instead of
-            `n`.
+        population_schedule: Initial noises and then the size of each generation with its elites, instead.
         elites: How many of the best each generation keeps.
         beta_noise: Strength of the move of initial noise: the share of new noise is its square.
         beta_step: Strength of the move of later states: the share of the step's noise that is new, or of
@@ -65,7 +67,7 @@ def evosearch(
     fraction(beta_noise=beta_noise, beta_step=beta_step, tournament=tournament)
     if additive and strict_reference:
         raise ConfigError("additive and strict_reference are two variants but got both; drop one.")
-    plan = planned(ctx, n, schedule, evolution_schedule, population_schedule, elites)
+    plan = planned(ctx, particles, n, schedule, evolution_schedule, population_schedule, elites)
     S, K, m = plan.evolution, plan.population, plan.elites
     archive: list[list[State]] = [[] for _ in (*S, "end")]
 
