@@ -17,18 +17,16 @@ from typer.core import TyperCommand, TyperGroup
 
 from tts_vision.config import RunConfig, Spec, did_you_mean, override, read_yaml
 from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError, UnknownNameError
-from tts_vision.startup import hasten, settle
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tts_vision.catalogue import Listing, Setting
-    from tts_vision.context import SearchContext
     from tts_vision.prompt_files import Record
     from tts_vision.registry import Kind
     from tts_vision.resolve import Live
     from tts_vision.results import Result
-    from tts_vision.trace import Event
+    from tts_vision.runner import Observer
 
 _INCOMPLETE, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 _EXTRA = "algorithm flags"
@@ -177,7 +175,8 @@ class _GenerateCommand(TyperCommand):
 def _only_named(args: Sequence[str]) -> AbstractContextManager[None]:
     """Keeps a --config file that is not trusted from more than what the command line names as well."""
     words = [(*arg.partition("="), after) for arg, after in zip(args, [*args[1:], ""])]
-    files = [Path(value if equals else after) for flag, equals, value, after in words if flag == "--config"]
+    given = [value if equals else after for flag, equals, value, after in words if flag == "--config"]
+    files = [Path(file).expanduser() for file in given]
     if not files or "--trust" in args:
         return nullcontext()
     from tts_vision.trust import allowing, is_mine, named_in
@@ -538,7 +537,6 @@ def compare(
         typer.echo(line, err=True)
 
     go_on = f"The same command with '--output {folder}' goes on."
-    settle()
     try:
         with _explained([*arms, *(verifiers or []), evaluator or "", settings.model], go_on), asked_once():
             comparison = run_comparison(
@@ -701,7 +699,6 @@ def main() -> None:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)
-    hasten()
     app()
 
 
@@ -825,11 +822,7 @@ def _run(
 
             warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
 
-            def observe(context: SearchContext, event: Event) -> None:
-                settle()
-                if report is not None:
-                    report(context, event)
-
+            observe: Observer | None = report
             with asked_once():
                 if trust is None:
                     result = run(config, live, output=folder, resume=resume, progress=observe)

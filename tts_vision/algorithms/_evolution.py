@@ -55,7 +55,7 @@ class Schedule:
     def at(self, ctx: SearchContext, steps: Sequence[int] | None) -> Schedule:
         """The schedule in steps of another model, or at the steps that are asked for.
 
-        Of its own generations, those that the model cannot breed are left out, all but one if it can breed any.
+        Of its own generations, those that the model cannot breed are left out, all but one if it can breed.
         """
         able = [step for step in range(ctx.num_steps) if ctx.mutation(step, 0.5)]
         sizes: dict[int, int] = {}
