@@ -170,7 +170,7 @@ def test_a_kill_before_or_after_the_verdicts_changes_nothing(tmp_path: Path, mon
         run(config(holdout_verifier=AGAINST, algorithm="evosearch"), output=whole, figures=False)
     for name in ("before", "after"):
         assert not (tmp_path / name / "result.json").exists()
-        resume(tmp_path / name)
+        resume(tmp_path / name, trust=True)
         reports = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", name)]
         assert {**reports[0], "timing": None} == {**reports[1], "timing": None}
         events = read_trace(tmp_path / name / "trace.jsonl")

@@ -87,9 +87,12 @@ def one_writer(folder: Path) -> Iterator[list[Path]]:
         try:
             yield made
         finally:
+            if fcntl is None:
+                os.close(lock)  # Windows removes no open file
             with suppress(OSError):
-                (folder / LOCK).unlink()  # while it is held, so that it is this one
-            os.close(lock)
+                (folder / LOCK).unlink()  # elsewhere while it is held, so that it is this one
+            if fcntl is not None:
+                os.close(lock)
     finally:
         remove_empty(*reversed(made))
 

@@ -359,7 +359,7 @@ def write_result(result: Result, *, figures: bool = True) -> None:
     if result.winner is not None:
         winner = result.winner
         for path in winner.files:
-            copy = partial(Path.write_bytes, data=path.read_bytes())
+            copy = partial(Path.write_bytes, data=read_file(path))
             replace_file(root / f"best{path.suffix}", copy, "The best sample")
         if winner.path is None:
             for path in _files(root / f"best{suffix_of(winner.load())}"):
