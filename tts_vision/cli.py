@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 import signal
@@ -22,15 +23,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tts_vision.catalogue import Listing, Setting
+    from tts_vision.context import SearchContext
     from tts_vision.prompt_files import Record
     from tts_vision.registry import Kind
     from tts_vision.resolve import Live
     from tts_vision.results import Result
-    from tts_vision.runner import Observer
+    from tts_vision.trace import Event
 
 _INCOMPLETE, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 _EXTRA = "algorithm flags"
 _MOST_SEEDS = 100_000
+_RARELY, _OFTEN = 100_000, gc.get_threshold()[0]
 _KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter")
 
 
@@ -430,11 +433,11 @@ def generate(
 
         check_settings(searches[0], repr(str(config)))
     folder = None if output is None else output.expanduser()
-    how = {"as_json": as_json, "quiet": quiet}
     if len(searches) == 1:
-        _run(searches[0], folder or _free_folder(searches[0].prompt, ctx), resume=False, **how)
+        own = folder or _free_folder(searches[0].prompt, ctx)
+        _run(searches[0], own, resume=False, as_json=as_json, quiet=quiet)
     else:
-        _run_all(searches, folder, ctx, **how)
+        _run_all(searches, folder, ctx, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -537,6 +540,7 @@ def compare(
         typer.echo(line, err=True)
 
     go_on = f"The same command with '--output {folder}' goes on."
+    _collect_as_always()
     try:
         with _explained([*arms, *(verifiers or []), evaluator or "", settings.model], go_on), asked_once():
             comparison = run_comparison(
@@ -699,7 +703,16 @@ def main() -> None:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    # importing makes many objects that all stay: looking for garbage among them takes a sixth of the start
+    gc.set_threshold(_RARELY, *gc.get_threshold()[1:])
     app()
+
+
+def _collect_as_always() -> None:
+    """Ends the rare collections of the start; what is there by now stays."""
+    if gc.get_threshold()[0] == _RARELY:
+        gc.freeze()
+        gc.set_threshold(_OFTEN, *gc.get_threshold()[1:])
 
 
 def _records(
@@ -741,8 +754,10 @@ def _searches(
     """The settings of each search that is asked for, each once."""
     found: dict[str, RunConfig] = {}
     asked = 0
-    for record in records or [None]:
-        for seed in seeds or [None]:
+    some: Sequence[Record | None] = records or [None]
+    roots: Sequence[int | None] = seeds or [None]
+    for record in some:
+        for seed in roots:
             own = dict(values)
             if record is not None:
                 own["prompt"] = record.text
@@ -822,7 +837,11 @@ def _run(
 
             warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
 
-            observe: Observer | None = report
+            def observe(context: SearchContext, event: Event) -> None:
+                _collect_as_always()
+                if report is not None:
+                    report(context, event)
+
             with asked_once():
                 if trust is None:
                     result = run(config, live, output=folder, resume=resume, progress=observe)

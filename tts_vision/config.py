@@ -330,13 +330,13 @@ class RunConfig(_Settings):
 class _Loader(yaml.SafeLoader):
     """Reads plain scalars by the core schema of YAML 1.2: ``no``, ``16:9`` and ``010`` are texts."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that a reader of YAML 1.1 or 1.2 would take for something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012
         first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 
@@ -447,9 +447,13 @@ def _broken_rule(name: str, value: Any) -> str:
     if _TEXT_ARGUMENT.fullmatch(name):
         return "" if isinstance(value, str) else "a text"
     if name == "num_inference_steps":
-        return "" if whole and value <= _MOST_STEPS else f"a whole number of at most {_MOST_STEPS}"
+        return (
+            ""
+            if isinstance(value, int) and whole and value <= _MOST_STEPS
+            else f"a whole number of at most {_MOST_STEPS}"
+        )
     if name in _SIZE_ARGUMENTS:
-        return "" if whole and value >= 1 else "a whole number of at least 1"
+        return "" if isinstance(value, int) and whole and value >= 1 else "a whole number of at least 1"
     if name in _NUMBER_ARGUMENTS and (isinstance(value, (str, bool))):
         return "a number"
     return "from 0 to 1" if name == "strength" and not 0 <= float(value) <= 1 else ""
