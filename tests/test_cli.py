@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from toy_plugins import MODEL, VERIFIER
+from tts_vision import cli
 from tts_vision.cli import app
 from tts_vision.results import load_result
 
@@ -542,10 +544,10 @@ def test_list_shows_kinds_and_parameters() -> None:
 def test_list_as_json_has_all_facts() -> None:
     listed = json.loads(ok("list", "--json"))
     assert {entry["kind"] for entry in listed} == {"model", "sampler", "algorithm", "verifier", "rewriter"}
-    (found,) = json.loads(ok("list", "evosearch", "--json"))
-    assert found["needs"] == ["moves"] and found["size"] == "n" and "He et al. 2025" in found["summary"]
+    (found,) = json.loads(ok("list", "zero_order", "--json"))
+    assert found["needs"] == ["noise"] and found["size"] == "n" and "Ma et al. 2025" in found["summary"]
     settings = {setting["name"]: setting for setting in found["parameters"]}
-    assert settings["beta_step"]["type"] == "float" and settings["beta_step"]["help"]
+    assert settings["tau"]["type"] == "float" and settings["tau"]["help"]
     assert {entry["kind"] for entry in json.loads(ok("list", "verifiers", "--json"))} == {"verifier"}
 
 
@@ -680,6 +682,17 @@ def test_listing_loads_nothing_heavy() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "evosearch" in done.stdout
+
+
+def test_garbage_is_collected_as_always_once_a_search_begins() -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(cli._RARELY, *before[1:])
+        ok("generate", "a", *TOY, "-o", "x")
+        assert gc.get_threshold() == before
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def test_help_loads_nothing_heavy() -> None:
