@@ -62,9 +62,24 @@ def best_so_far(events: Sequence[Event], final: Mapping[int, float] | None = Non
     return points
 
 
+def known_at(events: Sequence[Event]) -> dict[int, tuple[float, float]]:
+    """The compute and the seconds that were spent when each sample's score was known, by uid.
+
+    Samples that are scored together are known together, when all of them are paid for.
+    """
+    return {
+        uid: (event.spent.compute, event.spent.elapsed)
+        for event in answers(events, "score")
+        if not event.preview
+        for uid in event.uids
+    }
+
+
 def scaling(
     curve: Sequence[Point],
     *,
+    known: Mapping[int, tuple[float, float]] | None = None,
+    verifier: str = "",
     held_out: Mapping[int, float] | None = None,
     holdout: str | None = None,
     title: str = "",
@@ -74,6 +89,9 @@ def scaling(
 
     Args:
         curve: From `best_so_far`.
+        known: From `known_at`. With it the curve begins at the cost of the first batch and has a dot for each
+            batch; inside batches, where samples share the cost evenly, it is dotted.
+        verifier: What the verifier is called.
         held_out: The holdout's scores by uid, drawn on an axis of their own for the best sample so far.
         holdout: What the holdout is called.
         title: Of the figure.
@@ -83,16 +101,25 @@ def scaling(
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, spent in zip(axes, ([p.compute for p in curve], [p.seconds for p in curve])):
-        draw_scaling(axis, spent, [p.best for p in curve])
+    shared = [[p.compute for p in curve], [p.seconds for p in curve]]
+    for index, (axis, spent) in enumerate(zip(axes, shared)):
+        at = spent if known is None else [known[p.uid][index] for p in curve]
+        last = [i for i in range(len(at)) if i + 1 == len(at) or at[i + 1] > at[i]]  # of each batch
+        batches, best = [at[i] for i in last], [curve[i].best for i in last]
+        draw_scaling(axis, batches, best)
+        if known is not None:
+            axis.plot(batches, best, marker="o", markersize=3.5, linestyle="none", color=_LINE)
+            axis.step(spent, [p.best for p in curve], where="post", color=_LINE, linestyle=":", linewidth=1)
+            axis.set_xlim(left=0)
         if held_out:
             beside = axis.twinx()
             values = [held_out.get(p.best_uid, math.nan) for p in curve]
-            beside.step(spent, values, where="post", color=_BEST, linestyle="--", linewidth=1.4)
+            beside.step(at, values, where="post", color=_BEST, linestyle="--", linewidth=1.4)
             beside.tick_params(axis="y", colors=_BEST)
             if axis is axes[1]:
                 beside.set_ylabel(f"holdout: {_shorten(holdout or '', 40)}", color=_BEST)
-    axes[0].set(xlabel=unit, ylabel="best score so far")
+    by = f" by {_shorten(verifier, 40)}" if verifier else ""
+    axes[0].set(xlabel=unit, ylabel=f"best score so far{by}")
     axes[1].set(xlabel="seconds")
     figure.suptitle(_shorten(title, 90), fontsize=11)
     return figure

@@ -234,10 +234,12 @@ class Result:
 
     def plot(self) -> Figure:
         """The best score so far, against network evaluations and against seconds; the holdout's beside it."""
-        from tts_vision.figures import scaling
+        from tts_vision.figures import known_at, scaling
 
         return scaling(
             self.curve(),
+            known=known_at(self.trace),
+            verifier=self.config.verifier,
             held_out=held_out(self.trace),
             title=self.config.prompt,
             holdout=self.config.holdout_verifier,
