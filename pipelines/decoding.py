@@ -11,7 +11,7 @@ from torch import Tensor
 from tts_vision.media import finite_rows
 
 _AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
-_FLAGS = ("nsfw_content_detected", "nsfw_detected")
+_FLAGS = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
 NOT_FINITE = "that are no finite numbers (NaN or infinity)"
 FLAGGED = "blacked out by the pipeline's own safety checker"
 
@@ -53,10 +53,9 @@ class DecodeWatch:
 
     def read(self, output: Any) -> None:
         """Takes note of the flags in a pipeline's output object."""
-        flags = next((found for name in _FLAGS if (found := getattr(output, name, None)) is not None), None)
-        if isinstance(flags, bool):
-            flags = [flags]
-        self._flagged = [] if flags is None else [bool(flag) for flag in flags]
+        found = [flags for name in _FLAGS if (flags := getattr(output, name, None)) is not None]
+        rows = [[flags] if isinstance(flags, bool) else [bool(flag) for flag in flags] for flags in found]
+        self._flagged = [any(flags) for flags in zip(*rows)]
 
     def reasons(self, latents: Tensor) -> list[str | None] | None:
         """For each row of the latents that were decoded, why it is invalid; None for valid rows.

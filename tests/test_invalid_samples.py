@@ -655,6 +655,22 @@ def test_rows_are_decoded_alone_where_the_broken_one_is_unknown() -> None:
     assert [isinstance(sample, Invalid) for sample in decoded] == [False, True, False]
 
 
+def test_flags_of_any_kind_are_read() -> None:
+    from types import SimpleNamespace
+
+    def reasons(**flags: Any) -> list[str | None] | None:
+        watch = DecodeWatch()
+        watch.read(SimpleNamespace(**flags))
+        return watch.reasons(torch.ones(2, 3))
+
+    flagged = "blacked out by the pipeline's own safety checker"
+    assert reasons() == reasons(nsfw_content_detected=None) == [None, None]
+    assert reasons(nsfw_content_detected=[False, True]) == [None, flagged]
+    assert reasons(nsfw_detected=np.array([True, False]), watermark_detected=[False, True]) == [flagged] * 2
+    assert reasons(nsfw_content_detected=False) == [None, None]
+    assert reasons(nsfw_content_detected=True) is None, "of which row?"
+
+
 class Checker(torch.nn.Module):
     """A safety checker that flags bright images."""
 

@@ -170,6 +170,20 @@ def test_video_files_need_pyav(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert isinstance(back, Video) and torch.equal(back.frames, clip().frames) and back.fps == clip().fps
 
 
+@pytest.mark.filterwarnings("ignore:PyAV")
+@pytest.mark.parametrize("fps", [8.0, 23.976])
+@pytest.mark.parametrize("same", [0, 2, 5])
+def test_equal_frames_survive_an_animated_png(
+    same: int, fps: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_module, "_has_av", lambda: False)
+    video = clip(5, fps=fps)
+    video.frames[:same] = 9
+    write_media(video, tmp_path / "a.png", TEXT)
+    back = read_media(tmp_path / "a.png")
+    assert isinstance(back, Video) and torch.equal(back.frames, video.frames) and back.fps == fps
+
+
 @pytest.mark.parametrize("name", ["a.webp", "a.gif"])
 def test_animations_are_read_back(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():

@@ -172,6 +172,8 @@ def read_media(path: Path) -> Media:
             frame = np.asarray(image.convert("RGB"))
             # Pillow joins equal frames into one that lasts longer
             frames += [frame] * max(1, round(image.info.get("duration", 1000 / fps) * fps / 1000))
+        if len(frames) == 1:  # all were equal, and then Pillow keeps no duration
+            frames *= int(image.info.get("frames", 1))
     return Video(torch.from_numpy(np.stack(frames)), fps)
 
 
@@ -250,7 +252,7 @@ def _write_image(media: Media, path: Path, text: Mapping[str, str], name: str) -
                 "pip install 'tts-vision[video]' for MP4.",
                 stacklevel=4,
             )
-        text = {**text, "fps": repr(media.fps)}
+        text = {**text, "fps": repr(media.fps), "frames": str(len(media.frames))}
         options |= {"save_all": True, "append_images": images[1:], "duration": 1000 / media.fps, "loop": 0}
     if name == "PNG":
         options["pnginfo"] = info = PngInfo()

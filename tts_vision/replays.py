@@ -100,7 +100,7 @@ def _replayed(root: Path, result: Result, pipe: Any, verifier: Any, samplers: Sa
         )
     path = root / f"replay{stored.suffix}"
     with one_writer(root):
-        replace_file(path, lambda part: write_media(media, part, {}), "The replayed sample")
+        replace_file(path, lambda part: write_media(media, part, best.text), "The replayed sample")
     return Replay(media, path, _max_difference(read_media(path), read_media(stored)), chain)
 
 
