@@ -78,12 +78,7 @@ def one_writer(folder: Path) -> Iterator[list[Path]]:
     """
     made: list[Path] = []
     try:
-        with storage(folder, "The result folder"):
-            for each in (*reversed(folder.parents), folder):
-                if not each.exists():
-                    each.mkdir(exist_ok=True)
-                    made.append(each)
-        lock = _take(folder / LOCK)
+        lock = _enter(folder, made)
         try:
             yield made
         finally:
@@ -95,6 +90,23 @@ def one_writer(folder: Path) -> Iterator[list[Path]]:
                 os.close(lock)
     finally:
         remove_empty(*reversed(made))
+
+
+def _enter(folder: Path, made: list[Path]) -> int:
+    """Makes the folder, as far as it is missing, and takes its lock."""
+    while True:
+        with storage(folder, "The result folder"):
+            for each in (*reversed(folder.parents), folder):
+                with suppress(FileExistsError):
+                    if not each.exists():
+                        each.mkdir()
+                        made.append(each)
+        try:
+            return _take(folder / LOCK)
+        except StorageError as error:
+            # another one ended just now, and removed the folder that it had left empty
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
 
 
 def check_free(folder: Path) -> None:
