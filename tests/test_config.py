@@ -444,6 +444,18 @@ def test_live_objects_are_described_by_their_content() -> None:
         ({"prompt": "a", "seed": 2**63}, "seed of a run must be less than"),
         ({"prompt": "a \udcff"}, "prompt of a run must be Unicode text but got"),
         ({"prompt": "a", "algorithm": ":n=1"}, "A plugin is written 'name'"),
+        (
+            {"prompt": "a", "algorithm": "x", "algorithm_params": "n"},
+            "algorithm_params of a run must be names with values but",
+        ),
+        (
+            {"prompt": "a", "algorithm": "x", "algorithm_params": 3},
+            "algorithm_params of a run must be names with values but",
+        ),
+        (
+            {"prompt": "a", "model": "", "verifier": "v"},
+            "A model, an algorithm and a verifier are named but got ''",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_message(values: dict[str, object], message: str) -> None:

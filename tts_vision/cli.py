@@ -1060,7 +1060,10 @@ def _nested(values: Mapping[str, Any], path: Sequence[str], new: Mapping[str, An
         return dict(values)
     if not path:
         return {**values, **new}
-    return {**values, path[0]: _nested(values.get(path[0]) or {}, path[1:], new)}
+    inner = values.get(path[0]) or {}
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"{path[0]} must be names with values but got {inner!r}; correct it.")
+    return {**values, path[0]: _nested(inner, path[1:], new)}
 
 
 def _kind_table(kind: Kind, found: Sequence[Listing]) -> Table:

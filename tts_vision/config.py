@@ -246,7 +246,13 @@ class RunConfig(_Settings):
                     f"'{spec.name}:key=value'."
                 )
             values["algorithm"] = spec.name
-            values["algorithm_params"] = {**spec.params, **(values.get("algorithm_params") or {})}
+            given = values.get("algorithm_params") or {}
+            if not isinstance(given, Mapping):
+                raise ConfigError(
+                    f"algorithm_params of a run must be names with values but got {given!r}; write "
+                    "'NAME: value' lines below it."
+                )
+            values["algorithm_params"] = {**spec.params, **given}
         if values.get("verifier") is None:
             values["verifier"] = _verifier_of(values.get("model"))
         return values
@@ -261,6 +267,16 @@ class RunConfig(_Settings):
                     "UTF-8."
                 )
         return self
+
+    @field_validator("model", "algorithm", "verifier")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name.strip():
+            raise ConfigError(
+                f"A model, an algorithm and a verifier are named but got {name!r}; write a name, or leave "
+                "it out."
+            )
+        return name
 
     @field_validator("prompt")
     @classmethod
