@@ -479,10 +479,10 @@ def test_values_on_the_command_line_mean_what_they_say() -> None:
     [
         (["--guidance-scale", "nan"], "guidance_scale of the pipeline must be finite but got nan; change it"),
         (["--eta", "inf"], "eta of the sampler must be a finite number but got inf"),
-        (["--set", "pipeline.height=0"], "height of the pipeline must be a whole number of at least 1"),
+        (["--set", "pipeline.height=0"], "height of the pipeline must be a whole number from 1 to 32768"),
         (
             ["--steps", "100000000"],
-            "num_inference_steps of the pipeline must be a whole number of at most 10000",
+            "num_inference_steps of the pipeline must be a whole number from 1 to 10000",
         ),
         (["-a", "fk_steering", "--lam", "nan"], "lam of algorithm 'fk_steering' must be a finite number"),
         (["--model", "playground:foo"], "A bundled model is named without more but got 'playground:foo'"),

@@ -774,7 +774,10 @@ def _searches(
 
 @contextmanager
 def _explained(
-    specs: Iterable[str], go_on: str = "", begun: Callable[[], bool] = lambda: True
+    specs: Iterable[str],
+    go_on: str = "",
+    begun: Callable[[], bool] = lambda: True,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Unexpected errors of the block are told by whose code raised them."""
     try:
@@ -784,9 +787,9 @@ def _explained(
     except (Exception, SystemExit) as error:
         from tts_vision.failures import explain
 
-        raise explain(
-            error, specs=[spec for spec in specs if spec], go_on=go_on if begun() else ""
-        ) from error
+        named = [spec for spec in specs if spec]
+        again = go_on if begun() else ""
+        raise explain(error, specs=named, arguments=arguments, go_on=again) from error
 
 
 def _run(
@@ -827,7 +830,7 @@ def _run(
     try:
         with (
             ProgressReport(sys.stderr) if not quiet else nullcontext() as report,
-            _explained(specs, go_on, begun),
+            _explained(specs, go_on, begun, config.sampler_options.pipeline_kwargs),
             warnings.catch_warnings(),
             _only_on_stderr() if as_json else nullcontext(),
         ):

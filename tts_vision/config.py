@@ -31,9 +31,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 # arguments of pipelines whose type is the same everywhere
 _TEXT_ARGUMENT = re.compile(r"(negative_)?prompt(_\d+)?")
-_SIZE_ARGUMENTS = ("height", "width", "num_frames")
+_SIZE_ARGUMENTS = {"height": 32_768, "width": 32_768, "num_frames": 100_000, "num_inference_steps": 10_000}
 _NUMBER_ARGUMENTS = ("guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "eta")
-_MOST_STEPS = 10_000
+_LIST_ARGUMENTS = ("sigmas", "timesteps")
+_OBJECT_ARGUMENT = re.compile(
+    r"(\w+_)?(image|images|mask|video|embeds|latents)|generator|callback(_on_step_end)?|\w*attention_kwargs"
+)
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,15 @@ class RunConfig(_Settings):
             )
         return name
 
+    @field_validator("prompt_metadata")
+    @classmethod
+    def _of_numbers(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        if not is_finite(metadata):
+            raise ConfigError(
+                f"Numbers in prompt_metadata must be finite but got {metadata!r}; correct that record."
+            )
+        return metadata
+
     @field_validator("prompt")
     @classmethod
     def _not_blank(cls, prompt: str) -> str:
@@ -455,24 +468,28 @@ def _is_unicode(value: Any) -> bool:
 
 def _broken_rule(name: str, value: Any) -> str:
     """The rule that an argument of a pipeline breaks; empty if it breaks none."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_finite(value):
         return "finite"
+    of_numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value)
+    if _OBJECT_ARGUMENT.fullmatch(name) and (of_numbers or isinstance(value, (str, int, float))):
+        return "an object, which only Python can give"
     if value is None or not isinstance(value, (str, int, float)):
         return ""
+    if name in _LIST_ARGUMENTS:
+        return "a list of numbers"
     if _TEXT_ARGUMENT.fullmatch(name):
         return "" if isinstance(value, str) else "a text"
-    if name == "num_inference_steps":
-        return (
-            ""
-            if isinstance(value, int) and whole and value <= _MOST_STEPS
-            else f"a whole number of at most {_MOST_STEPS}"
-        )
     if name in _SIZE_ARGUMENTS:
-        return "" if isinstance(value, int) and whole and value >= 1 else "a whole number of at least 1"
-    if name in _NUMBER_ARGUMENTS and (isinstance(value, (str, bool))):
-        return "a number"
-    return "from 0 to 1" if name == "strength" and not 0 <= float(value) <= 1 else ""
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and name == "num_inference_steps" and value < 1:
+            return ""  # the sampler says it, also for other ways to set the steps
+        most = _SIZE_ARGUMENTS[name]
+        return "" if whole and 1 <= value <= most else f"a whole number from 1 to {most}"
+    if name in _NUMBER_ARGUMENTS:
+        if isinstance(value, (str, bool)) or abs(value) > _LARGEST:
+            return "a number" if isinstance(value, (str, bool)) else f"at most {_LARGEST:g}"
+        return "from 0 to 1" if name == "strength" and not 0 <= value <= 1 else ""
+    return ""
 
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

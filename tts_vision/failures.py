@@ -7,16 +7,19 @@ import site
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tts_vision.errors import TTSVisionError
 
 _MACHINE = re.compile(r"memory|cuda|device|driver|disk|space left|connection|timed? ?out", re.IGNORECASE)
+# where the toolkit calls algorithms
+_CALLERS = ("tts_vision.runner", "tts_vision.rehearsal")
 _GROUPS = ("algorithm", "verifier", "features", "sampler", "model", "rewriter")
 
 
@@ -40,12 +43,19 @@ class Place:
         return f"{_short(self.file)}:{self.line}, in {self.function}"
 
 
-def explain(error: BaseException, *, specs: Iterable[str] = (), go_on: str = "") -> TTSVisionError:
+def explain(
+    error: BaseException,
+    *,
+    specs: Iterable[str] = (),
+    arguments: Mapping[str, Any] | None = None,
+    go_on: str = "",
+) -> TTSVisionError:
     """An unexpected error as one that a user can act on.
 
     Args:
         error: What was raised.
         specs: The names of the plugins that ran, such as ``mine.py@search``.
+        arguments: Arguments of the pipeline that the user gave.
         go_on: How to go on where going on may help.
     """
     what = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": .")
@@ -57,7 +67,7 @@ def explain(error: BaseException, *, specs: Iterable[str] = (), go_on: str = "")
             f"{_owner(mine, specs)} must run to its end but {mine} raised {what}; repair it there.{repeats} "
             "'--debug' shows the traceback."
         )
-    if spec := _wrongly_called(error, specs):
+    if spec := _wrongly_called(error, specs, places):
         return TTSVisionError(
             f"{spec!r} must take the arguments of its kind (an algorithm 'f(ctx, *, ...)', a verifier "
             f"'f(images, prompts)') but calling it raised {what}; change its signature."
@@ -68,6 +78,12 @@ def explain(error: BaseException, *, specs: Iterable[str] = (), go_on: str = "")
         return TTSVisionError(
             f"A computation must run to its end but stopped{where} with {what}. Free what it lacks: memory, "
             f"disk, the device, the network. {go_on or 'Then run it again.'} '--debug' shows the traceback."
+        )
+    if arguments and any(place.module.startswith("diffusers.") for place in places):
+        given = ", ".join(f"{name}={value!r}"[:60] for name, value in arguments.items())
+        return TTSVisionError(
+            f"The arguments of the pipeline must be ones that it can take, but with {given} it raised {what}"
+            f"{where}; change them (--set pipeline.KEY=VALUE).{repeats} '--debug' shows the traceback."
         )
     return TTSVisionError(
         f"Settings must be ones that the libraries beneath can take, but {what} was raised{where}; check the "
@@ -127,13 +143,17 @@ def _owner(place: Place, specs: Iterable[str]) -> str:
     return "Your code"
 
 
-def _wrongly_called(error: BaseException, specs: Iterable[str]) -> str:
-    """The plugin that cannot be called as its kind is; empty if that is not the error."""
-    if not isinstance(error, TypeError) or ", called with" in str(error):
+def _wrongly_called(error: BaseException, specs: Iterable[str], places: Sequence[Place]) -> str:
+    """The plugin of the user's that cannot be called as its kind is; empty if that is not the error."""
+    names = {re.split(r"[@:]", spec)[1]: spec for spec in specs if re.search(r"\.py@|^[\w.]+:", spec)}
+    if not isinstance(error, TypeError) or not names:
         return ""
     called = re.match(r"([\w.<>]+)\(\) (takes|missing|got)", str(error))
-    names = {re.split(r"[@:]", spec)[1]: spec for spec in specs if re.search(r"[@:]", spec)}
-    return names.get(called[1].rpartition(".")[2], "") if called else ""
+    if called:
+        return names.get(called[1].rpartition(".")[2], "")
+    # functions that are not written in Python leave no place
+    inside = places[-1].module if places else ""
+    return next(iter(names.values())) if inside in _CALLERS else ""
 
 
 def _may_pass(error: BaseException) -> bool:
