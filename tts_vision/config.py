@@ -480,11 +480,10 @@ def _broken_rule(name: str, value: Any) -> str:
     if _TEXT_ARGUMENT.fullmatch(name):
         return "" if isinstance(value, str) else "a text"
     if name in _SIZE_ARGUMENTS:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if whole and name == "num_inference_steps" and value < 1:
-            return ""  # the sampler says it, also for other ways to set the steps
+        least = 1 if name != "num_inference_steps" else -(10**9)  # of too few the sampler says more
         most = _SIZE_ARGUMENTS[name]
-        return "" if whole and 1 <= value <= most else f"a whole number from 1 to {most}"
+        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        return "" if fits else f"a whole number from 1 to {most}"
     if name in _NUMBER_ARGUMENTS:
         if isinstance(value, (str, bool)) or abs(value) > _LARGEST:
             return "a number" if isinstance(value, (str, bool)) else f"at most {_LARGEST:g}"
