@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _INCOMPLETE, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 _EXTRA = "algorithm flags"
 _MOST_SEEDS = 100_000
-_RARELY, _OFTEN = 100_000, gc.get_threshold()[0]
 _KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter")
 
 
@@ -540,7 +539,7 @@ def compare(
         typer.echo(line, err=True)
 
     go_on = f"The same command with '--output {folder}' goes on."
-    _collect_as_always()
+    _collect_garbage()
     try:
         with _explained([*arms, *(verifiers or []), evaluator or "", settings.model], go_on), asked_once():
             comparison = run_comparison(
@@ -704,15 +703,18 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     # importing makes many objects that all stay: looking for garbage among them takes a sixth of the start
-    gc.set_threshold(_RARELY, *gc.get_threshold()[1:])
-    app()
+    gc.disable()
+    try:
+        app()
+    finally:
+        gc.freeze()  # nor is anything looked for at the end
 
 
-def _collect_as_always() -> None:
-    """Ends the rare collections of the start; what is there by now stays."""
-    if gc.get_threshold()[0] == _RARELY:
+def _collect_garbage() -> None:
+    """From now on, as always; what is there by now stays."""
+    if not gc.isenabled():
         gc.freeze()
-        gc.set_threshold(_OFTEN, *gc.get_threshold()[1:])
+        gc.enable()
 
 
 def _records(
@@ -841,7 +843,7 @@ def _run(
             warnings.simplefilter("ignore", SearchWarning)  # `_tell` says it
 
             def observe(context: SearchContext, event: Event) -> None:
-                _collect_as_always()
+                _collect_garbage()
                 if report is not None:
                     report(context, event)
 
