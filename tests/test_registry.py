@@ -34,7 +34,7 @@ SIZES = {
     "beam_search": "width",
     "best_of_n": "n",
     "das": "n",
-    "evosearch": "n",
+    "evosearch": "particles",
     "fk_steering": "n",
     "gradient_guidance": "n",
     "greedy": "runs",
