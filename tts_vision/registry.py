@@ -1,4 +1,4 @@
-"""Finds algorithms, verifiers, samplers and models by name.
+"""Finds algorithms, verifiers, samplers, models and evaluators by name.
 
 A plugin is one module in the package of its kind that calls `register`; nothing else lists it. Which module
 registers a name is read from its source, so that finding one plugin imports no other. Plugins of other
@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from tts_vision.errors import ConfigError, UnknownNameError
 from tts_vision.trust import check_allowed
 
-Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model", "rewriter"]
+Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model", "rewriter", "evaluator"]
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
 
 PACKAGES: dict[Kind, str] = {
@@ -38,6 +38,7 @@ PACKAGES: dict[Kind, str] = {
     "sampler": "tts_vision.pipelines",
     "model": "tts_vision.pipelines",
     "rewriter": "tts_vision.rewriters",
+    "evaluator": "tts_vision.eval.evaluators",
 }
 _CALL = re.compile(
     r"""\bregister\(\s*(?:kind\s*=\s*)?(["'])(?P<kind>\w+)\1\s*,"""

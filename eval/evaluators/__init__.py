@@ -1,0 +1,1 @@
+"""Evaluators: one module for each benchmark, found by name."""
