@@ -28,7 +28,7 @@ from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, StorageError
 from tts_vision.folders import read_config
 from tts_vision.journal import Journal, read_asset
-from tts_vision.locks import LOCK, Owner, check_free, one_writer
+from tts_vision.locks import EXPIRES, LOCK, Owner, check_free, one_writer
 from tts_vision.replays import replay
 from tts_vision.results import load_result
 from tts_vision.runner import run
@@ -338,17 +338,32 @@ def test_locks_of_processes_that_are_gone_do_not_count(tmp_path: Path) -> None:
     check_free(lock_of(tmp_path / "free"))
 
 
-def test_the_lock_of_another_machine_counts_until_it_is_deleted(tmp_path: Path) -> None:
+def test_the_lock_of_another_machine_counts_until_it_is_deleted_or_expires(tmp_path: Path) -> None:
     folder = lock_of(tmp_path / "far", host="node-7", boot="another", since="2026-01-02 03:04:05+00:00")
     message = (
         rf"process {2**22 + 1} on node-7 since 2026-01-02 03:04:05\+00:00, another machine; .*"
-        rf"if it runs no more, delete '{folder / LOCK}'"
+        rf"If it runs no more, .* or when you delete '{folder / LOCK}'"
     )
     with pytest.raises(StorageError, match=message):
         run(config(), output=folder)
     assert [path.name for path in folder.iterdir()] == [LOCK]
-    (folder / LOCK).unlink()
+    long_ago = time.time() - EXPIRES - 1
+    os.utime(folder / LOCK, (long_ago, long_ago))
+    check_free(folder)
+    assert not (folder / LOCK).exists()
     run(config(), output=folder)
+
+
+def test_the_owner_of_a_lock_renews_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tts_vision.locks.BEAT", 0.01)
+    with one_writer(tmp_path):
+        owner = (tmp_path / LOCK).read_bytes()
+        os.utime(tmp_path / LOCK, (0, 0))
+        until = time.monotonic() + 30
+        while not (tmp_path / LOCK).stat().st_mtime and time.monotonic() < until:
+            time.sleep(0.01)
+        assert time.time() - (tmp_path / LOCK).stat().st_mtime < 60
+        assert (tmp_path / LOCK).read_bytes() == owner
 
 
 def test_without_locks_of_the_system_the_named_process_counts(

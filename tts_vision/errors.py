@@ -35,6 +35,10 @@ class StorageError(TTSVisionError):
     """The result folder cannot be written or read."""
 
 
+class BusyError(StorageError):
+    """Another process writes to the folder."""
+
+
 class BudgetSpent(Exception):
     """The next operation would exceed the budget. Ends a search; never reaches the user."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tts_vision.errors import StorageError
+from tts_vision.errors import BusyError, StorageError
 from tts_vision.files import open_file, storage
 
 try:
@@ -20,6 +22,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".tts-vision.lock"
+BEAT = 60.0
+"""Seconds after which the owner of a lock renews it."""
+EXPIRES = 15 * BEAT
+"""Seconds without renewal after which the owner of a lock, on a machine that cannot be asked, is gone."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -71,17 +77,24 @@ def one_writer(folder: Path) -> Iterator[list[Path]]:
 
     Yields the folders that were made, innermost last; those that are empty at the end are removed. The lock
     is the system's own lock on the file `LOCK`, which ends with the process that holds it, whatever ends
-    that. Where the file system has no such locks, the process that the file names counts.
+    that. Where the file system has no such locks, the process that the file names counts; one on another
+    machine as long as it renews the file.
 
     Raises:
-        StorageError: If another one writes to it, or the folder cannot be written to.
+        BusyError: If another one writes to it.
+        StorageError: If the folder cannot be written to.
     """
     made: list[Path] = []
     try:
         lock = _enter(folder, made)
+        ended = threading.Event()
+        beat = threading.Thread(target=_renew, args=(lock, ended), daemon=True)
+        beat.start()
         try:
             yield made
         finally:
+            ended.set()
+            beat.join()
             if fcntl is None:
                 os.close(lock)  # Windows removes no open file
             with suppress(OSError):
@@ -90,6 +103,16 @@ def one_writer(folder: Path) -> Iterator[list[Path]]:
                 os.close(lock)
     finally:
         remove_empty(*reversed(made))
+
+
+def _renew(lock: int, ended: threading.Event) -> None:
+    """Renews a lock until its owner has ended."""
+    while not ended.wait(BEAT):
+        with suppress(OSError):
+            os.lseek(lock, 0, os.SEEK_SET)
+            first = os.read(lock, 1)
+            os.lseek(lock, 0, os.SEEK_SET)
+            os.write(lock, first)
 
 
 def _enter(folder: Path, made: list[Path]) -> int:
@@ -135,8 +158,9 @@ def _take(path: Path) -> int:
         try:
             held = _lock(descriptor)
             owner = _read(descriptor)
-            if held is False or (owner is not None and _blocks(owner, held)):
-                raise StorageError(_refusal(path, owner, held))
+            age = time.time() - os.fstat(descriptor).st_mtime
+            if held is False or (owner is not None and _blocks(owner, held, age)):
+                raise BusyError(_refusal(path, owner, held))
             # its owner may have removed it between the two calls, and a third made a new one
             if _is_still(path, descriptor):
                 with storage(path, "The lock"):
@@ -161,9 +185,9 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _blocks(owner: Owner, held: bool | None) -> bool:
+def _blocks(owner: Owner, held: bool | None, age: float) -> bool:
     """Whether an owner keeps others out though its lock is not seen: on another machine, or without locks."""
-    return not owner.is_here or (held is None and owner.runs)
+    return (held is None and owner.runs) if owner.is_here else age < EXPIRES
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -194,8 +218,9 @@ def _refusal(path: Path, owner: Owner | None, held: bool | None) -> str:
         return f"{rule} a process that has just begun; wait until it ends, or choose another --output."
     if not owner.is_here:
         return (
-            f"{rule} {owner}, another machine; wait until it ends or choose another --output, or, if it "
-            f"runs no more, delete {str(path)!r}."
+            f"{rule} {owner}, another machine; wait until it ends or choose another --output. If it runs no "
+            f"more, its lock expires {EXPIRES / 60:.0f} minutes after its last sign of life, or when you "
+            f"delete {str(path)!r}."
         )
     if held is False and owner.host == socket.gethostname() and not owner.runs:
         return f"{rule} what is left of {owner}: a child of it; end that, or choose another --output."
