@@ -13,8 +13,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tts_vision.comparisons import PLAIN, Cell, Comparison, Row, compare, read_prompts
+from tts_vision.comparisons import Cell, Comparison, Row, compare, read_prompts
 from tts_vision.config import ModelOptions
+from tts_vision.runs.grid import PLAIN
 from tts_vision.types import Prompt
 
 if TYPE_CHECKING:

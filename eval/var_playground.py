@@ -19,9 +19,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tts_vision.comparisons import PLAIN, Comparison, compare
+from tts_vision.comparisons import Comparison, compare
 from tts_vision.eval.playground import JUDGE, evaluation_prompts
 from tts_vision.results import replace_file
+from tts_vision.runs.grid import PLAIN
 from tts_vision.types import Prompt
 
 if TYPE_CHECKING:

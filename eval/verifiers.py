@@ -23,7 +23,6 @@ from PIL import Image
 from scipy import ndimage
 from scipy.stats import spearmanr
 
-from tts_vision.comparisons import slug
 from tts_vision.config import ModelOptions, RunConfig
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.eval.playground import JUDGE, evaluation_prompts
@@ -32,6 +31,7 @@ from tts_vision.pipelines.playground.measure import bootstrap
 from tts_vision.resolve import Live, find_verifier, load_model, load_verifier
 from tts_vision.results import Result, is_finished, load_result, replace_file
 from tts_vision.runner import run
+from tts_vision.runs.task import slug
 from tts_vision.scoring import safe_scores
 from tts_vision.types import Media, Modality, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Verifier

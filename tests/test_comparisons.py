@@ -13,8 +13,9 @@ from rich.console import Console
 
 from toy_plugins import MODEL, VERIFIER
 from tts_vision import compare
-from tts_vision.comparisons import Cell, read_prompts, slug
+from tts_vision.comparisons import Cell, read_prompts
 from tts_vision.errors import ConfigError, SearchWarning, UnknownNameError
+from tts_vision.runs.task import slug
 from tts_vision.testing.toys import GaussianMixtureSampler
 from tts_vision.types import Prompt
 

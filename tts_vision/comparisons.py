@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,14 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name, plain
-from tts_vision.errors import ConfigError, SearchWarning, VerifierError
+from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
+from tts_vision.errors import ConfigError, SearchWarning
 from tts_vision.figures import Point, draw_scaling
-from tts_vision.journal import storage
+from tts_vision.files import replace_file
+from tts_vision.folders import read_config
+from tts_vision.media import open_media
 from tts_vision.prompt_files import read_records
-from tts_vision.resolve import Live, fill_defaults, find_verifier, load_model, load_verifier
-from tts_vision.results import Result, is_finished, load_result, replace_file
-from tts_vision.runner import run
+from tts_vision.resolve import Live, find_verifier, load_verifier
+from tts_vision.runs.engine import run_tasks
+from tts_vision.runs.executors import Done, Executor, Failed, LocalExecutor
+from tts_vision.runs.grid import PLAIN, PLAIN_ALGORITHM, curve_of, grid
+from tts_vision.runs.manifest import MANIFEST
+from tts_vision.runs.task import Record, distinct
 from tts_vision.scoring import safe_scores
 from tts_vision.types import Prompt
 from tts_vision.verifier import Verifier
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-PLAIN = "plain"
-_PLAIN_ALGORITHM = "best_of_n:n=1"
 _MARK = "comparison.json"
 LEAST_FOR_INTERVAL = 5
 """Prompts that an interval needs; resampling fewer says more about the few than about prompts."""
@@ -237,6 +238,7 @@ def compare(
     sampler_options: SamplerOptions | None = None,
     model_options: ModelOptions | None = None,
     max_batch: int | None = None,
+    executor: Executor | None = None,
     progress: Callable[[int, int, Cell], None] | None = None,
 ) -> Comparison:
     """Runs every algorithm under every verifier on every prompt and seed, and plain sampling beside them.
@@ -258,7 +260,8 @@ def compare(
         sampler_options: As in `search`.
         model_options: As in `search`.
         max_batch: As in `search`.
-        progress: Called after each search with the number done, their total, and the search.
+        executor: Where the searches are carried out; by default one after the other in this process.
+        progress: Called after each new search with the number done, their total, and the search.
 
     Raises:
         ConfigError: If something cannot be used as given; found before the first search starts.
@@ -270,54 +273,47 @@ def compare(
             f"A comparison needs prompts, algorithms and seeds but got {len(prompts)}, {len(algorithms)} and "
             f"{len(seeds)}; give at least one of each."
         )
-    tasks = _distinct(prompts)
+    named = isinstance(pipe_or_id, (str, Path))
     options = sampler_options or SamplerOptions()
     kwargs = {**options.pipeline_kwargs, **(pipeline_kwargs or {})}
-    options = options.model_copy(update={"pipeline_kwargs": kwargs})
-    named = isinstance(pipe_or_id, (str, Path))
-    configs = [
-        (
-            arm,
-            RunConfig(
-                prompt=prompt.text,
-                prompt_metadata=dict(prompt.metadata),
-                model=str(pipe_or_id) if named else live_name(pipe_or_id),
-                model_options=model_options or ModelOptions(),
-                sampler_options=options,
-                algorithm=_PLAIN_ALGORITHM if arm == PLAIN else arm,
-                verifier=verifier,  # type: ignore[arg-type]  # None becomes the default
-                budget=budget,
-                seed=seed,
-                max_batch=max_batch,
-            ),
-        )
-        for verifier in (list(dict.fromkeys(verifiers)) if verifiers else [None])
-        for arm in dict.fromkeys((PLAIN, *algorithms))
-        for prompt in tasks
-        for seed in dict.fromkeys(seeds)
-    ]
-    for config in {(arm, config.verifier): config for arm, config in configs}.values():
-        fill_defaults(config)
-        find_verifier(config.verifier)
+    base = RunConfig(
+        prompt="-",
+        model=str(pipe_or_id) if named else live_name(pipe_or_id),
+        model_options=model_options or ModelOptions(),
+        sampler_options=options.model_copy(update={"pipeline_kwargs": kwargs}),
+        verifier=next(iter(verifiers or ()), None),  # type: ignore[arg-type]  # None becomes the default
+        budget=budget,
+        max_batch=max_batch,
+    )
+    tasks = grid(
+        base,
+        _distinct(prompts),
+        arms={PLAIN: PLAIN_ALGORITHM, **{name: name for name in algorithms}},
+        verifiers=list(dict.fromkeys(verifiers or [base.verifier])),
+        seeds=list(dict.fromkeys(seeds)),
+    )
     judge = None if evaluator is None else load_verifier(find_verifier(evaluator))
-    guides = {name: load_verifier(find_verifier(name)) for name in {c.verifier for _, c in configs}}
-    pipe = load_model(configs[0][1]) if named else pipe_or_id
-    with storage(root, "The comparison"):
-        root.mkdir(parents=True, exist_ok=True)
-    cells, curves = [], []
-    for arm, config in configs:
-        task = _task(Prompt(config.prompt, config.prompt_metadata))
-        name = f"{slug(config.prompt)}-{_digest(task)}-s{config.seed}"
-        folder = root / slug(config.verifier) / slug(arm) / name
-        result = _search(config, Live(pipe=pipe, verifier=guides[config.verifier]), folder)
-        evaluation = (
-            math.nan if judge is None or result.winner is None else _evaluate(judge, evaluator, result)
-        )
-        cells.append(_cell(arm, result, evaluation, root))
-        curves.append(result.curve())
+    live = None if named else Live(pipe=pipe_or_id)
+    verifier_of = {task.name: task.config.verifier for task in tasks}
+
+    def cell_of(record: Record) -> Cell:
+        value = math.nan if judge is None or evaluator is None else _evaluate(judge, evaluator, record, root)
+        return _cell(record, verifier_of[record.name], value)
+
+    cells: dict[str, Cell] = {}
+
+    def report(done: int, total: int, search: Done) -> None:
+        if isinstance(search, Failed):
+            raise search.error
+        cells[search.name] = cell_of(search)
         if progress is not None:
-            progress(len(cells), len(configs), cells[-1])
-    comparison = Comparison(budget, evaluator, cells, curves, root)
+            progress(done, total, cells[search.name])
+
+    run = run_tasks(tasks, root, executor=executor or LocalExecutor(live), progress=report)
+    cells = {r.name: cells.get(r.name) or cell_of(r) for r in run.records}
+    comparison = Comparison(
+        budget, evaluator, list(cells.values()), [curve_of(record) for record in run.records], root
+    )
     comparison.save()
     return comparison
 
@@ -333,14 +329,8 @@ def read_prompts(path: Path | str) -> list[Prompt]:
 
 def _distinct(prompts: Iterable[str | Prompt]) -> list[Prompt]:
     """Each prompt once, in order; says which were given more often."""
-    counts: dict[str, int] = {}
-    found: dict[str, Prompt] = {}
-    for given in prompts:
-        prompt = given if isinstance(given, Prompt) else Prompt(given)
-        task = _task(prompt)
-        found.setdefault(task, prompt)
-        counts[task] = counts.get(task, 0) + 1
-    twice = [repr(found[task].text) for task, count in counts.items() if count > 1]
+    found, repeated = distinct(given if isinstance(given, Prompt) else Prompt(given) for given in prompts)
+    twice = [repr(prompt.text) for prompt in repeated]
     if twice:
         more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
         warnings.warn(
@@ -349,73 +339,51 @@ def _distinct(prompts: Iterable[str | Prompt]) -> list[Prompt]:
             SearchWarning,
             stacklevel=3,
         )
-    return list(found.values())
-
-
-def _task(prompt: Prompt) -> str:
-    """Stands for a prompt with what verifiers know of it."""
-    return json.dumps([prompt.text, plain(prompt.metadata)], sort_keys=True)
-
-
-def slug(text: str) -> str:
-    """The text as part of a file name."""
-    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
-    return words if len(words) <= 48 else f"{words[:40].rstrip('-')}-{_digest(text)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return found
 
 
 def _check_output(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise ConfigError(f"An output must be a folder but {str(root)!r} is a file; choose another.")
     held = [path.name for path in root.iterdir()] if root.exists() else []
-    if held and _MARK not in held and not any(root.glob("*/*/*/config.yaml")):
+    if held and _MARK not in held and MANIFEST not in held and not any(root.glob("*/*/*/config.yaml")):
         raise ConfigError(
             f"The folder of a comparison must be new, empty or that of one before but {str(root)!r} holds "
             f"{', '.join(sorted(held)[:3])}; choose another --output."
         )
 
 
-def _search(config: RunConfig, live: Live, folder: Path) -> Result:
-    try:
-        return run(config, live, output=folder, resume=True, figures=False)
-    except VerifierError:
-        if not is_finished(folder):
-            raise
-        return load_result(folder)  # nothing could be scored, and is counted as such
-
-
-def _evaluate(judge: Verifier, evaluator: str | None, result: Result) -> float:
-    """The evaluator's score of the best sample, kept beside it."""
-    assert result.folder is not None
-    path = result.folder / "evaluation.json"
+def _evaluate(judge: Verifier, evaluator: str, record: Record, root: Path) -> float:
+    """The evaluator's score of the best sample, kept beside it; NaN without one."""
+    sample = record.path(root)
+    if sample is None:
+        return math.nan
+    path = root / record.name / "evaluation.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     if known.get("evaluator") != evaluator:
-        prompt = Prompt(result.config.prompt, result.config.prompt_metadata)
-        score = safe_scores(judge, [result.best.load()], [prompt])[0]
+        config = read_config(root / record.name)
+        prompt = Prompt(config.prompt, config.prompt_metadata)
+        score = safe_scores(judge, [open_media(sample)], [prompt])[0]
         known = {"evaluator": evaluator, "value": repr(score.value), "reason": score.reason}
         replace_file(path, lambda part: part.write_text(json.dumps(known)), "The evaluation")
     return float(known["value"])
 
 
-def _cell(arm: str, result: Result, evaluation: float, root: Path) -> Cell:
-    assert result.folder is not None
+def _cell(record: Record, verifier: str, evaluation: float) -> Cell:
     return Cell(
-        algorithm=arm,
-        verifier=result.config.verifier,
-        prompt=result.config.prompt,
-        seed=result.config.seed,
-        score=math.nan if result.winner is None else result.winner.score.value,
+        algorithm=record.arm,
+        verifier=verifier,
+        prompt=record.prompt,
+        seed=record.seed,
+        score=record.score,
         evaluation=evaluation,
-        nfe=result.spent.nfe,
-        macs=result.spent.macs,
-        decodes=result.spent.decodes,
-        verifier_calls=result.spent.verifier_calls,
-        seconds=result.spent.elapsed,
-        folder=str(result.folder.relative_to(root)),
-        topped_up=result.topped_up.share_of(result.spent),
+        nfe=record.nfe,
+        macs=record.macs,
+        decodes=record.decodes,
+        verifier_calls=record.verifier_calls,
+        seconds=record.elapsed,
+        folder=record.name,
+        topped_up=record.topped_up,
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from untrained_var import MODEL
 
-from tts_vision.comparisons import slug
 from tts_vision.eval import var_playground
 from tts_vision.eval.playground import evaluation_prompts
+from tts_vision.runs.task import slug
 
 
 @pytest.fixture
