@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tts_vision.errors import BusyError, TTSVisionError
+from tts_vision.hub import asked_once
 from tts_vision.resolve import Live
 from tts_vision.runs.task import Record, Task
 from tts_vision.runs.worker import Worker
@@ -55,7 +56,10 @@ class LocalExecutor(Executor):
         self.live = live
 
     def run(self, tasks: Sequence[Task], root: Path) -> Iterator[Done]:
-        worker = Worker(root, self.live)
+        with asked_once():
+            yield from self._run(Worker(root, self.live), tasks)
+
+    def _run(self, worker: Worker, tasks: Sequence[Task]) -> Iterator[Done]:
         waiting = list(tasks)
         while waiting:
             busy = []

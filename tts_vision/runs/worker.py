@@ -9,7 +9,6 @@ from typing import Any
 from tts_vision.errors import BusyError, TTSVisionError, VerifierError
 from tts_vision.failures import explain
 from tts_vision.folders import is_finished
-from tts_vision.hub import asked_once
 from tts_vision.resolve import Live, find_verifier, load_model, load_verifier
 from tts_vision.results import Result, load_result
 from tts_vision.runner import run
@@ -44,8 +43,7 @@ class Worker:
         folder = self.root / task.name
         specs = [task.config.algorithm, task.config.verifier, task.config.model]
         try:
-            with asked_once():
-                return record_of(task, self._run(task, folder), self.root)
+            return record_of(task, self._run(task, folder), self.root)
         except TTSVisionError:
             raise
         except Exception as error:
