@@ -74,8 +74,9 @@ def overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes; as in GenEval, the far edges count as pixels of the box."""
     width = max(min(a[2], b[2]) - max(a[0], b[0]) + 1, 0)
     height = max(min(a[3], b[3]) - max(a[1], b[1]) + 1, 0)
-    areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
+    areas = [max(box[2] - box[0] + 1, 0) * max(box[3] - box[1] + 1, 0) for box in (a, b)]
+    union = sum(areas) - width * height
+    return width * height / union if union > 0 else 0.0
 
 
 def direction(a: Box, b: Box) -> tuple[float, float]:
@@ -127,6 +128,25 @@ def check(demands: Demands, found: Sequence[Detection], colour_of: ColourOf | No
         if verdict is not None:
             wrong[predicate.name] = verdict
     return wrong
+
+
+def coloured(demands: Demands, found: Sequence[Detection]) -> list[tuple[Detection, Group]]:
+    """The detections whose colours decide predicates, each with the group that asks; `check` asks no others.
+
+    Args:
+        demands: Demands of the prompt.
+        found: Detections by falling confidence.
+    """
+    asked: list[tuple[Detection, Group]] = []
+    for i, group in enumerate(demands.groups):
+        if group.colour is None:
+            continue
+        pool = [detection for detection in found if detection.label == group.noun]
+        if not demands.shares_noun(i):
+            asked += [(detection, group) for detection in pool[: group.least]]
+        elif not group.attributes:
+            asked += [(detection, group) for detection in pool]
+    return asked
 
 
 def _pool(

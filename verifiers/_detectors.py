@@ -7,8 +7,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -27,7 +26,8 @@ from tts_vision.verifiers._backbones import (
     load_clip,
 )
 from tts_vision.verifiers._cache import Recent
-from tts_vision.verifiers._detections import Box, Detection, check, strongest
+from tts_vision.verifiers._detections import Box, Detection, check, coloured, strongest
+from tts_vision.verifiers._mmdet import is_mmdet, load_mmdet
 from tts_vision.verifiers._predicates import COLOURS, Demands, Group
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
@@ -43,6 +43,11 @@ TEMPLATES = (
 BACKGROUND = (0x99, 0x99, 0x99)
 LONGEST = 1333 / 800  # of the longer side, in shorter sides
 BEST = 100  # pairs of query and class that Mask2Former's evaluation keeps
+MOST_PIXELS = 2**25
+"""Pixels of masks that are resized at once, 128 MB of each copy."""
+QUICK = "quick_gelu"
+COLOURS_AT_ONCE = 8
+"""Crops for CLIP, at 224 pixels, that take the place of an image for the detector, at 800."""
 # names that GenEval changed, and those of older lists of COCO's classes
 ALIASES = {
     "computer mouse": ("mouse",),
@@ -71,7 +76,7 @@ class ObjectDetector(LazyModel):
     """Finds the objects that a prompt names.
 
     Args:
-        checkpoint: Folder or hub id.
+        checkpoint: Folder or hub id; of Mask2Former also a file of mmdet, see `load_mmdet`.
         owner: Name of the verifier, for messages.
         size: Shorter side of an image as the model sees it; the longer is at most 5/3 of it.
         device: Device of the model; by default the accelerator, if there is one.
@@ -79,6 +84,8 @@ class ObjectDetector(LazyModel):
     """
 
     cutoffs: Cutoffs
+    reads_nouns: ClassVar[bool] = True
+    """Whether the model is given the nouns, so that only images with the same ones go together."""
 
     def __init__(self, checkpoint: str, *, owner: str, size: int, device: Any, batch_size: int) -> None:
         super().__init__(device=device, batch_size=batch_size)
@@ -96,8 +103,8 @@ class ObjectDetector(LazyModel):
     ) -> list[list[Detection]]:
         """The detections in each image.
 
-        Only images of one size and with the same nouns are computed together, so that none is padded because
-        of another. When memory is full, the batch size is halved and stays so.
+        Only images of one size (and with the same nouns, for a model that reads them) are computed together,
+        so that none is padded because of another. When memory is full, the batch size is halved and stays so.
 
         Args:
             images: RGB.
@@ -107,13 +114,15 @@ class ObjectDetector(LazyModel):
         self.load()
         alike: dict[Any, list[int]] = {}
         for i, (image, wanted) in enumerate(zip(images, nouns, strict=True)):
-            alike.setdefault((image.size, tuple(wanted)), []).append(i)
+            alike.setdefault((image.size, tuple(wanted) if self.reads_nouns else ()), []).append(i)
         found: dict[int, list[Detection]] = {}
-        for (_, wanted), rows in alike.items():
+        for rows in alike.values():
 
-            def work(start: int, stop: int, rows: list[int] = rows, wanted: Any = wanted) -> list[Any]:
+            def work(start: int, stop: int, rows: list[int] = rows) -> list[list[Detection]]:
                 some = rows[start:stop]
-                return self._detect([images[i] for i in some], list(wanted), [thresholds[i] for i in some])
+                return self._detect(
+                    [images[i] for i in some], [nouns[i] for i in some], [thresholds[i] for i in some]
+                )
 
             batches = in_halves(len(rows), self.batch_size, work, shrunk=self._use_batches_of)
             found.update(zip(rows, [each for batch in batches for each in batch], strict=True))
@@ -121,9 +130,9 @@ class ObjectDetector(LazyModel):
 
     @abstractmethod
     def _detect(
-        self, images: list[Image.Image], nouns: list[str], thresholds: list[float]
+        self, images: list[Image.Image], nouns: list[Sequence[str]], thresholds: list[float]
     ) -> list[list[Detection]]:
-        """As `detect`, of images of one size."""
+        """As `detect`, of images that go together."""
 
 
 class Mask2Former(ObjectDetector):
@@ -135,6 +144,7 @@ class Mask2Former(ObjectDetector):
     """
 
     cutoffs = Cutoffs(0.3, 0.9, 1.0)
+    reads_nouns = False
 
     def knows(self, noun: str) -> bool:
         """Whether it is a class of the checkpoint."""
@@ -142,6 +152,12 @@ class Mask2Former(ObjectDetector):
         return self._number(noun) is not None
 
     def _load(self) -> None:
+        self._model = self._pretrained().to(self.device)
+        self._numbers = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
+
+    def _pretrained(self) -> Any:
+        if is_mmdet(self.checkpoint):
+            return load_mmdet(self.checkpoint, self.owner)
         from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
         config = processor_from(AutoConfig, self.checkpoint, self.owner)
@@ -150,32 +166,43 @@ class Mask2Former(ObjectDetector):
                 f"The detector of {self.owner!r} must be a Mask2Former but {self.checkpoint!r} is "
                 f"{config.model_type}; give one that was trained on instances."
             )
-        self._model = from_pretrained(
+        # published files are older than the last norm of transformers' Swin, which detection does not read
+        return from_pretrained(
             Mask2FormerForUniversalSegmentation,
             self.checkpoint,
             self.owner,
             ignore=["attention.self.relative_position_index"],
-        ).to(self.device)
-        self._numbers = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
+            unread=["swin.layernorm.weight", "swin.layernorm.bias", "criterion.empty_weight"],
+        )
 
     def _number(self, noun: str) -> int | None:
         names = (noun.lower(), *ALIASES.get(noun.lower(), ()))
         return next((self._numbers[name] for name in names if name in self._numbers), None)
 
     def _detect(
-        self, images: list[Image.Image], nouns: list[str], thresholds: list[float]
+        self, images: list[Image.Image], nouns: list[Sequence[str]], thresholds: list[float]
     ) -> list[list[Detection]]:
         valid = resized(images[0].height, images[0].width, self.size)
         pixels = torch.cat([mask2former_pixels(image, valid) for image in images])
         output = self._model(pixel_values=pixels.to(self.device))
-        wanted = {number: noun for noun in nouns if (number := self._number(noun)) is not None}
         original = (images[0].height, images[0].width)
         padded = (pixels.shape[-2], pixels.shape[-1])
-        rows = zip(output.class_queries_logits, output.masks_queries_logits, thresholds)
+        rows = zip(output.class_queries_logits, output.masks_queries_logits, nouns, thresholds)
         return [
-            instances(classes, masks, wanted, threshold, padded=padded, valid=valid, original=original)
-            for classes, masks, threshold in rows
+            instances(
+                classes, masks, self._wanted(names), threshold, padded=padded, valid=valid, original=original
+            )
+            for classes, masks, names, threshold in rows
         ]
+
+    def _wanted(self, nouns: Sequence[str]) -> dict[int, str]:
+        """The nouns that it knows, by the number of their class; of two for one class, the first."""
+        wanted: dict[int, str] = {}
+        for noun in nouns:
+            number = self._number(noun)
+            if number is not None:
+                wanted.setdefault(number, noun)
+        return wanted
 
 
 class GroundingDino(ObjectDetector):
@@ -203,10 +230,11 @@ class GroundingDino(ObjectDetector):
         )
 
     def _detect(
-        self, images: list[Image.Image], nouns: list[str], thresholds: list[float]
+        self, images: list[Image.Image], nouns: list[Sequence[str]], thresholds: list[float]
     ) -> list[list[Detection]]:
         size = {"shortest_edge": self.size, "longest_edge": round(self.size * LONGEST)}
-        names = [" ".join(re.sub(r"[^\w' -]", " ", noun.lower()).split()) for noun in nouns]
+        wanted = nouns[0]
+        names = [" ".join(re.sub(r"[^\w' -]", " ", noun.lower()).split()) for noun in wanted]
         inputs = self._processor(
             images=images,
             text=[". ".join(names) + "."] * len(images),
@@ -215,15 +243,15 @@ class GroundingDino(ObjectDetector):
         )
         ids = inputs["input_ids"][0].tolist()
         spans = token_spans(ids, self._model.model.special_tokens.tolist())
-        if len(spans) != len(nouns) or len(ids) > self._model.config.max_text_len:
+        if len(spans) != len(wanted) or len(ids) > self._model.config.max_text_len:
             raise UnusableSample(
-                f"the detector cannot read {', '.join(nouns)[:80]!r}; use fewer or shorter names"
+                f"the detector cannot read {', '.join(wanted)[:80]!r}; use fewer or shorter names"
             )
         output = self._model(**inputs.to(self.device))
         original = (images[0].height, images[0].width)
         rows = zip(output.logits, output.pred_boxes, thresholds)
         return [
-            grounded(logits, boxes, dict(zip(nouns, spans)), threshold, original=original)
+            grounded(logits, boxes, dict(zip(wanted, spans)), threshold, original=original)
             for logits, boxes, threshold in rows
         ]
 
@@ -241,28 +269,52 @@ class ColourNamer(LazyModel):
         checkpoint: Folder or hub id of a CLIP of transformers.
         owner: Name of the verifier, for messages.
         device: Device of the model; by default the accelerator, if there is one.
+        batch_size: Crops computed at once.
     """
 
-    def __init__(self, checkpoint: str, *, owner: str, device: Any) -> None:
-        super().__init__(device=device)
+    def __init__(self, checkpoint: str, *, owner: str, device: Any, batch_size: int = 8) -> None:
+        super().__init__(device=device, batch_size=batch_size)
         self.checkpoint, self.owner = checkpoint, owner
         self._vectors: Recent[str, Tensor] = Recent(COLOURED)
+        self._matrices: Recent[tuple[tuple[str, ...], str], Tensor] = Recent(COLOURED)
 
     def _load(self) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = processor_from(AutoTokenizer, self.checkpoint, self.owner)
-        self._model = load_clip(self.checkpoint, self.owner, self.dtype).to(self.device)
+        model = load_clip(self.checkpoint, self.owner, self.dtype)
+        parts = (model.config.text_config, model.config.vision_config)
+        self.is_quick = all(part.hidden_act == QUICK for part in parts)
+        if "openai/clip-vit" in self.checkpoint.replace("\\", "/") and not self.is_quick:
+            raise VerifierError(
+                f"OpenAI's CLIP must run with {QUICK} but the configuration of {self.checkpoint!r} says "
+                f"{parts[1].hidden_act}, which names other colours; correct hidden_act in its config.json."
+            )
+        self._model = model.to(self.device)
 
-    @torch.no_grad()
     def name(self, image: Image.Image, detection: Detection, group: Group) -> str:
         """The colour of an object: that of GenEval's ten, or the one asked for, which fits it best."""
+        return self.names([cut_out(image, detection)], [group])[0]
+
+    @torch.no_grad()
+    def names(self, crops: Sequence[Image.Image], groups: Sequence[Group]) -> list[str]:
+        """As `name`, of objects that are cut out already, for the group that each is asked for."""
         self.load()
+
+        def work(start: int, stop: int) -> Tensor:
+            pixels = clip_standard_pixels(self._model, crops[start:stop])
+            return F.normalize(clip_embeddings(self._model, pixels).float(), dim=-1)
+
+        batches = in_halves(len(crops), self.batch_size, work, shrunk=self._use_batches_of)
+        embeddings = [each for batch in batches for each in batch]
+        return [self._nearest(e, group) for e, group in zip(embeddings, groups, strict=True)]
+
+    def _nearest(self, embedding: Tensor, group: Group) -> str:
         colours = [*COLOURS, *([group.colour] if group.colour and group.colour not in COLOURS else [])]
-        vectors = torch.stack([self._vector(colour, group.noun) for colour in colours])
-        pixels = clip_standard_pixels(self._model, [cut_out(image, detection)])
-        embedding = F.normalize(clip_embeddings(self._model, pixels).float(), dim=-1)[0]
-        return colours[int((vectors @ embedding).argmax())]
+        key = (tuple(colours), group.noun)
+        if key not in self._matrices:
+            self._matrices[key] = torch.stack([self._vector(colour, group.noun) for colour in colours])
+        return colours[int((self._matrices[key] @ embedding).argmax())]
 
     def _vector(self, colour: str, noun: str) -> Tensor:
         """A coloured object as a unit vector ``(D,)``, remembered."""
@@ -275,6 +327,19 @@ class ColourNamer(LazyModel):
             embeddings = self._model.get_text_features(**words).pooler_output.float()
             self._vectors[key] = F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1)
         return self._vectors[key]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an image was found to hold.
+
+    Attributes:
+        faults: Of each predicate, as by `check`.
+        detections: By falling confidence; of wanted objects and those that were looked for as well.
+    """
+
+    faults: dict[str, str]
+    detections: list[Detection]
 
 
 class ObjectJudge:
@@ -331,7 +396,11 @@ class ObjectJudge:
         self.detector = kind(
             checkpoint or published, owner=owner, size=size, device=device, batch_size=batch_size
         )
-        self.colours = None if colours == "none" else ColourNamer(colours, owner=owner, device=device)
+        self.colours = (
+            None
+            if colours == "none"
+            else ColourNamer(colours, owner=owner, device=device, batch_size=COLOURS_AT_ONCE * batch_size)
+        )
 
     def load(self) -> None:
         """Loads the detector and the CLIP."""
@@ -341,18 +410,45 @@ class ObjectJudge:
 
     def faults(self, images: Sequence[Image.Image], demands: Sequence[Demands]) -> list[dict[str, str] | str]:
         """The fault of each predicate of each image, as by `check`; or the reason why there is none."""
+        limits = [any(group.most is not None for group in each.groups) for each in demands]
+        found = self.findings(images, demands, limits)
+        return [each if isinstance(each, str) else each.faults for each in found]
+
+    def findings(
+        self,
+        images: Sequence[Image.Image],
+        demands: Sequence[Demands],
+        counting: Sequence[bool],
+        *,
+        also: Sequence[str] = (),
+    ) -> list[Findings | str]:
+        """The detections in images and the faults by them; or the reason why there are none.
+
+        Detector and colours see all images in batches; nothing is computed image by image.
+
+        Args:
+            images: RGB.
+            demands: Of each image's prompt.
+            counting: For each image, whether the threshold of counting applies.
+            also: Further names of objects to look for, as far as they are known.
+        """
         self.load()
         try:
-            return self._faults(images, demands)
+            return self._findings(images, demands, counting, also)
         except UnusableSample as error:
             if len(images) == 1:
                 return [str(error)]
-            return [faults for i, d in zip(images, demands) for faults in self.faults([i], [d])]
+            rows = zip(images, demands, counting)
+            return [found for i, d, c in rows for found in self.findings([i], [d], [c], also=also)]
 
-    def _faults(
-        self, images: Sequence[Image.Image], demands: Sequence[Demands]
-    ) -> list[dict[str, str] | str]:
-        found: dict[int, dict[str, str] | str] = {}
+    def _findings(
+        self,
+        images: Sequence[Image.Image],
+        demands: Sequence[Demands],
+        counting: Sequence[bool],
+        also: Sequence[str],
+    ) -> list[Findings | str]:
+        found: dict[int, Findings | str] = {}
         for i, wanted in enumerate(demands):
             unknown = [group.noun for group in wanted.groups if not self.detector.knows(group.noun)]
             if unknown:
@@ -361,14 +457,29 @@ class ObjectJudge:
                     "objects by any name"
                 )
         rows = [i for i in range(len(demands)) if i not in found]
-        nouns = [list(dict.fromkeys(group.noun for group in demands[i].groups)) for i in rows]
-        limits = [any(group.most is not None for group in demands[i].groups) for i in rows]
-        thresholds = [self.cutoffs.counting if limit else self.cutoffs.others for limit in limits]
-        for i, detections in zip(rows, self.detector.detect([images[i] for i in rows], nouns, thresholds)):
-            best = strongest(detections, max_objects=self.max_objects, max_overlap=self.cutoffs.max_overlap)
-            colour_of = None if self.colours is None else partial(self.colours.name, images[i])
-            found[i] = check(demands[i], best, colour_of)
+        nouns = [list(dict.fromkeys([*(g.noun for g in demands[i].groups), *also])) for i in rows]
+        thresholds = [self.cutoffs.counting if counting[i] else self.cutoffs.others for i in rows]
+        seen = self.detector.detect([images[i] for i in rows], nouns, thresholds)
+        best = {
+            i: strongest(each, max_objects=self.max_objects, max_overlap=self.cutoffs.max_overlap)
+            for i, each in zip(rows, seen)
+        }
+        names = self._colours(images, demands, best)
+        for i, detections in best.items():
+            colour_of = None if names is None else (lambda d, g, i=i: names[i, id(d), g])
+            found[i] = Findings(check(demands[i], detections, colour_of), detections)
         return [found[i] for i in range(len(demands))]
+
+    def _colours(
+        self, images: Sequence[Image.Image], demands: Sequence[Demands], best: Mapping[int, list[Detection]]
+    ) -> dict[tuple[int, int, Group], str] | None:
+        """The colours that `check` will ask for, by image, detection and group; None without a namer."""
+        if self.colours is None:
+            return None
+        asked = [(i, d, g) for i, each in best.items() for d, g in coloured(demands[i], each)]
+        crops = [cut_out(images[i], detection) for i, detection, _ in asked]
+        named = self.colours.names(crops, [group for _, _, group in asked])
+        return {(i, id(d), group): colour for (i, d, group), colour in zip(asked, named)}
 
 
 def resized(height: int, width: int, size: int) -> tuple[int, int]:
@@ -416,19 +527,44 @@ def instances(
     """
     probabilities = classes.float().softmax(-1)[:, :-1]
     best = probabilities.flatten().topk(min(BEST, probabilities.numel()))
+    pairs = zip(best.values.tolist(), (divmod(at, probabilities.shape[1]) for at in best.indices.tolist()))
+    # no confidence exceeds its class's probability, so that most masks need no look
+    likely = [(p, query, number) for p, (query, number) in pairs if number in wanted and p > threshold]
+    shapes = _shapes(
+        masks,
+        list(dict.fromkeys(query for _, query, _ in likely)),
+        padded=padded,
+        valid=valid,
+        original=original,
+    )
     found = []
-    for probability, at in zip(best.values.tolist(), best.indices.tolist()):
-        query, number = divmod(at, probabilities.shape[1])
-        # no confidence exceeds its class's probability, so that most masks need no look
-        if number not in wanted or probability <= threshold:
-            continue
-        logits = F.interpolate(masks[query].float()[None, None], padded, mode="bilinear", align_corners=False)
+    for probability, query, number in likely:
+        mask, inside, box = shapes[query]
+        if probability * inside > threshold:
+            found.append(Detection(wanted[number], probability * inside, box, mask))
+    return found
+
+
+def _shapes(
+    masks: Tensor,
+    queries: list[int],
+    *,
+    padded: tuple[int, int],
+    valid: tuple[int, int],
+    original: tuple[int, int],
+) -> dict[int, tuple[Tensor, float, Box]]:
+    """Of each query its mask at the image's size, the mean probability within it, and the box around it."""
+    at_once = max(1, MOST_PIXELS // max(math.prod(padded), math.prod(original)))
+    found: dict[int, tuple[Tensor, float, Box]] = {}
+    for start in range(0, len(queries), at_once):
+        some = queries[start : start + at_once]
+        logits = F.interpolate(masks[some].float()[None], padded, mode="bilinear", align_corners=False)
         logits = logits[..., : valid[0], : valid[1]]
-        logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[0, 0]
-        mask = logits > 0
-        score = probability * float((logits.sigmoid() * mask).sum() / (mask.sum() + 1e-6))
-        if score > threshold:
-            found.append(Detection(wanted[number], score, mask_box(mask), mask.cpu()))
+        logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[0]
+        inside = logits > 0
+        means = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+        for query, mask, mean in zip(some, inside.cpu(), means.tolist()):
+            found[query] = (mask, mean, mask_box(mask))
     return found
 
 

@@ -149,7 +149,13 @@ def check_keys(owner: str, *, missing: Collection[str], unexpected: Collection[s
 
 
 def from_pretrained(
-    model_class: Any, checkpoint: str, owner: str, *, ignore: Collection[str] = (), **settings: Any
+    model_class: Any,
+    checkpoint: str,
+    owner: str,
+    *,
+    ignore: Collection[str] = (),
+    unread: Collection[str] = (),
+    **settings: Any,
 ) -> Any:
     """A transformers model in evaluation mode without gradients, loaded strictly.
 
@@ -158,6 +164,7 @@ def from_pretrained(
         checkpoint: A folder or a repository on the Hugging Face hub.
         owner: The verifier, for messages.
         ignore: Ends of names in the checkpoint that are known not to be weights (buffers of older versions).
+        unread: Ends of names of weights that the model has and never reads; they may be missing.
         settings: Further arguments of ``from_pretrained``.
 
     Raises:
@@ -170,7 +177,8 @@ def from_pretrained(
     except Exception as error:  # every library beneath raises its own kinds
         raise _unreachable(checkpoint, owner, error) from error
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith(tuple(ignore))]
-    check_keys(owner, missing=info["missing_keys"], unexpected=unexpected)
+    missing = [key for key in info["missing_keys"] if not key.endswith(tuple(unread))]
+    check_keys(owner, missing=missing, unexpected=unexpected)
     if info["mismatched_keys"]:
         raise VerifierError(
             f"The weights of {owner!r} must have the shapes of its model but {info['mismatched_keys'][0]} "
