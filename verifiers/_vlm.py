@@ -21,6 +21,9 @@ from tts_vision.model_verifier import LazyModel, UnusableSample
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 YES, NO = ("yes",), ("no",)
+YES_SPELLINGS = ("Yes", "yes", " yes", " Yes")
+MOST_DISTRIBUTIONS = 64
+"""Distributions over the vocabulary that are held at once, a megabyte each."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,19 @@ class FirstToken:
 
     text: str
     probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class AnswerMass:
+    """How likely an answer begins in one of several spellings.
+
+    Attributes:
+        probability: Of the first tokens of all spellings together, over the whole vocabulary.
+        greedy: The likeliest first token, decoded.
+    """
+
+    probability: float
+    greedy: str
 
 
 class VisionLanguageModel(LazyModel):
@@ -164,6 +180,51 @@ class VisionLanguageModel(LazyModel):
             after = self.next_token_logits(images, questions, begun=tokens[:1]).log_softmax(-1)
             found = (found + after[:, self._tokenizer.eos_token_id]) / 2
         return found.exp().tolist()
+
+    def answer_masses(
+        self,
+        images: Sequence[Sequence[Image.Image]],
+        questions: Sequence[Question],
+        spellings: Sequence[Sequence[str]],
+    ) -> list[AnswerMass]:
+        """P(one of the `spellings` begins) over the whole vocabulary, as GenEval 2 reads answers.
+
+        A spelling of several tokens counts by the first of them, so that "10" may count as "1"; a token that
+        several spellings begin with counts once.
+
+        Args:
+            images: Those of each question.
+            questions: The questions about them.
+            spellings: Those of each answer, written just so, leading spaces included.
+
+        Returns:
+            One per question; probabilities in [0, 1], not normalised against other answers.
+
+        Raises:
+            UnusableSample: If the model cannot take a question or its images.
+            VerifierError: If the vocabulary has no token that an answer begins with.
+        """
+        self.load()
+        wanted = [self._first_token_ids(each) for each in spellings]
+        found: list[AnswerMass] = []
+        for at in range(0, len(questions), MOST_DISTRIBUTIONS):
+            rows = slice(at, at + MOST_DISTRIBUTIONS)
+            probabilities = self.next_token_logits(images[rows], questions[rows]).softmax(-1)
+            likeliest = [self._tokenizer.decode([token]) for token in probabilities.argmax(-1).tolist()]
+            masses = [row[tokens].sum().item() for row, tokens in zip(probabilities, wanted[rows])]
+            found += [AnswerMass(min(mass, 1.0), token) for mass, token in zip(masses, likeliest)]
+        return found
+
+    def _first_token_ids(self, spellings: Sequence[str]) -> list[int]:
+        """The distinct tokens that the spellings of an answer begin with."""
+        tokens = [self._tokenizer.encode(each, add_special_tokens=False)[:1] for each in spellings]
+        first = {token for found in tokens for token in found if token != self._tokenizer.unk_token_id}
+        if not first:
+            raise VerifierError(
+                f"An answer that {self.owner!r} waits for must begin with a token but the vocabulary of "
+                f"{self.checkpoint!r} has none for any of {list(spellings)}; choose another model."
+            )
+        return sorted(first)
 
     @torch.no_grad()
     def next_token_logits(

@@ -103,6 +103,28 @@ def test_variants_are_those_of_the_released_code(folder: Path, variant: Any) -> 
     assert [score.value for score in found] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_variant_of_geneval2_adds_up_its_spellings(folder: Path) -> None:
+    """Unnormalised, over the first tokens of Yes and yes, with and without a space."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    image = some_images(1)[0]
+    text = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        'Does this image show "a dog"? Answer the question with Yes or No.<|im_end|>\n<|im_start|>assistant\n'
+    )
+    with torch.no_grad():
+        logits = model(**processor(text=[text], images=[image], return_tensors="pt")).logits[0, -1]
+    probabilities = logits.softmax(-1)
+    first = {processor.tokenizer(word).input_ids[0] for word in ("Yes", "yes", " Yes", " yes")}
+    verifier = VQAScore(checkpoint=str(folder), variant="geneval2", **TINY)
+    (score,) = verifier.score([image], [Prompt("a dog")])
+    assert len(first) > 2
+    assert score.value == pytest.approx(sum(float(probabilities[token]) for token in first), rel=1e-4)
+    assert verifier.score([], []) == []
+
+
 def test_an_answer_of_ones_own(folder: Path) -> None:
     yes, no = (
         VQAScore(checkpoint=str(folder), variant="paper", answer=answer, **TINY) for answer in (None, "No")
