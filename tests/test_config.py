@@ -149,7 +149,9 @@ def test_until_sets_the_target(
     arguments: tuple[str, ...], target: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr(cli, "_run", lambda config, *args, **kwargs: seen.append(config))
+    monkeypatch.setattr(
+        "tts_vision.cli.generate.run_search", lambda config, *args, **kwargs: seen.append(config)
+    )
     done = CliRunner().invoke(cli.app, ["generate", "a", *arguments])
     assert done.exit_code == 0, done.output
     assert [config.target for config in seen] == [target]

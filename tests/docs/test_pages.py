@@ -63,7 +63,9 @@ def test_python_blocks_run(page: Path) -> None:
 def test_command_lines_are_understood(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
     asked: list[RunConfig] = []
-    monkeypatch.setattr("tts_vision.cli._run", lambda config, *args, **kwargs: asked.append(config))
+    monkeypatch.setattr(
+        "tts_vision.cli.generate.run_search", lambda config, *args, **kwargs: asked.append(config)
+    )
     context = command.make_context(words[0], list(words[1:]))
     if words[0] == "generate":
         command.invoke(context)

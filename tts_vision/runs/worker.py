@@ -48,7 +48,8 @@ class Worker:
             raise
         except Exception as error:
             arguments = task.config.sampler_options.pipeline_kwargs
-            raise explain(error, specs=specs, arguments=arguments) from error
+            go_on = f"The same command with '--output {self.root}' goes on."
+            raise explain(error, specs=specs, arguments=arguments, go_on=go_on) from error
 
     def verifier(self, text: str) -> Verifier:
         """The verifier of a text, loaded once."""

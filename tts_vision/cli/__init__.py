@@ -1,0 +1,8 @@
+"""The command ``tts-vision``, a module for each command."""
+
+from __future__ import annotations
+
+from tts_vision.cli import compare, generate, listing, score  # noqa: F401  # importing a command adds it
+from tts_vision.cli.application import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,145 @@
+"""Parameters of a plugin as flags of a command."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+from tts_vision.cli.application import only_named
+from tts_vision.cli.tables import as_flag, parameter_table, print_table
+from tts_vision.config import Spec, did_you_mean, read_yaml
+from tts_vision.errors import ConfigError, TTSVisionError
+
+if TYPE_CHECKING:
+    from tts_vision.catalogue import Listing, Setting
+
+
+EXTRA = "algorithm flags"
+
+
+class GenerateCommand(TyperCommand):
+    """Takes the parameters of the chosen algorithm as flags beside its own options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["args"] = list(args)
+        with only_named(args):
+            try:
+                own, extra = self._split(args)
+            except ConfigError:
+                if not ctx.resilient_parsing:
+                    raise
+                own, extra = list(args), {}  # a line that is being completed
+            ctx.meta[EXTRA] = extra
+            return super().parse_args(ctx, own)
+
+    def invoke(self, ctx: Any) -> Any:
+        with only_named(ctx.meta["args"]):
+            return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        name = _named_algorithm(ctx.meta["args"])
+        if name is None:
+            typer.echo("Parameters of an algorithm are flags too: '--algorithm NAME --help' shows them.")
+        else:
+            print_table(parameter_table(_algorithm(name), flags=True))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("--"):
+            return found
+        try:
+            with only_named(ctx.meta["args"]):
+                flags = _flags_of(_named_algorithm(ctx.meta["args"]) or "best_of_n")
+        except TTSVisionError:
+            return found
+        item = importlib.import_module(
+            f"{type(ctx).__module__.rpartition('.')[0]}.shell_completion"
+        ).CompletionItem
+        return found + [item(flag, help=p.help) for flag, p in flags.items() if flag.startswith(incomplete)]
+
+    def _split(self, args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """The arguments that are this command's own, and the values of all other long flags."""
+        takes_value = {
+            name: not getattr(param, "is_flag", False)
+            for param in self.params
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        takes_value |= {"--help": False, "-h": False}
+        own: list[str] = []
+        extra: dict[str, Any] = {}
+        known: Mapping[str, Setting] | None = None
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
+            name, equals, value = arg.partition("=")
+            if arg == "--":
+                own += [arg, *rest]
+                break
+            if not name.startswith("--") or name in takes_value:
+                own.append(arg)
+                if takes_value.get(name) and not equals and rest:
+                    own.append(rest.pop(0))
+                continue
+            if known is None:
+                known = _flags_of(_named_algorithm(args) or "best_of_n")
+            parameter, given = _flag(name, known, takes_value, _named_algorithm(args) or "best_of_n")
+            if given is not None:
+                extra[parameter] = given
+            elif equals:
+                extra[parameter] = value
+            elif rest:
+                extra[parameter] = rest.pop(0)
+            else:
+                raise ConfigError(f"Flag {name} needs a value but got none; write '{name} VALUE'.")
+        return own, extra
+
+
+def _named_algorithm(args: Sequence[str]) -> str | None:
+    """The algorithm that a command line chooses, as far as that can be told before it is parsed."""
+    found: str | None = None
+    for i, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if not equals and i + 1 < len(args):
+            value = args[i + 1]
+        if flag == "--config" and found is None:
+            found = str(read_yaml(value).get("algorithm") or "best_of_n")
+        elif flag in {"--algorithm", "-a"} or (flag.startswith("-a") and not flag.startswith("--")):
+            return Spec.parse(value if flag in {"--algorithm", "-a"} else arg[2:]).name
+        elif flag == "--set" and value.startswith("algorithm="):
+            found = value.partition("=")[2]
+    return None if found is None else Spec.parse(found).name
+
+
+def _algorithm(name: str) -> Listing:
+    """The facts of an algorithm; one of a user's own is imported for them."""
+    from tts_vision.catalogue import listings, of_entry
+    from tts_vision.registry import lookup
+
+    known = next((listing for listing in listings("algorithm") if listing.name == name), None)
+    return known or of_entry(lookup("algorithm", name))
+
+
+def _flags_of(algorithm: str) -> Mapping[str, Setting]:
+    return {as_flag(setting.name): setting for setting in _algorithm(algorithm).parameters}
+
+
+def _flag(
+    name: str, known: Mapping[str, Setting], own: Iterable[str], algorithm: str
+) -> tuple[str, bool | None]:
+    """The parameter that a flag sets; and its value where the flag itself says it."""
+    spelled = "--" + name[2:].replace("_", "-")
+    if spelled in known:
+        return known[spelled].name, True if known[spelled].type == "bool" else None
+    positive = "--" + spelled.removeprefix("--no-")
+    if spelled.startswith("--no-") and positive in known and known[positive].type == "bool":
+        return known[positive].name, False
+    remedy = did_you_mean(spelled, [*known, *own], "'tts-vision generate --help' shows all.")
+    raise ConfigError(
+        f"Flags must be options of 'generate' or parameters of algorithm {algorithm!r} "
+        f"({', '.join(known) or 'it has none'}) but got {name!r}; {remedy}"
+    )
