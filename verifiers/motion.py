@@ -25,17 +25,18 @@ def at_eight_fps(total: int, fps: float) -> list[int]:
     return list(range(0, total, max(1, round(fps / 8))))
 
 
-def top_magnitude(flow: Tensor) -> Tensor:
-    """Mean length of the 5 % longest vectors of each flow, in pixels.
+def top_magnitude(flow: Tensor, share: float = 0.05) -> Tensor:
+    """Mean length of the longest vectors of each flow, in pixels.
 
     Args:
         flow: ``(B, 2, H, W)``.
+        share: Of the vectors that are the longest; at least one is taken.
 
     Returns:
         ``(B,)``.
     """
     lengths = flow.norm(dim=1).flatten(1)
-    return lengths.topk(max(1, int(lengths.shape[1] * 0.05)), dim=1).values.mean(1)
+    return lengths.topk(max(1, int(lengths.shape[1] * share)), dim=1).values.mean(1)
 
 
 def is_dynamic(magnitudes: Sequence[float], shorter_side: int) -> bool:
@@ -65,6 +66,21 @@ def raft_pixels(frames: Tensor) -> Tensor:
     down, right = -pixels.shape[2] % 8, -pixels.shape[3] % 8
     margins = (right // 2, right - right // 2, down // 2, down - down // 2)
     return F.pad(pixels, margins, mode="replicate")
+
+
+def comparable(sample: Media, name: str) -> Video:
+    """The sample, if it is a clip whose frames RAFT can compare.
+
+    Raises:
+        UnusableSample: If it is not.
+    """
+    video = moving(sample, name)
+    height, width = video.frames.shape[1:3]
+    if min(height, width) <= SMALLEST - 8:
+        raise UnusableSample(
+            f"RAFT needs sides of more than {SMALLEST - 8} pixels but the frames are {width}x{height}"
+        )
+    return video
 
 
 @register(
@@ -112,12 +128,7 @@ class Motion(BatchedVerifier):
         self._model = load_torchvision(raft_large, self.checkpoint, RAFT_WEIGHTS, self.name).to(self.device)
 
     def _usable(self, sample: Media) -> Video:
-        video = moving(sample, self.name)
-        height, width = video.frames.shape[1:3]
-        if min(height, width) <= SMALLEST - 8:
-            raise UnusableSample(
-                f"RAFT needs sides of more than {SMALLEST - 8} pixels but the frames are {width}x{height}"
-            )
+        video = comparable(sample, self.name)
         if len(at_eight_fps(len(video.frames), video.fps)) < 2:
             raise UnusableSample(
                 f"motion looks at 8 frames per second and needs two but the clip has {len(video.frames)} "
