@@ -93,9 +93,9 @@ def status(context: SearchContext) -> str:
     part = fraction_spent(context)
     limit, spent = context.ledger.budget.nfe, context.ledger.spent.nfe
     words = [f"best {_best(context)}", f"{spent:g}/{limit:g} nfe" if limit else f"{spent:g} nfe"]
-    words.append(f"{_clock(context.ledger.elapsed)} gone")
+    words.append(f"{clock(context.ledger.elapsed)} gone")
     if part > 0:
-        words.append(f"{_clock(context.ledger.elapsed * (1 - part) / part)} left")
+        words.append(f"{clock(context.ledger.elapsed * (1 - part) / part)} left")
     return ", ".join(words)
 
 
@@ -119,5 +119,8 @@ def _best(context: SearchContext) -> str:
     return f"{best.score.value:.4f}" + ("" if context.best else " (preview)")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds; hours where there are any."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d}:{int(seconds % 60):02d}"
     return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

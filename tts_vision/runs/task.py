@@ -13,7 +13,7 @@ from typing import Any
 
 from tts_vision.config import RunConfig, plain
 from tts_vision.errors import StorageError
-from tts_vision.files import inside, is_plain
+from tts_vision.files import is_file, is_folder, is_plain
 from tts_vision.results import Result
 from tts_vision.types import Prompt
 
@@ -129,21 +129,31 @@ class Record:
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"no record of a search: {error}") from error
 
-    def path(self, root: Path, file: str | None = None) -> Path | None:
-        """The best sample, or another one of its files, in the folder of the run.
+    def path(self, root: Path) -> Path | None:
+        """The best sample in the folder of the run; None without one.
 
         Raises:
-            StorageError: If the record names something that is not a file of its search.
+            StorageError: If the record names something that is not a file of the run.
         """
-        name = self.file if file is None else file
-        if not name:
-            return None
-        if not name.startswith(f"{self.name}/") or not all(map(is_plain, self.name.split("/"))):
-            raise StorageError(
-                f"A record of a run names files of its own search but {str(root)!r} records {name!r}; the "
-                "folder was changed by somebody: do not use it."
-            )
-        return inside(root / self.name, name.removeprefix(f"{self.name}/"))
+        return path_in(root, self.file) if self.file else None
+
+
+def path_in(root: Path, file: str) -> Path:
+    """A file that a manifest names, inside the folder of its run.
+
+    Raises:
+        StorageError: If the name leads elsewhere.
+    """
+    folder, names = root, file.split("/")
+    if not all(map(is_plain, names)) or not all(
+        is_folder(folder := folder / name) or not folder.exists() for name in names[:-1]
+    ):
+        raise StorageError(
+            f"A manifest names files of its own run but that of {str(root)!r} names {file!r}; the folder was "
+            "changed by somebody: do not use it."
+        )
+    is_file(root / file)
+    return root / file
 
 
 def record_of(task: Task, result: Result, root: Path) -> Record:

@@ -1,0 +1,186 @@
+"""The figures of a benchmark: means with intervals, costs, quality against compute and seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tts_vision.eval.evaluator import Evaluator, Judged
+from tts_vision.eval.judging import Trail
+from tts_vision.runs.task import Record
+
+DRAWS = 1000
+LEAST_FOR_INTERVAL = 5
+"""Prompts that an interval needs; resampling fewer says more about the few than about prompts."""
+POINTS = 40
+"""Points of a curve."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its 95 % bootstrap interval over prompts; the ends are NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Quality against the spending of a search, averaged over searches.
+
+    Attributes:
+        spent: Compute, or seconds, at which the search would have been stopped.
+        quality: Mean of the metric over the best samples by then; a search without a sample counts as 0.
+        rejected: Share of the best samples by then that the judge calls wrong; empty where it gives degrees.
+        area: Mean of the quality over the spending, from nothing to the end.
+    """
+
+    spent: list[float]
+    quality: list[float]
+    rejected: list[float]
+    area: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The figures of one arm.
+
+    Attributes:
+        name: Plain, or the algorithm.
+        samples: Winners judged.
+        prompts: Prompts that they belong to.
+        figures: By label.
+        rejected: Share of the winners that the judge calls wrong: the verifier's favourites among them are
+            false positives. NaN where the judge gives degrees.
+        holdout: Mean score of the winners by the held-out verifier; NaN without one.
+        nfe: Mean network evaluations of a search.
+        macs: Mean multiply-accumulates, where they are counted.
+        verifier_calls: Mean samples scored.
+        seconds: Mean wall-clock seconds of a search, verifier included.
+        phases: The same by phase: encode, denoise, decode, verify, ask.
+        topped_up: Mean share of the compute that went to independent samples.
+        by_compute: Quality against compute.
+        by_seconds: Quality against seconds.
+    """
+
+    name: str
+    samples: int
+    prompts: int
+    figures: Mapping[str, Figure]
+    rejected: float = math.nan
+    holdout: float = math.nan
+    nfe: float = math.nan
+    macs: float = math.nan
+    verifier_calls: float = math.nan
+    seconds: float = math.nan
+    phases: Mapping[str, float] = field(default_factory=dict)
+    topped_up: float = math.nan
+    by_compute: Curve | None = None
+    by_seconds: Curve | None = None
+
+
+def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figure]:
+    """The figures of an evaluator with intervals from resampling prompts, within their tags."""
+    if not judged:
+        return {}
+    values = evaluator.summarise(judged, np.ones(len(judged)))
+    items: dict[str, list[int]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for i, each in enumerate(judged):
+        item = each.sample.item
+        if item.id not in items:
+            groups.setdefault(item.tags, []).append(item.id)
+        items.setdefault(item.id, []).append(i)
+    if not evaluator.resamples or len(items) < LEAST_FOR_INTERVAL:
+        return {label: Figure(value) for label, value in values.items()}
+    generator = np.random.default_rng(0)
+    draws: dict[str, list[float]] = {label: [] for label in values}
+    for _ in range(DRAWS):
+        weights = np.zeros(len(judged))
+        for ids in groups.values():
+            for k in generator.integers(len(ids), size=len(ids)):
+                weights[items[ids[k]]] += 1
+        for label, value in evaluator.summarise(judged, weights).items():
+            draws[label].append(value)
+    return {label: Figure(value, *_interval(draws[label])) for label, value in values.items()}
+
+
+def arm_of(
+    name: str,
+    records: Sequence[Record],
+    judged: Sequence[Judged],
+    trail: Trail,
+    evaluator: Evaluator,
+) -> Arm:
+    """The figures and costs of an arm."""
+    known = [each.verdict.correct for each in judged if each.verdict.correct is not None]
+    phases = dict.fromkeys(phase for record in records for phase in record.seconds)
+    return Arm(
+        name=name,
+        samples=len(judged),
+        prompts=len({each.sample.item.id for each in judged}),
+        figures=figures_of(evaluator, judged),
+        rejected=1 - sum(known) / len(known) if known else math.nan,
+        holdout=_mean([record.holdout for record in records]),
+        nfe=_mean([record.nfe for record in records]),
+        macs=_mean([record.macs for record in records]),
+        verifier_calls=_mean([float(record.verifier_calls) for record in records]),
+        seconds=_mean([record.elapsed for record in records]),
+        phases={phase: _mean([r.seconds.get(phase, 0.0) for r in records]) for phase in phases},
+        topped_up=_mean([record.topped_up for record in records]),
+        by_compute=curve_of(records, trail, evaluator.metric, 0),
+        by_seconds=curve_of(records, trail, evaluator.metric, 1),
+    )
+
+
+def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int) -> Curve | None:
+    """Quality against compute (axis 0) or seconds (axis 1); None where nothing was judged along the way."""
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    ends = []
+    for record in records:
+        points = [(p[axis], p[2]) for p in trail.get(record.name, [])]
+        points = [(at, verdict) for at, verdict in points if metric in verdict.values]
+        if not points:
+            continue
+        at = np.array([spent for spent, _ in points])
+        quality = np.array([0.0, *(float(verdict.values[metric]) for _, verdict in points)])
+        wrong = np.array([math.nan, *(_wrong(verdict.correct) for _, verdict in points)])
+        steps.append((at, quality, wrong))
+        ends.append(record.elapsed if axis else record.compute)
+    if not steps:
+        return None
+    end = float(np.mean(ends))
+    spent = np.linspace(0.0, end, POINTS + 1)[1:]
+    index = [np.searchsorted(at, spent * (1 + 1e-9), side="right") for at, _, _ in steps]
+    quality = np.mean([q[i] for (_, q, _), i in zip(steps, index)], axis=0)
+    wrongs = np.array([w[i] for (_, _, w), i in zip(steps, index)])
+    counted = ~np.isnan(wrongs)
+    has = counted.any(0)
+    rejected = np.where(has, np.where(counted, wrongs, 0).sum(0) / np.maximum(counted.sum(0), 1), np.nan)
+    return Curve(
+        spent=spent.tolist(),
+        quality=quality.tolist(),
+        rejected=rejected.tolist() if has.any() else [],
+        area=float(np.mean(quality)),
+    )
+
+
+def _wrong(correct: bool | None) -> float:
+    return math.nan if correct is None else float(not correct)
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _interval(draws: Sequence[float]) -> tuple[float, float]:
+    known = [value for value in draws if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)

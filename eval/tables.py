@@ -1,0 +1,96 @@
+"""The tables of a benchmark, as Markdown and for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tts_vision.eval.statistics import Arm, Figure
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tts_vision.eval.evaluation import Evaluation
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """Figures, costs, notes and complaints."""
+    lines = [f"# {evaluation.settings['benchmark']}", ""]
+    lines += [f"    {' '.join(evaluation.command)}", ""] if evaluation.command else []
+    lines += _table("figure", [arm.name for arm in evaluation.arms], figure_rows(evaluation))
+    if any(arm.nfe == arm.nfe for arm in evaluation.arms):
+        lines += [
+            "",
+            *_table("cost of a search", [arm.name for arm in evaluation.arms], cost_rows(evaluation)),
+        ]
+    for title, found in (("Notes", evaluation.notes), ("Missing or not judged", evaluation.complaints)):
+        lines += ["", f"{title}:", "", *(f"- {line}" for line in found)] if found else []
+    versions = ", ".join(f"{name} {value}" for name, value in evaluation.versions.items())
+    return "\n".join([*lines, "", versions, ""])
+
+
+def terminal(evaluation: Evaluation) -> Table:
+    """Figures and costs."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=str(evaluation.settings["benchmark"]), title_justify="left")
+    table.add_column("")
+    for arm in evaluation.arms:
+        table.add_column(Text(arm.name), justify="right")
+    costs = cost_rows(evaluation) if any(arm.nfe == arm.nfe for arm in evaluation.arms) else []
+    figures = figure_rows(evaluation)
+    for i, row in enumerate([*figures, *costs]):
+        table.add_row(*map(Text, row), end_section=i == len(figures) - 1)
+    return table
+
+
+def figure_rows(evaluation: Evaluation) -> list[list[str]]:
+    """A row for each figure: its label and its value in each arm."""
+    labels = dict.fromkeys(label for arm in evaluation.arms for label in arm.figures)
+    rows = [[label, *(written(arm.figures.get(label)) for arm in evaluation.arms)] for label in labels]
+    rows += _row("rejected winners", evaluation, lambda arm: arm.rejected, "{:.3f}")
+    rows += _row("held-out score", evaluation, lambda arm: arm.holdout, "{:.4f}")
+    rows += _row(
+        "area under quality by seconds",
+        evaluation,
+        lambda arm: math.nan if arm.by_seconds is None else arm.by_seconds.area,
+        "{:.3f}",
+    )
+    return rows
+
+
+def cost_rows(evaluation: Evaluation) -> list[list[str]]:
+    """A row for each cost of a search."""
+    rows = [
+        *_row("samples", evaluation, lambda arm: float(arm.samples), "{:.0f}"),
+        *_row("nfe", evaluation, lambda arm: arm.nfe, "{:.0f}"),
+        *_row("GMAC", evaluation, lambda arm: arm.macs / 1e9 or math.nan, "{:.4g}"),
+        *_row("verifier calls", evaluation, lambda arm: arm.verifier_calls, "{:.1f}"),
+        *_row("seconds", evaluation, lambda arm: arm.seconds, "{:.2f}"),
+    ]
+    for phase in dict.fromkeys(phase for arm in evaluation.arms for phase in arm.phases):
+        rows += _row(f"  {phase}", evaluation, lambda arm, p=phase: arm.phases.get(p, math.nan), "{:.2f}")
+    return rows + _row("topped up, %", evaluation, lambda arm: 100 * arm.topped_up, "{:.0f}")
+
+
+def written(figure: Figure | None) -> str:
+    """A value with its interval."""
+    if figure is None or math.isnan(figure.value):
+        return "-"
+    interval = "" if math.isnan(figure.low) else f" [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:.3f}{interval}"
+
+
+def _row(label: str, evaluation: Evaluation, value: Callable[[Arm], float], form: str) -> list[list[str]]:
+    """The row of a number, if any arm has it."""
+    values = [value(arm) for arm in evaluation.arms]
+    if all(map(math.isnan, values)):
+        return []
+    return [[label, *("-" if math.isnan(v) else form.format(v) for v in values)]]
+
+
+def _table(corner: str, heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"| {corner} | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
