@@ -45,6 +45,19 @@ class Detection:
     mask: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What an image was found to hold.
+
+    Attributes:
+        faults: Of each predicate, as by `check`.
+        detections: By falling confidence; of wanted objects and those that were looked for as well.
+    """
+
+    faults: dict[str, str]
+    detections: list[Detection]
+
+
 ColourOf: TypeAlias = Callable[[Detection, Group], str]
 """The colour of a detection that a group asks for."""
 

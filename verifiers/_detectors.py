@@ -26,7 +26,7 @@ from tts_vision.verifiers._backbones import (
     load_clip,
 )
 from tts_vision.verifiers._cache import Recent
-from tts_vision.verifiers._detections import Box, Detection, check, coloured, strongest
+from tts_vision.verifiers._detections import Box, Detection, Findings, check, coloured, strongest
 from tts_vision.verifiers._mmdet import is_mmdet, load_mmdet
 from tts_vision.verifiers._predicates import COLOURS, Demands, Group
 from tts_vision.verifiers._weights import from_pretrained, processor_from
@@ -327,19 +327,6 @@ class ColourNamer(LazyModel):
             embeddings = self._model.get_text_features(**words).pooler_output.float()
             self._vectors[key] = F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1)
         return self._vectors[key]
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What an image was found to hold.
-
-    Attributes:
-        faults: Of each predicate, as by `check`.
-        detections: By falling confidence; of wanted objects and those that were looked for as well.
-    """
-
-    faults: dict[str, str]
-    detections: list[Detection]
 
 
 class ObjectJudge:
