@@ -17,7 +17,7 @@ from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluator import Evaluator, Item, Judged, Sample
 from tts_vision.eval.judging import Judgements
-from tts_vision.eval.statistics import Arm, arm_of
+from tts_vision.eval.statistics import Arm, arm_of, longest
 from tts_vision.files import replace_file
 from tts_vision.metadata import version_of
 from tts_vision.runs.allocation import run_within
@@ -178,8 +178,12 @@ def evaluate(
     arms: list[Arm] = []
     rows: list[Row] = []
     files: list[str] = []
-    for name in (PLAIN, *dict.fromkeys(algorithms)):
-        records = [record for record in run.records if record.arm == name]
+    by_arm = {
+        name: [record for record in run.records if record.arm == name]
+        for name in (PLAIN, *dict.fromkeys(algorithms))
+    }
+    ends = longest(by_arm.values())
+    for name, records in by_arm.items():
         winners, missing = _winners(records, by_id, base.seed, output)
         complaints += missing
         judged = judgements.of([sample for _, sample in winners])
@@ -191,7 +195,7 @@ def evaluate(
         ]
         complaints += [line for each in judged if (line := _complaint(each))]
         trail = judgements.of_bests(records, by_id) if curves else {}
-        arms.append(arm_of(name, records, judged, trail, evaluator))
+        arms.append(arm_of(name, records, judged, trail, evaluator, ends))
     evaluation = Evaluation(
         evaluator=evaluator.judge_name,
         metric=evaluator.metric,
@@ -260,7 +264,7 @@ def evaluate_images(
         settings={"benchmark": evaluator.name, "images": str(images), "self_test": tested},
         command=list(command),
         versions=versions(),
-        arms=[arm_of(name, [], judged, {}, evaluator)],
+        arms=[arm_of(name, [], judged, {}, evaluator, (0.0, 0.0))],
         rows=[_row(name, each, str(each.sample.path.absolute()), None, output) for each in judged],
         folder=output,
         files=[str(path.relative_to(output)) for path in written],
@@ -325,8 +329,23 @@ def _chosen(
         note(f"{len(every) - len(distinct)} prompts come twice and count once")
     items = list(distinct.values())
     if limit is not None and limit < len(items):
-        items = [items[i * len(items) // limit] for i in range(limit)]
+        items = spread(items, limit)
     return items[part - 1 :: parts], []
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """`limit` of the prompts in their order: evenly from each tag, as the benchmark divides them."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(item.tags, []).append(i)
+    quotas = dict.fromkeys(groups, 0)
+    for _ in range(limit):  # to the group that is furthest behind; the smaller one of equals
+        behind = min(groups, key=lambda tags: ((quotas[tags] + 0.5) / len(groups[tags]), len(groups[tags])))
+        quotas[behind] += 1
+    chosen = [
+        group[k * len(group) // quotas[tags]] for tags, group in groups.items() for k in range(quotas[tags])
+    ]
+    return [items[i] for i in sorted(chosen)]
 
 
 def _winners(

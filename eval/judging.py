@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ class Judgements:
         """The samples with their verdicts, in order."""
         keys = [self._key(sample) for sample in samples]
         todo = [(key, sample) for key, sample in zip(keys, samples) if key and key not in self._known]
+        told = time.monotonic()
         size = max(1, len(todo)) if self.evaluator.together else BATCH
         for at in range(0, len(todo), size):
             some = todo[at : at + size]
             verdicts = self.evaluator.judge([sample for _, sample in some])
             self._keep({key: verdict for (key, _), verdict in zip(some, verdicts, strict=True)})
-            if len(todo) > size:
+            if time.monotonic() - told >= 10:
+                told = time.monotonic()
                 self.note(f"judged {min(at + size, len(todo))}/{len(todo)} samples")
         unread = Verdict(reason="the file is missing or cannot be read")
         return [Judged(s, self._known.get(k, unread)) for k, s in zip(keys, samples)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,7 +36,8 @@ class Curve:
         spent: Compute, or seconds, at which the search would have been stopped.
         quality: Mean of the metric over the best samples by then; a search without a sample counts as 0.
         rejected: Share of the best samples by then that the judge calls wrong; empty where it gives degrees.
-        area: Mean of the quality over the spending, from nothing to the end.
+        area: Mean of the quality over the spending, from nothing to the mean end of the longest arm; a
+            search that ends before keeps its quality.
     """
 
     spent: list[float]
@@ -115,8 +116,9 @@ def arm_of(
     judged: Sequence[Judged],
     trail: Trail,
     evaluator: Evaluator,
+    ends: tuple[float, float],
 ) -> Arm:
-    """The figures and costs of an arm."""
+    """The figures and costs of an arm; its curves go as far as `ends`, in compute and in seconds."""
     known = [each.verdict.correct for each in judged if each.verdict.correct is not None]
     phases = dict.fromkeys(phase for record in records for phase in record.seconds)
     return Arm(
@@ -132,15 +134,20 @@ def arm_of(
         seconds=_mean([record.elapsed for record in records]),
         phases={phase: _mean([r.seconds.get(phase, 0.0) for r in records]) for phase in phases},
         topped_up=_mean([record.topped_up for record in records]),
-        by_compute=curve_of(records, trail, evaluator.metric, 0),
-        by_seconds=curve_of(records, trail, evaluator.metric, 1),
+        by_compute=curve_of(records, trail, evaluator.metric, 0, ends[0]),
+        by_seconds=curve_of(records, trail, evaluator.metric, 1, ends[1]),
     )
 
 
-def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int) -> Curve | None:
+def longest(arms: Iterable[Sequence[Record]]) -> tuple[float, float]:
+    """The largest mean compute and the largest mean seconds of a search, over arms."""
+    means = [(_mean([r.compute for r in arm]), _mean([r.elapsed for r in arm])) for arm in arms if arm]
+    return max((m[0] for m in means), default=0.0), max((m[1] for m in means), default=0.0)
+
+
+def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int, end: float) -> Curve | None:
     """Quality against compute (axis 0) or seconds (axis 1); None where nothing was judged along the way."""
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    ends = []
     for record in records:
         points = [(p[axis], p[2]) for p in trail.get(record.name, [])]
         points = [(at, verdict) for at, verdict in points if metric in verdict.values]
@@ -150,10 +157,8 @@ def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int) ->
         quality = np.array([0.0, *(float(verdict.values[metric]) for _, verdict in points)])
         wrong = np.array([math.nan, *(_wrong(verdict.correct) for _, verdict in points)])
         steps.append((at, quality, wrong))
-        ends.append(record.elapsed if axis else record.compute)
     if not steps:
         return None
-    end = float(np.mean(ends))
     spent = np.linspace(0.0, end, POINTS + 1)[1:]
     index = [np.searchsorted(at, spent * (1 + 1e-9), side="right") for at, _, _ in steps]
     quality = np.mean([q[i] for (_, q, _), i in zip(steps, index)], axis=0)

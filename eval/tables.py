@@ -71,7 +71,12 @@ def cost_rows(evaluation: Evaluation) -> list[list[str]]:
         *_row("seconds", evaluation, lambda arm: arm.seconds, "{:.2f}"),
     ]
     for phase in dict.fromkeys(phase for arm in evaluation.arms for phase in arm.phases):
-        rows += _row(f"  {phase}", evaluation, lambda arm, p=phase: arm.phases.get(p, math.nan), "{:.2f}")
+        rows += _row(
+            f"  {phase}",
+            evaluation,
+            lambda arm, p=phase: arm.phases.get(p, 0.0) if arm.phases else math.nan,
+            "{:.2f}",
+        )
     return rows + _row("topped up, %", evaluation, lambda arm: 100 * arm.topped_up, "{:.0f}")
 
 

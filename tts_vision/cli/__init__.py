@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tts_vision.cli import compare, generate, listing, score  # noqa: F401  # importing a command adds it
+from tts_vision.cli import compare, evaluate, generate, listing, score  # noqa: F401  # importing a command adds it
 from tts_vision.cli.application import app, main
 
 __all__ = ["app", "main"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tts_vision.cli.application import INCOMPLETE, app, collect_garbage, explained, interrupted
-from tts_vision.cli.flags import EXTRA, GenerateCommand
+from tts_vision.cli.flags import EXTRA, AlgorithmFlags
 from tts_vision.cli.options import (
     Algorithm,
     Attention,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tts_vision.trace import Event
 
 
-@app.command(cls=GenerateCommand)
+@app.command(cls=AlgorithmFlags)
 def generate(
     ctx: typer.Context,
     prompts: PromptTexts = None,

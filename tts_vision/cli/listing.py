@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from tts_vision.registry import Kind
 
 
-_KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter")
+_KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter", "evaluator")
 
 
 @app.command("list")
 def list_plugins(
     what: Annotated[
-        str | None, typer.Argument(help="A kind (models, samplers, algorithms, verifiers) or a name.")
+        str | None, typer.Argument(help="A kind (models, samplers, algorithms, verifiers, ...) or a name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
 ) -> None:
-    """Show what is there: models, samplers, algorithms, verifiers, and their parameters."""
+    """Show what is there: models, samplers, algorithms, verifiers, evaluators, and their parameters."""
     from tts_vision.catalogue import listings
 
     kinds = {name: kind for kind in _KINDS for name in (kind, f"{kind}s")}
