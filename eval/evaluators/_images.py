@@ -26,6 +26,12 @@ def _image_of(sample: Sample, name: str) -> Image.Image | str:
         return f"{sample.path.name} cannot be read: {error}"
 
 
+def numbered_stem(stem: str) -> tuple[str, int]:
+    """The prompt and the sample that a name such as ``12_3`` stands for; ``12`` is the first sample."""
+    name, _, number = stem.rpartition("_")
+    return (name, int(number)) if name and number.isdecimal() else (stem, 0)
+
+
 def found_by_stem(
     folder: Path,
     items: Sequence[Item],
