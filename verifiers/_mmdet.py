@@ -79,13 +79,14 @@ def load_mmdet(checkpoint: str, owner: str) -> Any:
     """
     from transformers import Mask2FormerForUniversalSegmentation
 
+    model_class: Any = Mask2FormerForUniversalSegmentation
     path = find_file(PUBLISHED if checkpoint == "mmdet" else checkpoint, FILE, owner)
     state = read_state(path, owner)
     table = rules(state)
     _check_names(state, table, path, owner)
     try:
         config = config_of(state, path, owner)
-        model, info = Mask2FormerForUniversalSegmentation.from_pretrained(
+        model, info = model_class.from_pretrained(
             None,
             config=config,
             state_dict={**converted(state, table), **_unread(config)},

@@ -30,8 +30,7 @@ def write_metadata(folder: Path, items: Iterable[Item]) -> list[Path]:
     for item in items:
         path = folder / item.id / METADATA
         path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(record_of(item))
-        replace_file(path, lambda part, line=line: part.write_text(line), "The record of a prompt")
+        _write(path, json.dumps(record_of(item)), "The record of a prompt")
         written.append(path)
     return written
 
@@ -56,9 +55,12 @@ def write_rows(folder: Path, judged: Iterable[Judged]) -> Path:
     ]
     path = folder / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    replace_file(path, lambda part: part.write_text(text), "The verdicts")
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows), "The verdicts")
     return path
+
+
+def _write(path: Path, text: str, what: str) -> None:
+    replace_file(path, lambda part: part.write_text(text), what)
 
 
 def find_samples(root: Path, items: Sequence[Item], wanted: int) -> Found:
