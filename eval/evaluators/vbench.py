@@ -167,7 +167,7 @@ class VBench(Evaluator):
         facts = [f"{name}={self._judges.weights[name]}" for name in models]
         return (
             f"vbench, {where}: {', '.join(self.dimensions)}; strict={self.strict}, "
-            f"static_filter={self.static_filter}; {', '.join(facts)}"
+            f"static_filter={self.static_filter}, {self._judges.dtype}; {', '.join(facts)}"
         )
 
     def items(self) -> list[Item]:
@@ -227,10 +227,25 @@ class VBench(Evaluator):
 
     def _measure(self, name: str) -> Measure:
         if name not in self._measures:
-            made = self._judges.make(name)
-            made.load()
-            self._measures[name] = made
+            self._measures[name] = self._loaded(name)
         return self._measures[name]
+
+    def _loaded(self, name: str) -> Measure:
+        """A new measure with its models.
+
+        Raises:
+            VerifierError: If they cannot be loaded.
+        """
+        made = self._judges.make(name)
+        try:
+            made.load()
+        except VerifierError as error:
+            models = ", ".join(self._judges.models([name])) or "none"
+            raise VerifierError(
+                f"Dimension {name!r} of vbench must load its models ({models}) but: {error} In vbench, paths "
+                'are given as weights=\'{"MODEL": "PATH"}\'; or leave the dimension out.'
+            ) from error
+        return made
 
     def _official_verdicts(self, samples: Sequence[Sample]) -> list[Verdict]:
         assert self.official is not None
@@ -336,8 +351,7 @@ class VBench(Evaluator):
         still, flashing = _still_clip()
         tested = []
         for name in self._native:
-            measure = self._judges.make(name)
-            measure.load()
+            measure = self._loaded(name)
             if measure.still is not None:
                 _check_still(name, measure, still, flashing)
                 tested.append(name)

@@ -88,7 +88,7 @@ class Judges:
                 f"weights of vbench are {', '.join(WEIGHTS)} but got {unknown[0]!r}; change it."
             )
         self.weights = WEIGHTS | dict(weights)
-        self.strict, self.static_filter = strict, static_filter
+        self.strict, self.static_filter, self.dtype = strict, static_filter, dtype
         self._size: dict[str, Any] = {"device": device, "batch_size": batch_size}
         self._sized: dict[str, Any] = self._size | {"dtype": dtype}
 
