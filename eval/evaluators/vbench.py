@@ -16,12 +16,13 @@ import torch
 
 from tts_vision.errors import ConfigError, SearchWarning, VerifierError
 from tts_vision.eval.evaluator import Evaluator, Found, Item, Judged, Sample, Verdict
-from tts_vision.eval.vbench import layout, results
+from tts_vision.eval.vbench import layout
 from tts_vision.eval.vbench.dimensions import DIMENSIONS, LEFT_OUT, NATIVE, PROXIES, totals
 from tts_vision.eval.vbench.judges import Judges
 from tts_vision.eval.vbench.measures import Measure, Measured, check_static
 from tts_vision.eval.vbench.official import Official, Round, staged
 from tts_vision.eval.vbench.prompts import LABELLED, Suite, file_stem, items, published, read_suite
+from tts_vision.eval.vbench.results import Table, write_results
 from tts_vision.eval.vbench.static_filter import DRAWN
 from tts_vision.media import open_media
 from tts_vision.model_verifier import UnusableSample
@@ -110,6 +111,7 @@ class VBench(Evaluator):
             static_filter=static_filter,
         )
         self._measures: dict[str, Measure] = {}
+        self._table: Table | None = None  # of the arm that is resampled
 
     @property
     def together(self) -> bool:  # type: ignore[override]
@@ -331,17 +333,18 @@ class VBench(Evaluator):
 
     def summarise(self, judged: Sequence[Judged], weights: np.ndarray) -> dict[str, float]:
         """Total, quality and semantic score, and the raw score of each dimension, all in parts of 1."""
-        means = {
-            name: results.mean(judged, name, weights, filtered=self.static_filter) for name in self.dimensions
-        }
+        if self._table is None or self._table.judged is not judged:
+            self._table = self._table_of(judged)
+        means = {name: self._table.mean(name, weights) for name in self.dimensions}
         raw = {name: value for name, value in means.items() if name in DIMENSIONS}
         sums = totals(raw, strict=self.strict)
         return {"total": sums.total, "quality": sums.quality, "semantic": sums.semantic, **means}
 
     def write_results(self, folder: Path, judged: Sequence[Judged]) -> list[Path]:
-        return results.write_results(
-            folder, self.run_name, self._suite, self.dimensions, judged, filtered=self.static_filter
-        )
+        return write_results(folder, self.run_name, self._suite, self._table_of(judged))
+
+    def _table_of(self, judged: Sequence[Judged]) -> Table:
+        return Table(judged, self.dimensions, filtered=self.static_filter)
 
     def self_test(self) -> str:
         """Checks that weights load and that a still clip is as consistent and steady as can be."""

@@ -16,7 +16,7 @@ from tts_vision.eval.vbench.prompts import CLIPS, file_stem
 LOSSLESS = ".mkv"
 _ORDER = (".mp4", ".gif", LOSSLESS)
 _SHOWN = 5
-"""Surplus files that a complaint names."""
+"""Prompts or files that a complaint names."""
 
 
 def judged_file(path: Path) -> Path:
@@ -85,13 +85,16 @@ def read_folder(
             complaints.append(f"{path.name}: cannot be read: {fault}")
         else:
             samples.setdefault(item.id, []).append(Sample(item, index, path))
+    found: dict[str, set[int]] = {}
+    for stem, index in clips:
+        found.setdefault(stems[stem].id, set()).add(index)
     for item in items:
-        found = {index for stem, index in clips if stems[stem] is item}
-        missing = [n for n in range(wanted(item) or 1) if n not in found]
-        if missing and (wanted(item) is not None or not found):
+        missing = [n for n in range(wanted(item) or 0) if n not in found.get(item.id, range(n + 1))]
+        if missing:
             names = ", ".join(f"-{n}" for n in missing)
             complaints.append(f"{item.id}: no {names} of {item.prompt.text!r}")
-    complaints += [*_mixed(clips.values()), *_surplus(surplus)]
+    absent = [item.prompt.text for item in items if item.id not in found]
+    complaints += [*_absent(absent, len(items)), *_mixed(clips.values()), *_surplus(surplus)]
     ordered = [each for item in items for each in sorted(samples.get(item.id, []), key=lambda s: s.index)]
     return Found(ordered, complaints)
 
@@ -113,11 +116,16 @@ def _mixed(clips: Collection[dict[str, Path]]) -> list[str]:
     return [f"clips have mixed suffixes ({listed}), and the official package reads only one of them"]
 
 
+def _absent(prompts: Sequence[str], total: int) -> list[str]:
+    return [f"{len(prompts)} of {total} prompts have no clip: {_first(prompts)}"] if prompts else []
+
+
 def _surplus(names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = ", ..." if len(names) > _SHOWN else ""
-    return [f"{len(names)} clips are of no prompt: {', '.join(names[:_SHOWN])}{more}"]
+    return [f"clips of no prompt: {_first(names)} ({len(names)} in all)"] if names else []
+
+
+def _first(texts: Sequence[str]) -> str:
+    return ", ".join([*(repr(text) for text in texts[:_SHOWN]), *(["..."] if len(texts) > _SHOWN else [])])
 
 
 def _rank(suffix: str) -> tuple[int, str]:

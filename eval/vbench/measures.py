@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tts_vision.eval.vbench.prompts import label
 from tts_vision.eval.vbench.static_filter import is_static, lengths
+from tts_vision.memory import in_halves
 from tts_vision.model_verifier import LazyModel, UnusableSample
 from tts_vision.types import Prompt, Score, Video
 from tts_vision.verifier import Verifier
@@ -195,8 +196,11 @@ class AppearanceStyle(LazyModel, Measure):
     def measure(self, video: Video, prompt: Prompt) -> Measured:
         self.load()
         images = frame_images(video, range(len(video.frames)))
-        batches = (images[at : at + self.batch_size] for at in range(0, len(images), self.batch_size))
-        seen = torch.cat([self._seen(batch) for batch in batches])
+
+        def work(start: int, stop: int) -> Tensor:
+            return self._seen(images[start:stop])
+
+        seen = torch.cat(in_halves(len(images), self.batch_size, work, shrunk=self._use_batches_of))
         text = self._texts([label(prompt, "appearance_style")])
         cosines = (F.normalize(seen, dim=-1) * F.normalize(text, dim=-1)).sum(-1)
         return Measured(float(cosines.double().mean()), len(images), {"frames": len(images)})

@@ -21,15 +21,41 @@ OF_100 = "imaging_quality"
 _TRUTHS = frozenset({"dynamic_degree", "human_action"})
 
 
-def counted(judged: Sequence[Judged], dimension: str, *, filtered: bool) -> np.ndarray:
-    """Rows that the mean of a dimension is made of: all with a value, but at most five flickering ones.
+class Table:
+    """The values of one arm by dimension, ready for many means.
 
     Args:
-        judged: One arm.
-        dimension: Its name.
-        filtered: Whether temporal flickering was measured on clips that pass the static filter; then its
-            five are the first by name, else the first by number.
+        judged: The arm.
+        dimensions: Measured ones and proxies.
+        filtered: Whether temporal flickering was measured on clips that pass the static filter. Five clips of
+            a prompt count: then the first by name, else the first by number.
     """
+
+    def __init__(self, judged: Sequence[Judged], dimensions: Iterable[str], *, filtered: bool) -> None:
+        self.judged = judged
+        self.rows = {name: _counted(judged, name, filtered=filtered) for name in dimensions}
+        self._values = {
+            name: np.array([judged[row].verdict.values[name] for row in rows], dtype=float)
+            for name, rows in self.rows.items()
+        }
+        self._frames = {
+            name: np.array([weight_of(judged[row].verdict.details, name) for row in rows], dtype=float)
+            for name, rows in self.rows.items()
+        }
+
+    def mean(self, dimension: str, weights: np.ndarray) -> float:
+        """The raw score of a dimension; NaN without a clip.
+
+        Args:
+            dimension: Its name.
+            weights: ``(N,)`` how often each clip counts.
+        """
+        chosen = weights[self.rows[dimension]]
+        return weighted_mean(self._values[dimension], chosen * self._frames[dimension])
+
+
+def _counted(judged: Sequence[Judged], dimension: str, *, filtered: bool) -> np.ndarray:
+    """The rows that a dimension is the mean of."""
     rows = [row for row, each in enumerate(judged) if dimension in each.verdict.values]
     if dimension == "temporal_flickering":
         by_item: dict[str, list[tuple[int, int]]] = {}
@@ -44,58 +70,31 @@ def counted(judged: Sequence[Judged], dimension: str, *, filtered: bool) -> np.n
     return np.array(sorted(rows), dtype=int)
 
 
-def mean(judged: Sequence[Judged], dimension: str, weights: np.ndarray, *, filtered: bool) -> float:
-    """The raw score of a dimension; NaN without a clip.
-
-    Args:
-        judged: One arm.
-        dimension: Its name.
-        weights: ``(N,)`` how often each clip counts.
-        filtered: See `counted`.
-    """
-    rows = counted(judged, dimension, filtered=filtered)
-    values = np.array([judged[row].verdict.values[dimension] for row in rows], dtype=float)
-    frames = np.array([weight_of(judged[row].verdict.details, dimension) for row in rows], dtype=float)
-    return weighted_mean(values, weights[rows] * frames)
-
-
 def weight_of(details: Mapping[str, Any], dimension: str) -> float:
     """Frames or pairs that a clip counts by in the mean of a dimension."""
     return float(details.get(dimension, {}).get("weight", 1))
 
 
-def write_results(
-    folder: Path,
-    name: str,
-    suite: Suite,
-    dimensions: Iterable[str],
-    judged: Sequence[Judged],
-    *,
-    filtered: bool,
-) -> list[Path]:
+def write_results(folder: Path, name: str, suite: Suite, table: Table) -> list[Path]:
     """Writes ``{name}_full_info.json`` and ``{name}_eval_results.json``, and proxies to a file of their own.
 
     Args:
         folder: Where; it is made if need be.
         name: Of the run.
         suite: The prompts.
-        dimensions: Measured ones and proxies.
-        judged: One arm.
-        filtered: See `counted`.
+        table: One arm.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ones = np.ones(len(judged))
-    results: dict[str, Any] = {}
-    rows_of: dict[str, np.ndarray] = {}
-    for dimension in dimensions:
-        rows = rows_of[dimension] = counted(judged, dimension, filtered=filtered)
-        if len(rows):
-            score = mean(judged, dimension, ones, filtered=filtered)
-            results[dimension] = [score, [_record(judged[row], dimension) for row in rows]]
-    official = {name: found for name, found in results.items() if name not in PROXIES}
-    proxies = {name: found for name, found in results.items() if name in PROXIES}
+    ones = np.ones(len(table.judged))
+    results = {
+        dimension: [table.mean(dimension, ones), [_record(table.judged[row], dimension) for row in rows]]
+        for dimension, rows in table.rows.items()
+        if len(rows)
+    }
+    official = {dimension: found for dimension, found in results.items() if dimension not in PROXIES}
+    proxies = {dimension: found for dimension, found in results.items() if dimension in PROXIES}
     written = [
-        _write(folder / f"{name}_full_info.json", _full_info(suite, judged, rows_of)),
+        _write(folder / f"{name}_full_info.json", _full_info(suite, table)),
         _write(folder / f"{name}_eval_results.json", official),
     ]
     return [*written, *([_write(folder / f"{name}_proxies.json", proxies)] if proxies else [])]
@@ -150,19 +149,16 @@ def _record(each: Judged, dimension: str) -> dict[str, Any]:
     return found if weight is None else found | {"frame_count": int(weight)}
 
 
-def _full_info(
-    suite: Suite, judged: Sequence[Judged], rows_of: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
+def _full_info(suite: Suite, table: Table) -> list[dict[str, Any]]:
     """The entries that one of the dimensions was measured on, with the clips that counted."""
-    chosen = sorted({int(row) for rows in rows_of.values() for row in rows})
     paths: dict[str, list[str]] = {}
-    for row in chosen:
-        sample = judged[row].sample
+    for row in sorted({int(row) for rows in table.rows.values() for row in rows}):
+        sample = table.judged[row].sample
         paths.setdefault(sample.item.prompt.text, []).append(str(sample.path))
-    asked = {PROXIES.get(name, name) for name in rows_of}
+    asked = {PROXIES.get(name, name) for name in table.rows}
     entries = []
     for entry in suite.entries:
-        names = list(rows_of) if suite.is_custom else entry.dimensions
+        names = list(table.rows) if suite.is_custom else entry.dimensions
         if asked & set(names):
             plain = entry.plain() | {"dimension": list(names)}
             entries.append(plain | {"video_list": paths.get(entry.prompt, [])})
