@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-import tempfile
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from tts_vision.errors import ConfigError, SearchWarning, VerifierError
+from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluator import Evaluator, Found, Item, Judged, Sample, Verdict
 from tts_vision.eval.vbench import layout
+from tts_vision.eval.vbench.by_package import ByPackage
 from tts_vision.eval.vbench.dimensions import DIMENSIONS, LEFT_OUT, NATIVE, PROXIES, totals
 from tts_vision.eval.vbench.judges import Judges
-from tts_vision.eval.vbench.measures import Measure, Measured, check_static
-from tts_vision.eval.vbench.official import Official, Round, staged
+from tts_vision.eval.vbench.natively import Natively
+from tts_vision.eval.vbench.official import Official
 from tts_vision.eval.vbench.prompts import LABELLED, Suite, file_stem, items, published, read_suite
 from tts_vision.eval.vbench.results import Table, write_results
 from tts_vision.eval.vbench.static_filter import DRAWN
-from tts_vision.media import open_media
-from tts_vision.model_verifier import UnusableSample
+from tts_vision.eval.vbench.verdicts import joined
 from tts_vision.registry import register
-from tts_vision.types import Modality, Prompt, Video
-from tts_vision.verifiers._frames import clip
+from tts_vision.types import Modality
 
 FLICKER = "temporal_flickering"
-_NEAR = 1e-4
-"""Difference of two ways to sum up the same values that is no fault."""
 
 
 @register(
@@ -95,13 +89,9 @@ class VBench(Evaluator):
                 f"run_name must be the beginning of a file name but got {run_name!r}; change it."
             )
         self.run_name = run_name
-        self.official: Official | None = None
-        if official_python is not None:
-            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self.official = Official(official_python, device=where, timeout=official_timeout)
-        self.dimensions = _chosen(
-            dimensions, official=self.official is not None, custom=data is not None and self._suite.is_custom
-        )
+        is_official = official_python is not None
+        custom = data is not None and self._suite.is_custom
+        self.dimensions = _chosen(dimensions, official=is_official, custom=custom)
         self._judges = Judges(
             weights or {},
             device=device,
@@ -110,13 +100,21 @@ class VBench(Evaluator):
             strict=strict,
             static_filter=static_filter,
         )
-        self._measures: dict[str, Measure] = {}
+        ours = [name for name in self.dimensions if not is_official or name in PROXIES]
+        self._natively = Natively(self._judges, ours)
+        self._package: ByPackage | None = None
+        if official_python is not None:
+            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            official = Official(official_python, device=where, timeout=official_timeout)
+            theirs = [name for name in self.dimensions if name not in PROXIES]
+            raft = self._judges.raft if static_filter else None
+            self._package = ByPackage(official, self._suite, theirs, raft)
         self._table: Table | None = None  # of the arm that is resampled
 
     @property
     def together(self) -> bool:  # type: ignore[override]
         """True for the official package, whose models load anew for each dimension and call."""
-        return self.official is not None
+        return self._package is not None
 
     @property
     def samples_per_item(self) -> int:  # type: ignore[override]
@@ -128,11 +126,6 @@ class VBench(Evaluator):
         return published() if self.data is None else read_suite(self.data)
 
     @property
-    def _native(self) -> list[str]:
-        """Dimensions and proxies that are measured here."""
-        return [name for name in self.dimensions if self.official is None or name in PROXIES]
-
-    @property
     def notes(self) -> list[str]:
         found = []
         missing = [name for name in DIMENSIONS if name not in self.dimensions]
@@ -142,7 +135,7 @@ class VBench(Evaluator):
             found.append(
                 f"No total is given, because these dimensions are not measured: {', '.join(missing)}."
             )
-        if self.official is None:
+        if self._package is None:
             found.append(
                 "Dimensions are measured by this toolkit's implementation, not by the official package; RAFT "
                 "has torchvision's weights C_T_V1 in place of raft-things."
@@ -164,8 +157,8 @@ class VBench(Evaluator):
 
     @property
     def judge_name(self) -> str:
-        where = "official package" if self.official is not None else "native"
-        models = self._judges.models(self._native) if self._native else []
+        where = "official package" if self._package is not None else "native"
+        models = self._judges.models(self._natively.dimensions)
         facts = [f"{name}={self._judges.weights[name]}" for name in models]
         return (
             f"vbench, {where}: {', '.join(self.dimensions)}; strict={self.strict}, "
@@ -204,132 +197,11 @@ class VBench(Evaluator):
         return found
 
     def judge(self, samples: Sequence[Sample]) -> list[Verdict]:
-        if self.official is None:
-            return [self._native_verdict(sample, self._native) for sample in samples]
-        natively = [self._native_verdict(sample, self._native) for sample in samples]
-        return [_joined(mine, theirs) for mine, theirs in zip(natively, self._official_verdicts(samples))]
-
-    def _native_verdict(self, sample: Sample, dimensions: Sequence[str]) -> Verdict:
-        asked = [name for name in dimensions if PROXIES.get(name, name) in sample.item.tags]
-        if not asked:
-            return Verdict()
-        try:
-            media = open_media(layout.judged_file(sample.path))
-            video = clip(media, self.name)
-        except (OSError, UnusableSample) as error:
-            return Verdict(reason=f"the clip cannot be read: {error}")
-        measured: dict[str, Measured] = {}
-        faults = []
-        for name in asked:
-            try:
-                measured[name] = self._measure(name).measure(video, sample.item.prompt)
-            except UnusableSample as error:
-                faults.append(f"{name}: {error}")
-        return _verdict(measured, faults)
-
-    def _measure(self, name: str) -> Measure:
-        if name not in self._measures:
-            self._measures[name] = self._loaded(name)
-        return self._measures[name]
-
-    def _loaded(self, name: str) -> Measure:
-        """A new measure with its models.
-
-        Raises:
-            VerifierError: If they cannot be loaded.
-        """
-        made = self._judges.make(name)
-        try:
-            made.load()
-        except VerifierError as error:
-            models = ", ".join(self._judges.models([name])) or "none"
-            raise VerifierError(
-                f"Dimension {name!r} of vbench must load its models ({models}) but: {error} In vbench, paths "
-                'are given as weights=\'{"MODEL": "PATH"}\'; or leave the dimension out.'
-            ) from error
-        return made
-
-    def _official_verdicts(self, samples: Sequence[Sample]) -> list[Verdict]:
-        assert self.official is not None
-        measured: list[dict[str, Measured]] = [{} for _ in samples]
-        faults: list[list[str]] = [[] for _ in samples]
-        failed: list[VerifierError] = []
-        with tempfile.TemporaryDirectory(prefix="tts-vision-vbench-") as temporary:
-            folder = Path(temporary)
-            for number, name in enumerate(self._official_dimensions):
-                rows = self._rows(samples, name, faults)
-                rounds, unread = staged(rows, folder / f"{number}")
-                for row, fault in unread.items():
-                    faults[row].append(f"{name}: {fault}")
-                for turn, clips in enumerate(rounds):
-                    try:
-                        found = self._by_package(name, clips, samples, folder / f"{number}" / f"output{turn}")
-                    except VerifierError as error:
-                        failed.append(error)
-                        for row in clips.rows.values():
-                            faults[row].append(f"{name}: {error}")
-                        continue
-                    for row in clips.rows.values():
-                        if row in found:
-                            measured[row][name] = found[row]
-                        else:
-                            faults[row].append(f"{name}: the official package leaves the clip out")
-        if failed and not any(measured):
-            raise failed[0]
-        return [_verdict(values, reasons) for values, reasons in zip(measured, faults)]
-
-    @property
-    def _official_dimensions(self) -> list[str]:
-        return [name for name in self.dimensions if name not in PROXIES]
-
-    def _rows(
-        self, samples: Sequence[Sample], name: str, faults: Sequence[list[str]]
-    ) -> list[tuple[int, Sample]]:
-        """The samples that a dimension is measured on, with their numbers."""
-        rows = [(row, sample) for row, sample in enumerate(samples) if name in sample.item.tags]
-        if name != FLICKER or not self.static_filter:
-            return rows
-        passed = []
-        for row, sample in rows:
-            try:
-                media = open_media(layout.judged_file(sample.path))
-                check_static(self._judges.raft, clip(media, self.name))
-                passed.append((row, sample))
-            except (OSError, UnusableSample) as error:
-                faults[row].append(f"{name}: {error}")
-        return passed
-
-    def _by_package(
-        self, name: str, clips: Round, samples: Sequence[Sample], output: Path
-    ) -> dict[int, Measured]:
-        """The values of the official package, with the frames that they count by.
-
-        Raises:
-            VerifierError: If the package fails.
-        """
-        assert self.official is not None
-        score, found = self.official.measure(name, clips, self._suite, samples, output)
-        measured = {}
-        for row, (value, frames) in found.items():
-            weight = frames
-            if DIMENSIONS[name].per == "video":
-                weight = 1
-            elif weight is None:
-                frames_of = clip(open_media(layout.judged_file(samples[row].path)), self.name).frames
-                weight = len(frames_of) - (DIMENSIONS[name].per == "pairs")
-            measured[row] = Measured(value, int(weight), {"judge": "official package"})
-        weights = [each.weight for each in measured.values()]
-        ours = (
-            np.average([each.value for each in measured.values()], weights=weights) if measured else math.nan
-        )
-        if not abs(ours - score) <= _NEAR:
-            warnings.warn(
-                f"The official package gives {name} {score:.6f} but the mean of its clips is {ours:.6f}, "
-                "which is reported; it may be another version than 0.1.5.",
-                SearchWarning,
-                stacklevel=2,
-            )
-        return measured
+        found = [self._natively.verdict(sample) for sample in samples]
+        if self._package is None:
+            return found
+        theirs = self._package.verdicts(samples)
+        return [joined(mine, other) for mine, other in zip(found, theirs, strict=True)]
 
     def summarise(self, judged: Sequence[Judged], weights: np.ndarray) -> dict[str, float]:
         """Total, quality and semantic score, and the raw score of each dimension, all in parts of 1."""
@@ -347,20 +219,14 @@ class VBench(Evaluator):
         return Table(judged, self.dimensions, filtered=self.static_filter)
 
     def self_test(self) -> str:
-        """Checks that weights load and that a still clip is as consistent and steady as can be."""
-        if self.official is not None:
-            with tempfile.TemporaryDirectory(prefix="tts-vision-vbench-") as temporary:
-                self.official.check(Path(temporary))
-        still, flashing = _still_clip()
-        tested = []
-        for name in self._native:
-            measure = self._loaded(name)
-            if measure.still is not None:
-                _check_still(name, measure, still, flashing)
-                tested.append(name)
-        made = ["the official package can be imported"] if self.official is not None else []
-        made += [f"a still clip scores 1 and a flashing one less by {', '.join(tested)}"] if tested else []
-        return "; ".join(made)
+        """Checks that weights load, and that a still clip is as consistent and steady as can be."""
+        told = []
+        if self._package is not None:
+            self._package.check()
+            told.append("the official package can be imported")
+        if tested := self._natively.tested():
+            told.append(f"a still clip scores 1 and a flashing one less by {', '.join(tested)}")
+        return "; ".join(told)
 
 
 def _chosen(dimensions: list[str] | None, *, official: bool, custom: bool) -> tuple[str, ...]:
@@ -394,55 +260,3 @@ def _chosen(dimensions: list[str] | None, *, official: bool, custom: bool) -> tu
                 "like VBench_full_info.json, or leave it out."
             )
     return tuple(dict.fromkeys(dimensions))
-
-
-def _verdict(measured: dict[str, Measured], faults: Sequence[str]) -> Verdict:
-    details: dict[str, Any] = {}
-    for name, each in measured.items():
-        weight = {"weight": each.weight} if each.weight != 1 else {}
-        found = {**each.details, **weight}
-        details |= {name: found} if found else {}
-    values = {name: each.value for name, each in measured.items()}
-    return Verdict(values, reason="; ".join(faults) or None, details=details)
-
-
-def _joined(first: Verdict, second: Verdict) -> Verdict:
-    reasons = [each.reason for each in (first, second) if each.reason]
-    return Verdict(
-        {**first.values, **second.values},
-        reason="; ".join(dict.fromkeys(reasons)) or None,
-        details={**first.details, **second.details},
-    )
-
-
-def _still_clip() -> tuple[Video, Video]:
-    """Clips of two different frames: one that only repeats the first, and one that flashes both."""
-    side = 144
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    first = torch.stack((rows, columns, rows + columns), dim=-1) % 256
-    frames = torch.stack((first, 255 - first)).to(torch.uint8)
-    return Video(frames[[0, 0, 0, 0]]), Video(frames[[0, 1, 0, 1]])
-
-
-def _check_still(name: str, measure: Measure, still: Video, flashing: Video) -> None:
-    """Checks the measures of two clips.
-
-    Raises:
-        VerifierError: If the still one is not at its best, or the flashing one not worse.
-    """
-    prompt = Prompt("")
-    try:
-        calm = measure.measure(still, prompt).value
-    except UnusableSample as error:
-        raise VerifierError(
-            f"The measure {name!r} of vbench must score a still clip but: {error}; check its weights."
-        ) from error
-    try:
-        wild = measure.measure(flashing, prompt).value
-    except UnusableSample:  # the static filter may see that it moves
-        wild = 0.0
-    if abs(calm - (measure.still or 0)) > 1e-3 or not wild < calm - 1e-6:
-        raise VerifierError(
-            f"The measure {name!r} of vbench must be {measure.still} on a still clip and less on a flashing "
-            f"one but is {calm:.6f} and {wild:.6f}; check its weights."
-        )

@@ -309,7 +309,7 @@ def test_a_score_of_another_version_is_noticed(stand_in: StandIn, tmp_path: Path
 
 def test_proxies_are_measured_here(stand_in: StandIn) -> None:
     evaluator = stand_in.evaluator(["color", "color_proxy"])
-    assert evaluator._native == ["color_proxy"] and "detector=" in evaluator.judge_name
+    assert evaluator._natively.dimensions == ("color_proxy",) and "detector=" in evaluator.judge_name
 
 
 def test_the_self_test_imports_the_package(stand_in: StandIn) -> None:
