@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -102,6 +103,7 @@ class Wise(Evaluator):
         device: Its device; by default the accelerator, if there is one.
         dtype: Precision of its weights: float32, bfloat16 or float16.
         batch_size: Images computed at once on this machine.
+        max_new_tokens: Longest answer, in tokens.
     """
 
     name = "wise"
@@ -121,7 +123,9 @@ class Wise(Evaluator):
         device: str | None = None,
         dtype: str = "bfloat16",
         batch_size: int = 4,
+        max_new_tokens: int = LONGEST,
     ) -> None:
+        self.max_new_tokens = max_new_tokens
         self.data = read_data(data, PUBLISHED)
         self._items = _items(self.data)
         endpoint = ChatEndpoint.named(
@@ -132,7 +136,7 @@ class Wise(Evaluator):
             timeout=timeout,
             retries=retries,
             parallel=parallel,
-            max_tokens=LONGEST,
+            max_tokens=max_new_tokens,
         )
         self._judge: ChatEndpoint | VisionLanguageModel = endpoint or VisionLanguageModel(
             checkpoint, owner=self.name, device=device, dtype=dtype, batch_size=batch_size
@@ -163,7 +167,7 @@ class Wise(Evaluator):
             [_instructions(samples[i].item.prompt) for i in images],
             Marks,
             called="marks",
-            max_new_tokens=LONGEST,
+            max_new_tokens=self.max_new_tokens,
         )
         found = dict(zip(images, answers, strict=True))
         return [
@@ -208,8 +212,8 @@ def _items(data: DataFile) -> list[Item]:
 
 
 def _instructions(prompt: Prompt) -> str:
-    explained = INSTRUCTIONS.replace("{explanation}", prompt.metadata["explanation"])
-    return explained.replace("{prompt}", prompt.text)
+    words = {"prompt": prompt.text, "explanation": prompt.metadata["explanation"]}
+    return re.sub(r"\{(prompt|explanation)\}", lambda match: str(words[match[1]]), INSTRUCTIONS)
 
 
 def _verdict(marks: Marks | str) -> Verdict:
