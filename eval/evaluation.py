@@ -334,12 +334,14 @@ def _chosen(
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
-    """`limit` of the prompts in their order: evenly from each tag, as the benchmark divides them."""
+    """`limit` of the prompts in their order: of each tag one at least, where they fit, and by its size."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for i, item in enumerate(items):
         groups.setdefault(item.tags, []).append(i)
-    quotas = dict.fromkeys(groups, 0)
-    for _ in range(limit):  # to the group that is furthest behind; the smaller one of equals
+    quotas = dict.fromkeys(groups, int(limit >= len(groups)))
+    for _ in range(
+        limit - sum(quotas.values())
+    ):  # to the group that is furthest behind; the smaller one of equals
         behind = min(groups, key=lambda tags: ((quotas[tags] + 0.5) / len(groups[tags]), len(groups[tags])))
         quotas[behind] += 1
     chosen = [

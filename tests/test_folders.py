@@ -379,6 +379,21 @@ def test_without_locks_of_the_system_the_named_process_counts(
         check_free(tmp_path / "c")
 
 
+@pytest.mark.parametrize("left", [[], ["population/"], ["population/", ".config.part.yaml"]], ids=str)
+def test_a_search_that_was_killed_while_its_folder_was_made_begins_again(
+    left: list[str], tmp_path: Path
+) -> None:
+    folder = lock_of(tmp_path / "out")
+    for name in left:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).write_text("prompt: tw")
+    for resume in (False, True):
+        run(config(), output=folder, resume=resume)
+    (tmp_path / "files" / "population").mkdir(parents=True)
+    (tmp_path / "files" / "population" / "of-the-user.png").write_text("x")
+    with pytest.raises(ConfigError, match=r"must be new or empty but .* holds 1 entries \(population\)"):
+        run(config(), output=tmp_path / "files")
+
+
 def test_a_lock_ends_with_the_search(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         run(config(algorithm="best_of_n", algorithm_params={"n": 0}), output=tmp_path / "a" / "b")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 
 from tts_vision.config import ModelOptions
@@ -49,6 +51,12 @@ def nan(images: list[Media], prompts: list[str]) -> list[float]:
 def too_few(images: list[Media], prompts: list[str]) -> list[float]:
     """Breaks the contract."""
     return [0.0] * (len(images) - 1)
+
+
+def fatal(images: list[Media], prompts: list[str]) -> list[float]:
+    """Ends its process, as a system that is out of memory does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
 
 
 class Videos:

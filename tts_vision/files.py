@@ -128,7 +128,7 @@ def append_to(path: Path) -> BinaryIO:
 
 def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
     """Lets `write` make a file that is seen only when it is whole."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = part_of(path)
     with storage(path, what):
         try:
             part.unlink(missing_ok=True)  # of a killed session; a symlink there would be followed
@@ -138,6 +138,11 @@ def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
+
+
+def part_of(path: Path) -> Path:
+    """The file that `replace_file` writes before it is whole."""
+    return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def remove_parts(folder: Path) -> None:

@@ -19,6 +19,7 @@ from tts_vision.files import (
     is_file,
     is_folder,
     make_inside,
+    part_of,
     replace_file,
     storage,
 )
@@ -43,7 +44,7 @@ def check_new(root: Path, *, resume: bool) -> bool:
     is_search = is_file(root / CONFIG)
     if resume and is_search:
         return False
-    held = sorted(path.name for path in root.iterdir() if path.name != LOCK) if root.exists() else []
+    held = sorted(path.name for path in root.iterdir() if not _is_of_no_search(path)) if root.exists() else []
     if held:
         remedy = f"'tts-vision resume {root}' goes on with the search in it, or " if is_search else ""
         raise ConfigError(
@@ -51,6 +52,12 @@ def check_new(root: Path, *, resume: bool) -> bool:
             f"({', '.join(held[:3])}{', ...' if len(held) > 3 else ''}); {remedy}choose another --output."
         )
     return True
+
+
+def _is_of_no_search(path: Path) -> bool:
+    """Whether an entry of a folder is there before a search has begun in it, and stays after a kill."""
+    begun = path.name == POPULATION and is_folder(path) and not any(path.iterdir())
+    return begun or path.name in {LOCK, part_of(path.with_name(CONFIG)).name}
 
 
 def check_folder(root: Path, config: RunConfig, *, resume: bool) -> None:

@@ -45,7 +45,8 @@ SYNC = 0.02
 """Share of the time that may go into waiting for the disk, so that a loss of power costs next to nothing."""
 _OPERATIONS = ("birth", "computed", "answer")
 # what a killed session left: tensors that it did not record, and a file that was not whole yet
-_LEFT = re.compile(r"\d{6,}-\d{5,}\.safetensors|\.\d{6,}-\d{5,}\.part\.safetensors")
+# states, those half written, and the file that safetensors writes in turn
+_LEFT = re.compile(r"\d{6,}-\d{5,}\.safetensors|\.\d{6,}-\d{5,}\.part\.safetensors|\.tmp\w{6}")
 _LAYOUTS = {str(layout): layout for layout in (torch.channels_last, torch.channels_last_3d)}
 
 
