@@ -44,7 +44,7 @@ def viclip_pixels(frames: Tensor, size: int) -> Tensor:
     "verifier",
     "viclip_score",
     paper="InternVid (Wang et al. 2024); VBench (Huang et al. 2024), overall consistency, temporal style",
-    notes={"licence": "Apache-2.0", "weights": f"{CHECKPOINT}: {FILE}"},
+    notes={"licence": "Apache-2.0 (code); of the weights see their card", "weights": f"{CHECKPOINT}: {FILE}"},
 )
 class ViClipScore(BatchedVerifier):
     """Cosine of the ViCLIP embeddings of a clip and its prompt, in [-1, 1]; about 0.1 to 0.3 for most.
