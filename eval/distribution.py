@@ -178,7 +178,7 @@ def frechet_distance(embedded: Embedded, reference: Reference) -> float:
     if len(embedded) < 2:
         return float("nan")
     metrics = _torchmetrics()
-    metric = metrics.fid.FrechetInceptionDistance(feature=_Given())
+    metric = metrics.fid.FrechetInceptionDistance(feature=_Given(embedded.features.shape[1]))
     metric.update(embedded.features.double(), real=False)
     # two samples with these statistics; torchmetrics takes sums
     metric.real_features_num_samples += 2
@@ -207,7 +207,8 @@ def kernel_distance(
         return float("nan")
     metrics = _torchmetrics()
     with _seeded(seed):
-        metric = metrics.kid.KernelInceptionDistance(feature=_Given(), subsets=subsets, subset_size=size)
+        given = _Given(features.shape[1])
+        metric = metrics.kid.KernelInceptionDistance(feature=given, subsets=subsets, subset_size=size)
         metric.update(features, real=True)
         metric.update(embedded.features, real=False)
         return float(metric.compute()[0])
@@ -228,7 +229,7 @@ def inception_score(embedded: Embedded, *, splits: int = SPLITS, seed: int = 0) 
         return float("nan")
     metrics = _torchmetrics()
     with _seeded(seed):
-        metric = metrics.inception.InceptionScore(feature=_Given(), splits=splits)
+        metric = metrics.inception.InceptionScore(feature=_Given(embedded.logits.shape[1]), splits=splits)
         metric.update(embedded.logits)
         return float(metric.compute()[0])
 
@@ -236,7 +237,9 @@ def inception_score(embedded: Embedded, *, splits: int = SPLITS, seed: int = 0) 
 class _Given(torch.nn.Module):
     """In the place of a network, for features that are already computed."""
 
-    num_features = FEATURES
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
 
     def forward(self, features: Tensor) -> Tensor:
         return features

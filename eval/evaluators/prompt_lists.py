@@ -225,11 +225,8 @@ def _unigen_items(data: DataFile, language: str) -> Iterator[Item]:
             raise data.wrong(where, "have a number in the column index", f"has {number!r:.40}")
         numbers.check(where, number)
         record = _json_cell(data, where, row[dimensions])
-        names, texts = record.get(points), record.get(descriptions)
-        for values in (names, texts):
-            if not isinstance(values, list) or not all(isinstance(v, str) and v.strip() for v in values):
-                raise data.wrong(where, f"have texts in {points} and {descriptions}", f"has {values!r:.60}")
-        if not names or len(names) != len(texts):
+        names, texts = (_texts(data, where, record, key) for key in (points, descriptions))
+        if len(names) != len(texts):
             raise data.wrong(
                 where, "describe each of its test points", f"has {len(names)} of them and {len(texts)} texts"
             )
@@ -237,6 +234,18 @@ def _unigen_items(data: DataFile, language: str) -> Iterator[Item]:
         metadata = {"testpoints": names, "descriptions": texts}
         text = Prompt(text_in(data, where, row, prompt), metadata)
         yield Item(number, text, tuple(dict.fromkeys([*groups, *names])))
+
+
+def _texts(data: DataFile, where: str, record: Mapping[str, Any], key: str) -> list[str]:
+    """A list of at least one text in a record."""
+    values = record.get(key)
+    if (
+        not isinstance(values, list)
+        or not values
+        or not all(isinstance(value, str) and value.strip() for value in values)
+    ):
+        raise data.wrong(where, f"have texts in {key}", f"has {values!r:.60}")
+    return values
 
 
 def _json_cell(data: DataFile, where: str, cell: str) -> dict[str, Any]:
