@@ -46,6 +46,7 @@ class Row:
         values: By metric.
         correct: As in `Verdict`.
         reason: As in `Verdict`.
+        faults: As in `Verdict`.
         file: The sample, inside the folder of the evaluation, or where it was brought from.
         score: By the verifier that guided the search.
         holdout: By the held-out verifier.
@@ -62,6 +63,7 @@ class Row:
     values: Mapping[str, float]
     correct: bool | None
     reason: str | None
+    faults: Mapping[str, int]
     file: str
     score: float = math.nan
     holdout: float = math.nan
@@ -155,7 +157,8 @@ def evaluate(
     """
     _check_output(output)
     items, complaints = _chosen(evaluator, limit, shard, note)
-    count = evaluator.samples_per_item if samples is None else samples
+    asked = {item.id: evaluator.samples_of(item) if samples is None else samples for item in items}
+    count = max(asked.values())
     if count < 1 or not algorithms:
         raise ConfigError(
             f"An evaluation needs samples and algorithms but got {count} and {len(algorithms)}; give at "
@@ -171,6 +174,7 @@ def evaluate(
         seeds=range(base.seed, base.seed + count),
         ids=[item.id for item in items],
     )
+    tasks = [task for task in tasks if task.config.seed - base.seed < asked[task.prompt_id]]
     run = _run(tasks, output, total, count, executor, progress)
     complaints += [f"{each.task.name}: no sample: {each.error}" for each in run.failed]
     by_id = {item.id: item for item in items}
@@ -194,7 +198,8 @@ def evaluate(
             for (record, _), each, place in zip(winners, judged, places.samples, strict=True)
         ]
         complaints += [line for each in judged if (line := _complaint(each))]
-        trail = judgements.of_bests(records, by_id) if curves else {}
+        known = any(evaluator.metric in each.verdict.values for each in judged)
+        trail = judgements.of_bests(records, by_id) if curves and known else {}
         arms.append(arm_of(name, records, judged, trail, evaluator, ends))
     evaluation = Evaluation(
         evaluator=evaluator.judge_name,
@@ -208,7 +213,7 @@ def evaluate(
             "holdout_verifier": base.holdout_verifier,
             "budget": total or base.budget,
             "until": base.target,
-            "samples": count,
+            "samples": samples if samples is not None else count,
             "prompts": len(items),
             "seed": base.seed,
             "shard": f"{shard[0]}/{shard[1]}",
@@ -374,11 +379,11 @@ def _lay_out(evaluator: Evaluator, judged: Sequence[Judged], folder: Path) -> _P
     places, moved = [], []
     for each in judged:
         sample = each.sample
-        for path in sorted(sample.path.parent.glob(f"{sample.path.stem}.*")):
-            place = folder / f"{evaluator.place(sample.item, sample.index)}{path.suffix}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(place, partial(shutil.copyfile, path), "A sample")
-        place = folder / f"{evaluator.place(sample.item, sample.index)}{sample.path.suffix}"
+        playable = sample.path.with_suffix(".mp4")  # of a clip, which published tools read
+        path = playable if playable.is_file() else sample.path
+        place = folder / f"{evaluator.place(sample.item, sample.index)}{path.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, partial(shutil.copyfile, path), "A sample")
         places.append(str(place.relative_to(folder.parent.parent)))
         moved.append(Judged(replace(sample, path=place), each.verdict))
     return _Places(places, [*written, *evaluator.write_results(folder, moved)])
@@ -396,6 +401,7 @@ def _row(arm: str, judged: Judged, file: str, record: Record | None, root: Path)
         values=dict(verdict.values),
         correct=verdict.correct,
         reason=verdict.reason,
+        faults=dict(verdict.faults),
         file=file,
     )
     if record is None:

@@ -66,12 +66,15 @@ class Verdict:
         correct: Whether the sample is what was asked for; None where the evaluator gives degrees only.
         reason: What is wrong with the sample, or why it could not be judged.
         details: What the judgement rests on (detections, answers), as JSON has it.
+        faults: Kinds of demands that the sample does not meet (object, count, colour, position, ...), each
+            with its number.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     correct: bool | None = None
     reason: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,10 @@ class Evaluator(ABC):
     def judge_name(self) -> str:
         """Names the judge and what decides its verdicts; verdicts of another one are not taken over."""
         return self.name
+
+    def samples_of(self, item: Item) -> int:
+        """Samples that the published protocol asks for, of one prompt."""
+        return self.samples_per_item
 
     @abstractmethod
     def items(self) -> list[Item]:

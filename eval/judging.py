@@ -104,5 +104,6 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
         "values": values,
         "correct": verdict.correct,
         "reason": verdict.reason,
+        "faults": dict(verdict.faults),
         "details": dict(verdict.details),
     }
