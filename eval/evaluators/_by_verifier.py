@@ -18,8 +18,8 @@ class ByVerifier(Evaluator):
 
     Args:
         items: The prompts.
-        verifier: The verifier as a command line writes it, with ``;`` in place of the commas between its
-            parameters: ``vqa_score:variant=paper;batch_size=4``.
+        judge: The verifier as a command line writes it, ``vqa_score:variant=paper,batch_size=4``; ``;`` may
+            stand for the commas.
 
     Raises:
         ConfigError: If there is none, or its values do not compare across prompts and runs.
@@ -27,14 +27,14 @@ class ByVerifier(Evaluator):
 
     metric = "score"
 
-    def __init__(self, items: Sequence[Item], verifier: str | None) -> None:
-        if verifier is None:
+    def __init__(self, items: Sequence[Item], judge: str | None) -> None:
+        if judge is None:
             raise ConfigError(
                 f"{self.name} needs a verifier as its judge but got none; give one, such as "
-                f"'{self.name}:data=FILE,verifier=hpsv2.1'."
+                f"'{self.name}:data=FILE,judge=hpsv2.1'."
             )
         self._items = list(items)
-        self.verifier_text = verifier.replace(";", ",")
+        self.verifier_text = judge.replace(";", ",")
         self.verifier = absolute_verifier(self.verifier_text, self.name)
         if self.modality not in self.verifier.accepts:
             raise ConfigError(

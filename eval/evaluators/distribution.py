@@ -57,7 +57,7 @@ class Distribution(Evaluator):
             none by default.
         kid_subsets: Random subsets that KID is a mean over.
         kid_size: Images of each subset; KID is missing where there are fewer.
-        seed: Of the choice of subsets and splits.
+        subset_seed: Of the choice of subsets and splits.
         device: Device of the network; by default the accelerator, if there is one.
         batch_size: Images computed at once.
     """
@@ -77,7 +77,7 @@ class Distribution(Evaluator):
         clip: str = "",
         kid_subsets: int = 100,
         kid_size: int = 1000,
-        seed: int = 0,
+        subset_seed: int = 0,
         device: str | None = None,
         batch_size: int = 32,
     ) -> None:
@@ -87,7 +87,7 @@ class Distribution(Evaluator):
         if reference is not None and not Path(reference).expanduser().exists():
             raise ConfigError(f"reference must exist but {str(reference)!r} does not; check the path.")
         self.reference = None if reference is None else Path(reference).expanduser()
-        self.kid_subsets, self.kid_size, self.seed = kid_subsets, kid_size, seed
+        self.kid_subsets, self.kid_size, self.subset_seed = kid_subsets, kid_size, subset_seed
         self._items = _class_items() if data is None else _prompt_items(data)
         self._network = FidInception(weights, owner=self.name, device=device, batch_size=batch_size)
         self._clip_text = clip.replace(";", ",")
@@ -143,12 +143,12 @@ class Distribution(Evaluator):
         found = {"fid": float("nan"), "kid": float("nan"), "inception_score": float("nan")}
         if embedded is not None and rows:
             chosen = embedded.select(rows)
-            found["inception_score"] = inception_score(chosen, seed=self.seed)
+            found["inception_score"] = inception_score(chosen, seed=self.subset_seed)
             if self.reference is not None:
                 target = self._reference()
                 found["fid"] = frechet_distance(chosen, target)
                 found["kid"] = kernel_distance(
-                    chosen, target, subsets=self.kid_subsets, size=self.kid_size, seed=self.seed
+                    chosen, target, subsets=self.kid_subsets, size=self.kid_size, seed=self.subset_seed
                 )
         if self._clip is not None:
             values = np.array(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluator import Evaluator, Found, Item, Judged, Sample, Verdict, weighted_mean
 from tts_vision.eval.evaluators._data import DataFile, Published, read_data, table, text_in
 from tts_vision.eval.evaluators._images import found_by_stem, images_of, numbered_stem
+from tts_vision.eval.evaluators._self_test import tells_colours
 from tts_vision.model_verifier import UnusableSample
 from tts_vision.registry import register
 from tts_vision.types import Prompt
@@ -132,6 +134,7 @@ class DPGBench(Evaluator):
             correct=all(all(some) for some in answers),
             reason="; ".join(f"no: {q['question']}" for q, ok in zip(questions, last, strict=True) if not ok)
             or None,
+            faults=Counter(_broad(q) for q, ok in zip(questions, last, strict=True) if not ok),
             details={"answers": last, "probabilities": yes},
         )
 
@@ -147,13 +150,20 @@ class DPGBench(Evaluator):
             for question, answer in zip(questions, each.verdict.details.get("answers", [])):
                 answers.append(float(answer))
                 counts.append(weight)
-                names.append((question["category"].split("-")[0].strip(), question["category"]))
+                names.append((_broad(question), question["category"]))
         for level in (0, 1):
             labels = np.array([name[level] for name in names], dtype=object)
             for label in sorted(set(labels.tolist()) - (set() if not level else found.keys())):
                 mine = labels == label
                 found[label] = weighted_mean(np.array(answers)[mine], np.array(counts)[mine])
         return found
+
+    def self_test(self) -> str:
+        def yes(images: Sequence[Sequence[Image.Image]], questions: Sequence[str]) -> list[float]:
+            asked = [self.template.replace("{question}", question) for question in questions]
+            return self._vlm.yes_probabilities(images, asked)
+
+        return tells_colours(yes, self.name)
 
     def place(self, item: Item, index: int) -> str:
         return item.id if not index else f"{item.id}_{index}"
@@ -193,6 +203,12 @@ def crops(image: Image.Image, pictures: int) -> list[Image.Image]:
     w, h = image.width // 2, image.height // 2
     corners = [(0, 0), (w, 0), (0, h), (w, h)][:pictures]
     return [image.crop((left, top, left + w, top + h)) for left, top in corners]
+
+
+def _broad(question: Mapping[str, Any]) -> str:
+    """The broad category of a question, such as attribute of "attribute - color"."""
+    category: str = question["category"]
+    return category.split("-")[0].strip()
 
 
 def _orphans(questions: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,17 @@ from tts_vision.eval.evaluator import Evaluator, Found, Item, Judged, Sample, Ve
 from tts_vision.eval.evaluators._data import DataFile, Distinct, Published, json_lines, read_data, text_in
 from tts_vision.eval.evaluators._image_map import read_image_map, write_image_map
 from tts_vision.eval.evaluators._images import images_of
+from tts_vision.eval.evaluators._self_test import tells_colours
 from tts_vision.registry import register
 from tts_vision.types import Prompt
-from tts_vision.verifiers._soft_tifa import CHECKPOINT, Answers, Atom, ask_atoms, atoms_from_list
+from tts_vision.verifiers._soft_tifa import (
+    CHECKPOINT,
+    TEMPLATE,
+    Answers,
+    Atom,
+    ask_atoms,
+    atoms_from_list,
+)
 from tts_vision.verifiers._vlm import YES_SPELLINGS, VisionLanguageModel
 
 PUBLISHED = Published(
@@ -52,7 +61,7 @@ class GenEval2(Evaluator):
 
     Args:
         data: The published ``geneval2_data.jsonl``, or a file in its format.
-        images: The map of the released tools from prompts to images, a JSON object; read in place of a
+        image_map: The map of the released tools from prompts to images, a JSON object; read in place of a
             folder's layout. Relative paths are looked for beside the map and in the working directory.
         checkpoint: Folder or hub id of any transformers image-text-to-text model with a chat template.
         vqascore: Whether VQAScore is computed, which asks one more question for each image.
@@ -68,7 +77,7 @@ class GenEval2(Evaluator):
         self,
         *,
         data: Path | None = None,
-        images: Path | None = None,
+        image_map: Path | None = None,
         checkpoint: str = CHECKPOINT,
         vqascore: bool = True,
         device: str | None = None,
@@ -76,7 +85,7 @@ class GenEval2(Evaluator):
         batch_size: int = 8,
     ) -> None:
         self.data = read_data(data, PUBLISHED)
-        self.images = None if images is None else Path(images).expanduser()
+        self.image_map = None if image_map is None else Path(image_map).expanduser()
         self.vqascore = vqascore
         self.dtype = dtype
         self._items = list(_items(self.data))
@@ -110,7 +119,7 @@ class GenEval2(Evaluator):
         return [
             Verdict(reason=str(looked[i]))
             if i not in images
-            else _verdict(_atoms(sample.item), answers[i], whole.get(i))
+            else _verdict(sample.item, answers[i], whole.get(i))
             for i, sample in enumerate(samples)
         ]
 
@@ -150,8 +159,21 @@ class GenEval2(Evaluator):
         return [write_image_map(folder, [(item, self.place(item, 0)) for item in items])]
 
     def read_layout(self, folder: Path) -> Found:
-        return (
-            super().read_layout(folder) if self.images is None else read_image_map(self.images, self._items)
+        if self.image_map is not None:
+            return read_image_map(self.image_map, self._items)
+        return super().read_layout(folder)
+
+    def self_test(self) -> str:
+        return tells_colours(
+            lambda images, questions: [
+                mass.probability
+                for mass in self._vlm.answer_masses(
+                    images,
+                    [TEMPLATE.replace("{question}", question) for question in questions],
+                    [YES_SPELLINGS] * len(questions),
+                )
+            ],
+            self.name,
         )
 
     def write_results(self, folder: Path, judged: Sequence[Judged]) -> list[Path]:
@@ -217,13 +239,14 @@ def _atoms(item: Item) -> list[Atom]:
     return atoms_from_list(item.prompt.metadata["vqa_list"])
 
 
-def _verdict(atoms: Sequence[Atom], answers: Answers | str, vqascore: float | None) -> Verdict:
+def _verdict(item: Item, answers: Answers | str, vqascore: float | None) -> Verdict:
     if isinstance(answers, str):
         return Verdict(reason=answers)
+    skills: list[str] = item.prompt.metadata["skills"]
     values = {"soft_tifa_gm": answers.gm, "soft_tifa_am": answers.am, "tifa": answers.tifa}
     if vqascore is not None:
         values["vqascore"] = vqascore
-    told = zip(atoms, answers.said, answers.right, strict=True)
+    told = zip(_atoms(item), answers.said, answers.right, strict=True)
     wrong = [
         f"{atom.question} {said.strip()!r}, not {atom.answer}" for atom, said, right in told if not right
     ]
@@ -231,6 +254,7 @@ def _verdict(atoms: Sequence[Atom], answers: Answers | str, vqascore: float | No
         values=values,
         correct=not wrong,
         reason="; ".join(wrong) or None,
+        faults=Counter(s for s, right in zip(skills, answers.right, strict=True) if not right),
         details={
             "scores": list(answers.probabilities),
             "said": list(answers.said),

@@ -45,14 +45,14 @@ class DrawBench(ByVerifier):
 
     Args:
         data: The table with the columns ``Prompts`` and ``Category``, as CSV.
-        verifier: The judge as a command line writes it, with ``;`` between its parameters.
+        judge: The verifier that judges, as a command line writes it; see ``prompts``.
     """
 
     name = "drawbench"
 
-    def __init__(self, *, data: Path | None = None, verifier: str | None = None) -> None:
+    def __init__(self, *, data: Path | None = None, judge: str | None = None) -> None:
         self.data = read_data(data, DRAWBENCH)
-        super().__init__(_table_items(self.data, ",", "Prompts", ("Category",)), verifier)
+        super().__init__(_table_items(self.data, ",", "Prompts", ("Category",)), judge)
 
     @property
     def notes(self) -> list[str]:
@@ -65,14 +65,14 @@ class PartiPrompts(ByVerifier):
 
     Args:
         data: The published ``PartiPrompts.tsv``.
-        verifier: The judge as a command line writes it, with ``;`` between its parameters.
+        judge: The verifier that judges, as a command line writes it; see ``prompts``.
     """
 
     name = "parti_prompts"
 
-    def __init__(self, *, data: Path | None = None, verifier: str | None = None) -> None:
+    def __init__(self, *, data: Path | None = None, judge: str | None = None) -> None:
         self.data = read_data(data, PARTI)
-        super().__init__(_table_items(self.data, "\t", "Prompt", ("Category", "Challenge")), verifier)
+        super().__init__(_table_items(self.data, "\t", "Prompt", ("Category", "Challenge")), judge)
 
     @property
     def notes(self) -> list[str]:
@@ -90,7 +90,7 @@ class GenAIBench(ByVerifier):
     Args:
         data: The published ``genai_image.json``: an object from numbers to records with ``prompt``.
         skills: The published ``genai_skills.json``: an object from skills to numbers of prompts.
-        verifier: The judge as a command line writes it, with ``;`` between its parameters.
+        judge: The verifier that judges, as a command line writes it; see ``prompts``.
     """
 
     name = "genai_bench"
@@ -100,11 +100,11 @@ class GenAIBench(ByVerifier):
         *,
         data: Path | None = None,
         skills: Path | None = None,
-        verifier: str = "vqa_score:variant=qwen2.5-vl",
+        judge: str = "vqa_score:variant=qwen2.5-vl",
     ) -> None:
         self.data = read_data(data, GENAI)
         tags = {} if skills is None else _skills(read_data(skills, GENAI))
-        super().__init__(_genai_items(self.data, tags), verifier)
+        super().__init__(_genai_items(self.data, tags), judge)
 
     @property
     def notes(self) -> list[str]:
@@ -132,7 +132,7 @@ class UniGenBench(ByVerifier):
     Args:
         data: A published table such as ``test_prompts_en.csv``.
         language: Its language, which names its columns.
-        verifier: The judge as a command line writes it, with ``;`` between its parameters.
+        judge: The verifier that judges, as a command line writes it; see ``prompts``.
     """
 
     name = "unigenbench"
@@ -143,10 +143,10 @@ class UniGenBench(ByVerifier):
         *,
         data: Path | None = None,
         language: Literal["en", "zh"] = "en",
-        verifier: str | None = None,
+        judge: str | None = None,
     ) -> None:
         self.data = read_data(data, UNIGEN)
-        super().__init__(list(_unigen_items(self.data, language)), verifier)
+        super().__init__(list(_unigen_items(self.data, language)), judge)
 
     @property
     def notes(self) -> list[str]:

@@ -20,15 +20,15 @@ class Prompts(ByVerifier):
 
     Args:
         data: Prompts, one per line, as a JSON list, JSON lines, or a table with a column ``prompt``.
-        verifier: The judge as a command line writes it, with ``;`` in place of the commas between its
-            parameters: ``vqa_score:variant=paper;batch_size=4``.
+        judge: The verifier that judges, as a command line writes it. Inside ``NAME:key=value``, ``;``
+            stands for the commas between its parameters: ``vqa_score:variant=paper;batch_size=4``.
         tag: Column or key whose values divide the prompts into groups with means of their own; a list in
             JSON gives a prompt several.
     """
 
     name = "prompts"
 
-    def __init__(self, *, data: Path | None = None, verifier: str | None = None, tag: str = "") -> None:
+    def __init__(self, *, data: Path | None = None, judge: str | None = None, tag: str = "") -> None:
         if data is None:
             raise ConfigError(
                 f"{self.name} needs a file of prompts but got none; give one: '{self.name}:data=FILE'."
@@ -46,7 +46,7 @@ class Prompts(ByVerifier):
             Item(f"{number:05d}", Prompt(record.text, record.metadata), _tags(record, tag))
             for number, record in enumerate(distinct.values())
         ]
-        super().__init__(items, verifier)
+        super().__init__(items, judge)
 
     @property
     def notes(self) -> list[str]:

@@ -218,7 +218,7 @@ def _category(given: str, data: DataFile) -> str:
     if named in UNJUDGED:
         raise ConfigError(
             f"Categories of t2i_compbench must have a judge that is built here but {named!r} needs "
-            f"{UNJUDGED[named]}; judge it by another verifier: 'prompts:data={data.path.name},verifier=...'."
+            f"{UNJUDGED[named]}; judge it by another verifier: 'prompts:data={data.path.name},judge=...'."
         )
     if named not in (*BINDING, NON_SPATIAL):
         raise ConfigError(

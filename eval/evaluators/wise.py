@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from tts_vision.chat import ChatEndpoint
+from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluator import Evaluator, Found, Item, Judged, Sample, Verdict
 from tts_vision.eval.evaluators._data import DataFile, Distinct, Published, json_document, read_data, text_in
 from tts_vision.eval.evaluators._images import found_by_stem, images_of, numbered_stem
@@ -94,7 +95,7 @@ class Wise(Evaluator):
             three.
         base_url: OpenAI-compatible endpoint of the judge, such as ``http://localhost:8000/v1``; without one,
             a model runs on this machine.
-        model: Name of the model at `base_url`.
+        judge: Name of the model at `base_url`.
         key_variable: Environment variable with the key of `base_url`; sent there if it is set.
         timeout: Seconds until an attempt at the endpoint is given up.
         retries: Further attempts at the endpoint after a failure that may pass.
@@ -114,7 +115,7 @@ class Wise(Evaluator):
         *,
         data: Path | None = None,
         base_url: str | None = None,
-        model: str | None = None,
+        judge: str | None = None,
         key_variable: str = "OPENAI_API_KEY",
         timeout: float = 60.0,
         retries: int = 4,
@@ -128,9 +129,14 @@ class Wise(Evaluator):
         self.max_new_tokens = max_new_tokens
         self.data = read_data(data, PUBLISHED)
         self._items = _items(self.data)
+        if (base_url is None) != (judge is None):
+            raise ConfigError(
+                "wise needs base_url and judge, the name of a model there, together or neither but got "
+                f"base_url {base_url!r} and judge {judge!r}; give both, or a checkpoint."
+            )
         endpoint = ChatEndpoint.named(
             base_url,
-            model,
+            judge,
             owner=self.name,
             key_variable=key_variable,
             timeout=timeout,
@@ -141,7 +147,7 @@ class Wise(Evaluator):
         self._judge: ChatEndpoint | VisionLanguageModel = endpoint or VisionLanguageModel(
             checkpoint, owner=self.name, device=device, dtype=dtype, batch_size=batch_size
         )
-        self._asked = f"{model} at {base_url}" if endpoint else f"{checkpoint} in {dtype}"
+        self._asked = f"{judge} at {base_url}" if endpoint else f"{checkpoint} in {dtype}"
 
     @property
     def notes(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 import tiny_vlms
 
 from samples import some_images
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.eval.evaluator import Judged, Sample, Verdict
 from tts_vision.eval.evaluators import geneval2
 from tts_vision.eval.evaluators.geneval2 import GenEval2
 from tts_vision.parameters import validate
 from tts_vision.registry import lookup
+from tts_vision.verifiers._vlm import AnswerMass
 from tts_vision.verifiers.soft_tifa import SoftTIFA
 from tts_vision.verifiers.vqa_score import VQAScore
 
@@ -172,6 +174,8 @@ def test_judges_as_the_verifiers_do(data: Path, checkpoint: str, tmp_path: Path)
         assert verdict.details["scores"] == pytest.approx(list(gm[i].parts.values()), rel=1e-4)
         assert verdict.values["tifa"] == sum(verdict.details["right"]) / len(verdict.details["right"])
         assert verdict.correct == gm[i].satisfied and verdict.reason == gm[i].reason
+        told = zip(RECORDS[i]["skills"], verdict.details["right"])
+        assert verdict.faults == Counter(skill for skill, right in told if not right)
     json.dumps([verdict.details for verdict in verdicts])
 
 
@@ -190,6 +194,21 @@ def test_samples_that_cannot_be_judged_cost_only_themselves(
     assert all(verdict.reason for verdict in (verdicts[0], verdicts[2], verdicts[3]))
     assert "vqascore" not in verdicts[1].values
     assert evaluator.judge([]) == []
+
+
+def test_a_judge_that_does_not_see_is_refused(
+    data: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = GenEval2(data=data, checkpoint=checkpoint, **TINY)
+    with pytest.raises(VerifierError, match="a drawn red circle is red and a blue one is not"):
+        evaluator.self_test()  # random weights
+
+    def sees(images: Any, questions: Any, spellings: Any) -> list[AnswerMass]:
+        assert questions == ["Is the circle red? Answer in one word."] * 2
+        return [AnswerMass(image.getpixel((128, 128))[0] / 255 * 0.9, "Yes") for (image,) in images]
+
+    monkeypatch.setattr(evaluator._vlm, "answer_masses", sees)
+    assert evaluator.self_test() == "a red circle is red with 0.900, a blue one with 0.000"
 
 
 def test_figures_by_hand(data: Path) -> None:
@@ -279,7 +298,7 @@ def test_reads_what_it_writes(data: Path, tmp_path: Path) -> None:
         some_images(1)[0].save(path)
     (written,) = evaluator.write_layout(folder, evaluator.items()[:2])
     generic = evaluator.read_layout(folder)
-    mapped = GenEval2(data=data, images=written).read_layout(folder)
+    mapped = GenEval2(data=data, image_map=written).read_layout(folder)
     assert [s.path.resolve() for s in generic.samples] == [s.path.resolve() for s in mapped.samples]
     assert [s.item.id for s in mapped.samples] == ["00000", "00001"]
     assert len(generic.complaints) == len(mapped.complaints) == 1
@@ -295,7 +314,7 @@ def test_the_released_map_of_images(data: Path, tmp_path: Path, monkeypatch: pyt
 
     def read(named: dict[str, Any]) -> Any:
         (away / "map.json").write_text(json.dumps(named), encoding="utf-8-sig")
-        return GenEval2(data=data, images=away / "map.json").read_layout(tmp_path)
+        return GenEval2(data=data, image_map=away / "map.json").read_layout(tmp_path)
 
     texts = [record["prompt"] for record in RECORDS]
     found = read({texts[0]: "a.png", texts[1]: "b.jpg", texts[2]: str(away / "both.png"), "a bird": "a.png"})
@@ -313,6 +332,6 @@ def test_the_released_map_of_images(data: Path, tmp_path: Path, monkeypatch: pyt
         read({texts[0]: ["a.png"]})
     (away / "map.json").write_text("[]")
     with pytest.raises(ConfigError, match="JSON object"):
-        GenEval2(data=data, images=away / "map.json").read_layout(tmp_path)
+        GenEval2(data=data, image_map=away / "map.json").read_layout(tmp_path)
     with pytest.raises(ConfigError, match="must be a JSON file"):
-        GenEval2(data=data, images=away / "none.json").read_layout(tmp_path)
+        GenEval2(data=data, image_map=away / "none.json").read_layout(tmp_path)

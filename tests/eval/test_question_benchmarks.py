@@ -98,10 +98,10 @@ def test_all_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda **k: DrawBench(verifier=JPEG, **k), "imagen.research.google"),
-        (lambda **k: PartiPrompts(verifier=JPEG, **k), "google-research/parti.*Apache-2.0"),
+        (lambda **k: DrawBench(judge=JPEG, **k), "imagen.research.google"),
+        (lambda **k: PartiPrompts(judge=JPEG, **k), "google-research/parti.*Apache-2.0"),
         (GenAIBench, "GenAI-Bench-1600.*Apache-2.0"),
-        (lambda **k: UniGenBench(verifier=JPEG, **k), "CodeGoat24/UniGenBench"),
+        (lambda **k: UniGenBench(judge=JPEG, **k), "CodeGoat24/UniGenBench"),
         (T2ICompBench, "Karine-Huang/T2I-CompBench.*MIT"),
         (DPGBench, "TencentQQGYLab/ELLA.*Apache-2.0"),
         (Wise, "PKU-YuanGroup/WISE"),
@@ -125,7 +125,7 @@ def test_any_prompts_with_any_verifier(tmp_path: Path, own: Callable[[str], str]
         {"prompt": "a red dog", "kind": ["colour", "animal"]},
     ]
     data.write_text("\n".join(json.dumps(record) for record in records))
-    evaluator = Prompts(data=data, verifier=own("redness"), tag="kind")
+    evaluator = Prompts(data=data, judge=own("redness"), tag="kind")
     items = evaluator.items()
     assert texts(items) == ["a red dog", "a cat"] and items[0].tags == ("colour", "animal")
     assert evaluator.notes == ["1 repeated prompts of the file count once."]
@@ -145,7 +145,7 @@ def test_a_verifier_with_parameters(tmp_path: Path, checkpoint: str) -> None:
     data = tmp_path / "prompts.txt"
     data.write_text("a dog")
     text = f"vqa_score:variant=geneval2;checkpoint={checkpoint};device=cpu;dtype=float32"
-    evaluator = Prompts(data=data, verifier=text)
+    evaluator = Prompts(data=data, judge=text)
     image = some_images(1)[0]
     sample = Sample(evaluator.items()[0], 0, saved(tmp_path, "a.png", image))
     (verdict,) = evaluator.judge([sample])
@@ -160,7 +160,7 @@ def test_a_verifier_that_checks_demands_says_what_is_correct(tmp_path: Path, che
     data = tmp_path / "prompts.jsonl"
     data.write_text(json.dumps({"prompt": "a dog", "vqa_list": [["Is there a dog?", "Yes"]]}))
     text = f"soft_tifa:checkpoint={checkpoint};device=cpu;dtype=float32"
-    evaluator = Prompts(data=data, verifier=text)
+    evaluator = Prompts(data=data, judge=text)
     (verdict,) = evaluator.judge([Sample(evaluator.items()[0], 0, saved(tmp_path, "a.png"))])
     assert verdict.correct is not None and list(verdict.details["parts"]) == ["Is there a dog?"]
 
@@ -171,44 +171,44 @@ def test_verifiers_that_cannot_judge_are_refused(tmp_path: Path, own: Callable[[
     with pytest.raises(ConfigError, match="needs a verifier as its judge"):
         Prompts(data=data)
     with pytest.raises(ConfigError, match="needs a file of prompts"):
-        Prompts(verifier=JPEG)
+        Prompts(judge=JPEG)
     with pytest.raises(ConfigError, match="compares the samples of one call"):
-        Prompts(data=data, verifier="ensemble(jpeg_compressibility, aesthetic):how=rank")
+        Prompts(data=data, judge="ensemble(jpeg_compressibility, aesthetic):how=rank")
     with pytest.raises(ConfigError, match="must take videos but 'clip_score' takes image"):
-        VideoPrompts(data=data, verifier="clip_score")
+        VideoPrompts(data=data, judge="clip_score")
     with pytest.raises(ConfigError, match="tag must be a column"):
-        Prompts(data=data, verifier=JPEG, tag="kind")
-    item = Prompts(data=data, verifier=JPEG).items()[0]
+        Prompts(data=data, judge=JPEG, tag="kind")
+    item = Prompts(data=data, judge=JPEG).items()[0]
     samples = [Sample(item, i, saved(tmp_path, f"{i}.png")) for i in range(2)]
     with pytest.raises(VerifierError, match="one score per sample"):
-        Prompts(data=data, verifier=own("short")).judge(samples)
+        Prompts(data=data, judge=own("short")).judge(samples)
     with pytest.raises(VerifierError, match="raised RuntimeError: no such thing"):
-        Prompts(data=data, verifier=own("broken")).judge(samples)
+        Prompts(data=data, judge=own("broken")).judge(samples)
 
 
 def test_drawbench_and_partiprompts(tmp_path: Path) -> None:
     draw = tmp_path / "draw.csv"
     rows = [["Prompts", "Category"], ["A red, big car", "Colors"], ["Two cats", "Counting"]]
     draw.write_text(table_of([*rows, rows[1]]), encoding="utf-8-sig")
-    items = DrawBench(data=draw, verifier=JPEG).items()
+    items = DrawBench(data=draw, judge=JPEG).items()
     assert texts(items) == ["A red, big car", "Two cats"] and items[1].tags == ("Counting",)
     parti = tmp_path / "parti.tsv"
     rows = [["Prompt", "Category", "Challenge", "Note"], ["bond", "Abstract", "Basic", ""]]
     parti.write_text(table_of(rows, "\t"))
-    (item,) = PartiPrompts(data=parti, verifier=JPEG).items()
+    (item,) = PartiPrompts(data=parti, judge=JPEG).items()
     assert item.prompt.text == "bond" and item.tags == ("category: Abstract", "challenge: Basic")
     draw.write_text("Prompt,Category\na,b\n")
     with pytest.raises(ConfigError, match=r"columns Prompts, Category but line 1 .* lacks Prompts"):
-        DrawBench(data=draw, verifier=JPEG)
+        DrawBench(data=draw, judge=JPEG)
     draw.write_text("Prompts,Category\na,b\nc\n")
     with pytest.raises(ConfigError, match=r"2 cells in each row but line 3 .* has 1"):
-        DrawBench(data=draw, verifier=JPEG)
+        DrawBench(data=draw, judge=JPEG)
     draw.write_text("Prompts,Category\na,b,c\n")
     with pytest.raises(ConfigError, match=r"line 2 .* has 3"):
-        DrawBench(data=draw, verifier=JPEG)
+        DrawBench(data=draw, judge=JPEG)
     draw.write_text("Prompts,Category\n ,b\n")
     with pytest.raises(ConfigError, match="a text 'Prompts' in each record but line 2"):
-        DrawBench(data=draw, verifier=JPEG)
+        DrawBench(data=draw, judge=JPEG)
 
 
 def genai(tmp_path: Path) -> dict[str, Path]:
@@ -260,7 +260,7 @@ def test_unigenbench(tmp_path: Path, language: str) -> None:
         data.write_text(table_of(rows), encoding="utf-8")
 
     write(cell)
-    evaluator = UniGenBench(data=data, language=language, verifier=JPEG)  # type: ignore[arg-type]
+    evaluator = UniGenBench(data=data, language=language, judge=JPEG)  # type: ignore[arg-type]
     (item,) = evaluator.items()
     assert item.id == "4" and item.tags == ("Style", "Attribute", "Attribute - Color")
     folder = tmp_path / "images"
@@ -269,10 +269,10 @@ def test_unigenbench(tmp_path: Path, language: str) -> None:
     assert [s.path.name for s in evaluator.read_layout(folder).samples] == [f"4_{i}.png" for i in range(4)]
     write({**cell, keys[1]: ["ink"]})
     with pytest.raises(ConfigError, match="describe each of its test points but line 2"):
-        UniGenBench(data=data, language=language, verifier=JPEG)  # type: ignore[arg-type]
+        UniGenBench(data=data, language=language, judge=JPEG)  # type: ignore[arg-type]
     write(cell, index="x")
     with pytest.raises(ConfigError, match="a number in the column index but line 2"):
-        UniGenBench(data=data, language=language, verifier=JPEG)  # type: ignore[arg-type]
+        UniGenBench(data=data, language=language, judge=JPEG)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------- T2I-CompBench
@@ -504,7 +504,7 @@ def test_dpg_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = judged_of(evaluator, [Sample(items[0], 0, path)])
     assert asked == [f"Question {i}? Please answer yes or no." for i in (1, 2, 3)]
     assert judged[0].verdict.values == {"dpg": pytest.approx(1 / 3)} and judged[0].verdict.correct is False
-    assert judged[0].verdict.reason == "no: Question 2?"
+    assert judged[0].verdict.reason == "no: Question 2?" and judged[0].verdict.faults == {"attribute": 1}
     with_answers(evaluator, monkeypatch, [0.7, 0.6])
     judged += judged_of(evaluator, [Sample(items[1], 0, path), Sample(items[1], 1, tmp_path / "none.png")])
     assert judged[1].verdict.correct and not judged[2].verdict.values
@@ -578,6 +578,16 @@ def test_grids_and_layout_of_dpg_bench(tmp_path: Path, monkeypatch: pytest.Monke
         DPGBench(data=dpg_file(tmp_path), pictures=5)
 
 
+def test_a_judge_that_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = DPGBench(data=dpg_file(tmp_path))
+    asked = with_answers(evaluator, monkeypatch, [0.9, 0.1])
+    assert evaluator.self_test() == "a red circle is red with 0.900, a blue one with 0.100"
+    assert asked == ["Is the circle red? Please answer yes or no."] * 2
+    with_answers(evaluator, monkeypatch, [0.9, 0.95])
+    with pytest.raises(VerifierError, match=r"but gives yes 0.900 and 0.950"):
+        evaluator.self_test()
+
+
 def test_dpg_bench_asks_a_model(tmp_path: Path, checkpoint: str) -> None:
     evaluator = DPGBench(data=dpg_file(tmp_path), checkpoint=checkpoint, **TINY)
     image = some_images(1)[0]
@@ -623,7 +633,7 @@ def test_wise_asks_an_endpoint(tmp_path: Path) -> None:
         return Answer('```json\n{"consistency": 2, "realism": 1, "aesthetic_quality": 0}\n```')
 
     with serving(answer) as server:
-        evaluator = Wise(data=wise_file(tmp_path), base_url=server.base_url, model="judge")
+        evaluator = Wise(data=wise_file(tmp_path), base_url=server.base_url, judge="judge")
         items = evaluator.items()
         path = saved(tmp_path, "a.png")
         judged = judged_of(evaluator, [Sample(item, 0, path) for item in items])
@@ -655,6 +665,8 @@ def test_wise_asks_an_endpoint(tmp_path: Path) -> None:
 def test_records_of_wise_that_break_the_format(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Wise(data=wise_file(tmp_path, change))
+    with pytest.raises(ConfigError, match="together or neither"):
+        Wise(data=wise_file(tmp_path), judge="gpt")
 
 
 def test_wise_on_this_machine_and_its_layout(tmp_path: Path, checkpoint: str) -> None:

@@ -77,6 +77,91 @@ def distribution(folder: Path, image: Image.Image, question: str) -> tuple[Any, 
     return processor.tokenizer, logits.softmax(-1)
 
 
+def qwen3_vl(folder: Path) -> Path:
+    """A Qwen3-VL, which the default judge is, with random weights in the published layout."""
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    words = tiny_vlms.tokenizer(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
+    ids = words.convert_tokens_to_ids
+    config = Qwen3VLConfig(
+        text_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": len(words),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 16,
+        },
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+    model = Qwen3VLForConditionalGeneration(config)
+    tiny_vlms.randomise(model)
+    model.save_pretrained(folder)
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=64 * 64),
+        tokenizer=words,
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=tiny_vlms.CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_qwen3_vl_is_asked_as_the_released_tool_asks_it(tmp_path: Path) -> None:
+    """The chat template by the processor, one greedy token, its scores: as GenEval 2's authors run it."""
+    from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+    folder, image = qwen3_vl(tmp_path), some_images(1, (64, 64))[0]
+    processor = AutoProcessor.from_pretrained(folder)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    expected, said = [], []
+    for question, _ in RECORD["vqa_list"]:
+        content = [
+            {"type": "image", "image": image},
+            {"type": "text", "text": f"{question} Answer in one word."},
+        ]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        output = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+        )
+        expected.append(output.scores[0].softmax(-1)[0])
+        said.append(processor.decode(output.sequences[0, -1:]))
+    vlm = VisionLanguageModel(str(folder), owner="eye", device="cpu", batch_size=2)
+    atoms = atoms_from_list(RECORD["vqa_list"])
+    (answers,) = ask_atoms(vlm, [image], [atoms])
+    assert isinstance(answers, Answers) and list(answers.said) == said
+    for atom, probability, distribution_ in zip(atoms, answers.probabilities, expected):
+        first = {processor.tokenizer.encode(spelling)[0] for spelling in atom.spellings}
+        assert probability == pytest.approx(float(sum(distribution_[t] for t in first)), rel=1e-3)
+
+
 def test_an_atom_is_the_mass_of_the_first_tokens_of_the_listed_spellings(
     folder: Path, verifier: SoftTIFA
 ) -> None:
