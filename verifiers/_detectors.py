@@ -33,8 +33,8 @@ from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 DetectorName: TypeAlias = Literal["mask2former", "grounding_dino"]
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
-COLOURED = 4096
-"""Coloured nouns whose embeddings are remembered."""
+NOUNS = 1024
+"""Nouns whose class, or embeddings in all colours, are remembered."""
 TEMPLATES = (
     "a photo of a {colour} {noun}",
     "a photo of a {colour}-colored {noun}",
@@ -43,8 +43,10 @@ TEMPLATES = (
 BACKGROUND = (0x99, 0x99, 0x99)
 LONGEST = 1333 / 800  # of the longer side, in shorter sides
 BEST = 100  # pairs of query and class that Mask2Former's evaluation keeps
+PIXELS_AT_ONCE = {"cpu": 2**20}
+"""Pixels of masks that are resized at once: as many as a processor's cache holds."""
 MOST_PIXELS = 2**25
-"""Pixels of masks that are resized at once, 128 MB of each copy."""
+"""The same for accelerators, 128 MB of each copy."""
 QUICK = "quick_gelu"
 COLOURS_AT_ONCE = 8
 """Crops for CLIP, at 224 pixels, that take the place of an image for the detector, at 800."""
@@ -154,6 +156,7 @@ class Mask2Former(ObjectDetector):
     def _load(self) -> None:
         self._model = self._pretrained().to(self.device)
         self._numbers = {str(name).lower(): int(i) for i, name in self._model.config.id2label.items()}
+        self._known: Recent[str, int | None] = Recent(NOUNS)
 
     def _pretrained(self) -> Any:
         if is_mmdet(self.checkpoint):
@@ -187,19 +190,23 @@ class Mask2Former(ObjectDetector):
         output = self._model(pixel_values=pixels.to(self.device))
         original = (images[0].height, images[0].width)
         padded = (pixels.shape[-2], pixels.shape[-1])
-        rows = zip(output.class_queries_logits, output.masks_queries_logits, nouns, thresholds)
-        return [
-            instances(
-                classes, masks, self._wanted(names), threshold, padded=padded, valid=valid, original=original
-            )
-            for classes, masks, names, threshold in rows
-        ]
+        return instances(
+            output.class_queries_logits,
+            output.masks_queries_logits,
+            [self._wanted(names) for names in nouns],
+            thresholds,
+            padded=padded,
+            valid=valid,
+            original=original,
+        )
 
     def _wanted(self, nouns: Sequence[str]) -> dict[int, str]:
         """The nouns that it knows, by the number of their class; of two for one class, the first."""
         wanted: dict[int, str] = {}
         for noun in nouns:
-            number = self._number(noun)
+            if noun not in self._known:
+                self._known[noun] = self._number(noun)
+            number = self._known[noun]
             if number is not None:
                 wanted.setdefault(number, noun)
         return wanted
@@ -275,8 +282,7 @@ class ColourNamer(LazyModel):
     def __init__(self, checkpoint: str, *, owner: str, device: Any, batch_size: int = 8) -> None:
         super().__init__(device=device, batch_size=batch_size)
         self.checkpoint, self.owner = checkpoint, owner
-        self._vectors: Recent[str, Tensor] = Recent(COLOURED)
-        self._matrices: Recent[tuple[tuple[str, ...], str], Tensor] = Recent(COLOURED)
+        self._matrices: Recent[tuple[tuple[str, ...], str], Tensor] = Recent(NOUNS)
 
     def _load(self) -> None:
         from transformers import AutoTokenizer
@@ -310,23 +316,24 @@ class ColourNamer(LazyModel):
         return [self._nearest(e, group) for e, group in zip(embeddings, groups, strict=True)]
 
     def _nearest(self, embedding: Tensor, group: Group) -> str:
-        colours = [*COLOURS, *([group.colour] if group.colour and group.colour not in COLOURS else [])]
-        key = (tuple(colours), group.noun)
-        if key not in self._matrices:
-            self._matrices[key] = torch.stack([self._vector(colour, group.noun) for colour in colours])
-        return colours[int((self._matrices[key] @ embedding).argmax())]
+        colours = _candidates(group)
+        return colours[int((self._matrix(colours, group.noun) @ embedding).argmax())]
 
-    def _vector(self, colour: str, noun: str) -> Tensor:
-        """A coloured object as a unit vector ``(D,)``, remembered."""
-        key = f"{colour} {noun}"
-        if key not in self._vectors:
-            phrases = [template.format(colour=colour, noun=noun) for template in TEMPLATES]
-            words = self._tokenizer(phrases, padding=True, truncation=True, return_tensors="pt").to(
-                self.device
-            )
-            embeddings = self._model.get_text_features(**words).pooler_output.float()
-            self._vectors[key] = F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1)
-        return self._vectors[key]
+    def _matrix(self, colours: tuple[str, ...], noun: str) -> Tensor:
+        """A noun in each colour as unit vectors ``(N, D)``, remembered."""
+        key = (colours, noun)
+        if key not in self._matrices:
+            phrases = [t.format(colour=colour, noun=noun) for colour in colours for t in TEMPLATES]
+            words = self._tokenizer(phrases, padding=True, truncation=True, return_tensors="pt")
+            embeddings = self._model.get_text_features(**words.to(self.device)).pooler_output.float()
+            units = F.normalize(embeddings, dim=-1).unflatten(0, (len(colours), len(TEMPLATES)))
+            self._matrices[key] = F.normalize(units.mean(1), dim=-1)
+        return self._matrices[key]
+
+
+def _candidates(group: Group) -> tuple[str, ...]:
+    """GenEval's colours, and the one asked for."""
+    return (*COLOURS, *((group.colour,) if group.colour and group.colour not in COLOURS else ()))
 
 
 class ObjectJudge:
@@ -494,71 +501,84 @@ def mask2former_pixels(image: Image.Image, valid: tuple[int, int]) -> Tensor:
 def instances(
     classes: Tensor,
     masks: Tensor,
-    wanted: Mapping[int, str],
-    threshold: float,
+    wanted: Sequence[Mapping[int, str]],
+    thresholds: Sequence[float],
     *,
     padded: tuple[int, int],
     valid: tuple[int, int],
     original: tuple[int, int],
-) -> list[Detection]:
-    """Mask2Former's instances of one image by its authors' rule, best class first.
+) -> list[list[Detection]]:
+    """Mask2Former's instances by its authors' rule, of each image the best class first.
 
     Args:
-        classes: ``(Q, C + 1)`` logits, the last of no object.
-        masks: ``(Q, h, w)`` logits.
-        wanted: Names of the wanted classes, by number.
-        threshold: Confidence that an instance must exceed.
+        classes: ``(B, Q, C + 1)`` logits, the last of no object.
+        masks: ``(B, Q, h, w)`` logits.
+        wanted: For each image, names of the wanted classes, by number.
+        thresholds: For each image, the confidence that an instance must exceed.
         padded: Height and width of the model's input.
-        valid: Height and width of the image in it.
-        original: Height and width of the image.
+        valid: Height and width of the images in it.
+        original: Height and width of the images.
     """
-    probabilities = classes.float().softmax(-1)[:, :-1]
-    best = probabilities.flatten().topk(min(BEST, probabilities.numel()))
-    pairs = zip(best.values.tolist(), (divmod(at, probabilities.shape[1]) for at in best.indices.tolist()))
-    # no confidence exceeds its class's probability, so that most masks need no look
-    likely = [(p, query, number) for p, (query, number) in pairs if number in wanted and p > threshold]
-    shapes = _shapes(
-        masks,
-        list(dict.fromkeys(query for _, query, _ in likely)),
-        padded=padded,
-        valid=valid,
-        original=original,
-    )
-    found = []
-    for probability, query, number in likely:
-        mask, inside, box = shapes[query]
-        if probability * inside > threshold:
-            found.append(Detection(wanted[number], probability * inside, box, mask))
+    probabilities = classes.float().softmax(-1)[..., :-1]
+    number_of_classes = probabilities.shape[-1]
+    best = probabilities.flatten(1).topk(min(BEST, probabilities[0].numel()))
+    likely = []
+    for row, (values, places) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
+        for probability, at in zip(values, places):
+            query, number = divmod(at, number_of_classes)
+            # no confidence exceeds its class's probability, so that most masks need no look
+            if number in wanted[row] and probability > thresholds[row]:
+                likely.append((row, query, number, probability))
+    pairs = list(dict.fromkeys((row, query) for row, query, _, _ in likely))
+    shapes = _shapes(masks, pairs, padded=padded, valid=valid, original=original)
+    found: list[list[Detection]] = [[] for _ in classes]
+    for row, query, number, probability in likely:
+        mask, inside, box = shapes[row, query]
+        if probability * inside > thresholds[row]:
+            found[row].append(Detection(wanted[row][number], probability * inside, box, mask))
     return found
 
 
 def _shapes(
     masks: Tensor,
-    queries: list[int],
+    pairs: list[tuple[int, int]],
     *,
     padded: tuple[int, int],
     valid: tuple[int, int],
     original: tuple[int, int],
-) -> dict[int, tuple[Tensor, float, Box]]:
-    """Of each query its mask at the image's size, the mean probability within it, and the box around it."""
-    at_once = max(1, MOST_PIXELS // max(math.prod(padded), math.prod(original)))
-    found: dict[int, tuple[Tensor, float, Box]] = {}
-    for start in range(0, len(queries), at_once):
-        some = queries[start : start + at_once]
-        logits = F.interpolate(masks[some].float()[None], padded, mode="bilinear", align_corners=False)
+) -> dict[tuple[int, int], tuple[Tensor, float, Box]]:
+    """By row and query the mask at the image's size, the mean probability in it, and the box around it."""
+    pixels = PIXELS_AT_ONCE.get(masks.device.type, MOST_PIXELS)
+    at_once = max(1, pixels // max(math.prod(padded), math.prod(original)))
+    found: dict[tuple[int, int], tuple[Tensor, float, Box]] = {}
+    for start in range(0, len(pairs), at_once):
+        some = pairs[start : start + at_once]
+        rows, queries = zip(*some)
+        logits = masks[list(rows), list(queries)].float()[None]
+        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
         logits = logits[..., : valid[0], : valid[1]]
-        logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[0]
+        if valid != original:
+            logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)
+        logits = logits[0].contiguous()
         inside = logits > 0
-        means = (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-        for query, mask, mean in zip(some, inside.cpu(), means.tolist()):
-            found[query] = (mask, mean, mask_box(mask))
+        boxes = mask_boxes(logits.amax(2) > 0, logits.amax(1) > 0)
+        weights = inside.float()
+        means = logits.sigmoid_().mul_(weights).flatten(1).sum(1) / (weights.flatten(1).sum(1) + 1e-6)
+        found.update(zip(some, zip(inside.cpu(), means.tolist(), boxes), strict=True))
     return found
 
 
-def mask_box(mask: Tensor) -> Box:
-    """The box around a mask ``(H, W)``, its far edges exclusive; zeros if the mask is empty."""
-    ys, xs = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
-    return (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1) if xs else (0, 0, 0, 0)
+def mask_boxes(rows: Tensor, columns: Tensor) -> list[Box]:
+    """The box around each mask, its far edges exclusive; zeros around an empty one.
+
+    Args:
+        rows: ``(N, H)`` bool, whether the mask has a pixel in each row.
+        columns: ``(N, W)`` bool, the same for columns.
+    """
+    starts = [side.byte().argmax(1) for side in (columns, rows)]
+    ends = [side.shape[1] - side.flip(1).byte().argmax(1) for side in (columns, rows)]
+    found = (torch.stack([*starts, *ends], 1) * rows.any(1)[:, None]).tolist()
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in found]
 
 
 def token_spans(ids: Sequence[int], special: Sequence[int]) -> list[list[int]]:

@@ -26,6 +26,8 @@ from tts_vision.verifiers._mmdet import is_mmdet
 from tts_vision.verifiers._predicates import Demands, from_text
 
 SIZE, OBJECTS = 800, 16
+WINDOW = 4
+"""Batches whose masks are in memory at once, so that CLIP has a batch of crops as well."""
 SATURATED = (
     "GenEval is saturated: on current models it is up to 17.7 points off human judgement (arXiv:2512.16853)."
 )
@@ -74,7 +76,7 @@ class GenEval(GenEvalTask):
         device: str | None = None,
         batch_size: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(window=WINDOW * max(1, batch_size))
         if colours == "none":
             raise ConfigError(
                 "colours of geneval must be a CLIP, since a third of its prompts ask for colours, but got "

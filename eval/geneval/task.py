@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -26,14 +25,16 @@ class GenEvalTask(Evaluator):
 
     Define `records` and `find`. An image is right if its detections meet all demands of the prompt's record
     (Ghosh et al. 2023).
+
+    Args:
+        window: Images that are in memory at once, with all masks of their objects.
     """
 
     metric = "accuracy"
     samples_per_item = 4
-    window: ClassVar[int] = 64
-    """Images that are in memory at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, window: int = 64) -> None:
+        self.window = window
         self._known: list[Item] | None = None
 
     @abstractmethod

@@ -30,7 +30,7 @@ from tts_vision.verifiers._detectors import (
     grounded,
     instances,
     mask2former_pixels,
-    mask_box,
+    mask_boxes,
     resized,
     token_spans,
 )
@@ -221,7 +221,13 @@ def test_instances_by_hand() -> None:
     left = torch.tensor([[4.0, -4.0], [4.0, -4.0]])
     masks = torch.stack([left, torch.full((2, 2), -1.0)])
     sizes = {"padded": (8, 8), "valid": (8, 6), "original": (16, 12)}
-    found = instances(classes, masks, {0: "circle", 1: "star"}, 0.05, **sizes)
+
+    def of(wanted: dict[int, str], threshold: float) -> list[Detection]:
+        blank = (torch.full_like(classes, -9.0), torch.ones_like(masks))
+        both = [torch.stack([other, ours]) for other, ours in zip(blank, (classes, masks))]
+        return instances(both[0], both[1], [{}, wanted], [0.0, threshold], **sizes)[1]
+
+    found = of({0: "circle", 1: "star"}, 0.05)
     # the empty mask has no confidence; one query may be of two classes
     assert [d.label for d in found] == ["circle", "star"]
     big = torch.nn.functional.interpolate(left[None, None], (8, 8), mode="bilinear")[..., :6]
@@ -230,16 +236,16 @@ def test_instances_by_hand() -> None:
     assert found[0].score == pytest.approx(0.6 * float(inside.mean()), rel=1e-5)
     assert found[1].score == pytest.approx(0.3 * float(inside.mean()), rel=1e-5)
     assert found[0].box == (0, 0, 8, 16) and torch.equal(found[0].mask, big > 0)
-    assert [d.label for d in instances(classes, masks, {1: "star"}, 0.05, **sizes)] == ["star"]
-    assert [d.label for d in instances(classes, masks, {0: "circle", 1: "star"}, 0.3, **sizes)] == ["circle"]
-    assert instances(classes, masks, {0: "circle"}, found[0].score, **sizes) == []  # it must be exceeded
+    assert [d.label for d in of({1: "star"}, 0.05)] == ["star"]
+    assert [d.label for d in of({0: "circle", 1: "star"}, 0.3)] == ["circle"]
+    assert of({0: "circle"}, found[0].score) == []  # it must be exceeded
 
 
 def test_boxes_of_masks() -> None:
-    mask = torch.zeros(6, 9, dtype=torch.bool)
-    assert mask_box(mask) == (0, 0, 0, 0)
-    mask[2:4, 3:8] = True
-    assert mask_box(mask) == (3, 2, 8, 4)
+    masks = torch.zeros(3, 6, 9, dtype=torch.bool)
+    masks[1, 2:4, 3:8] = True
+    masks[2, 0, 0] = masks[2, 5, 8] = True
+    assert mask_boxes(masks.any(2), masks.any(1)) == [(0, 0, 0, 0), (3, 2, 8, 4), (0, 0, 9, 6)]
 
 
 def test_names_and_their_tokens() -> None:
@@ -270,7 +276,7 @@ def test_objects_are_cut_out_on_grey() -> None:
     mask = torch.zeros(6, 9, dtype=torch.bool)
     mask[1:4, 2:6] = True
     mask[1, 2] = False
-    cut = cut_out(image, Detection("x", 0.5, mask_box(mask), mask))
+    cut = cut_out(image, Detection("x", 0.5, mask_boxes(mask.any(1)[None], mask.any(0)[None])[0], mask))
     assert cut.size == (4, 3) and cut.getpixel((0, 0)) == (0x99,) * 3 and cut.getpixel((1, 0)) == (255, 0, 0)
     assert cut_out(image, Detection("x", 0.5, (1.2, 1.8, 3.1, 3.0))).size == (3, 2)
     assert cut_out(image, Detection("x", 0.5, (-5.0, -5.0, 50.0, 50.0))).size == (9, 6)
@@ -447,7 +453,7 @@ def test_colours_are_named_as_geneval_does(folder: Path) -> None:
     assert namer.name(image, detection, Group("circle", colour="red")) == best
     assert namer.name(image, detection, Group("circle", colour="teal")) == colours[int(np.argmax(cosines))]
     unit = embedding / embedding.norm()
-    found = [float(namer._vector(colour, "circle") @ unit) for colour in colours[:10]]
+    found = (namer._matrix(tuple(colours[:10]), "circle") @ unit).tolist()
     assert found == pytest.approx(cosines[:10], abs=1e-5) and len(set(found)) == 10
 
 
