@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tts_vision.errors import ConfigError, TTSVisionError, VerifierError
 from tts_vision.eval.evaluator import Evaluator, Item, Sample, Verdict
+from tts_vision.eval.evaluators._data import digest_of
 from tts_vision.types import Media, Score
 from tts_vision.verifier import Verifier
 
@@ -44,7 +45,7 @@ class ByVerifier(Evaluator):
 
     @property
     def judge_name(self) -> str:
-        return f"{self.name} by {self.verifier_text}"
+        return f"{self.name} {digest_of(self._items)} by {self.verifier_text}"
 
     def items(self) -> list[Item]:
         return list(self._items)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_vision.errors import ConfigError
+from tts_vision.eval.evaluator import Item
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,12 @@ def text_in(data: DataFile, where: str, record: Mapping[str, Any], key: str) -> 
     if not isinstance(value, str) or not value.strip():
         raise data.wrong(where, f"have a text {key!r} in each record", f"has {value!r:.60}")
     return value.strip()
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """Stands for prompts and their records, so that verdicts on others are not taken over."""
+    facts = [[item.id, item.prompt.text, dict(item.prompt.metadata)] for item in items]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 class Distinct:

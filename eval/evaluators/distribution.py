@@ -22,6 +22,7 @@ from tts_vision.eval.distribution import (
 )
 from tts_vision.eval.evaluator import Evaluator, Item, Judged, Sample, Verdict, weighted_mean
 from tts_vision.eval.evaluators._by_verifier import absolute_verifier
+from tts_vision.eval.evaluators._data import digest_of
 from tts_vision.eval.evaluators._images import images_of
 from tts_vision.imagenet import CLASSES
 from tts_vision.prompt_files import read_records
@@ -108,7 +109,8 @@ class Distribution(Evaluator):
 
     @property
     def judge_name(self) -> str:
-        return f"distribution by {self._network.weights} and {self._clip_text or 'no CLIP'}"
+        known = digest_of(self._items)
+        return f"distribution {known} by {self._clip_text or 'no CLIP'} and {self._network.weights}"
 
     def items(self) -> list[Item]:
         return list(self._items)

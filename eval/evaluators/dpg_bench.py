@@ -98,8 +98,8 @@ class DPGBench(Evaluator):
     @property
     def judge_name(self) -> str:
         return (
-            f"dpg_bench by {self._vlm.checkpoint} in {self.dtype}, {self.template!r}, "
-            f"{self.pictures} pictures, strict {self.strict}, data {self.data.sha256[:12]}"
+            f"dpg_bench {self.data.sha256[:12]} by {self._vlm.checkpoint} in {self.dtype}, "
+            f"{self.pictures} pictures, strict {self.strict}, {self.template!r}"
         )
 
     def items(self) -> list[Item]:

@@ -105,7 +105,8 @@ class GenEval2(Evaluator):
 
     @property
     def judge_name(self) -> str:
-        return f"geneval2 by {self._vlm.checkpoint} in {self.dtype}, data {self.data.sha256[:12]}"
+        whole = "" if self.vqascore else " without vqascore"
+        return f"geneval2 {self.data.sha256[:12]} by {self._vlm.checkpoint} in {self.dtype}{whole}"
 
     def items(self) -> list[Item]:
         return list(self._items)

@@ -117,8 +117,8 @@ class T2ICompBench(Evaluator):
     @property
     def judge_name(self) -> str:
         if self.category == NON_SPATIAL:
-            return f"t2i_compbench by {self._clip_text}"
-        return f"t2i_compbench by {self._blip.checkpoint}, phrases by {self.phrases}"
+            return f"t2i_compbench {self.data.sha256[:12]} by {self._clip_text}"
+        return f"t2i_compbench {self.data.sha256[:12]} by {self._blip.checkpoint}, phrases by {self.phrases}"
 
     def items(self) -> list[Item]:
         return list(self._items)

@@ -159,7 +159,7 @@ class Wise(Evaluator):
 
     @property
     def judge_name(self) -> str:
-        return f"wise by {self._asked}"
+        return f"wise {self.data.sha256[:12]} by {self._asked}"
 
     def items(self) -> list[Item]:
         return list(self._items)

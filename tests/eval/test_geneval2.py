@@ -90,7 +90,9 @@ def test_its_settings_come_from_a_command_line(data: Path) -> None:
     given = validate(entry.target, {"data": str(data), "vqascore": "false"}, "evaluator 'geneval2'")
     evaluator = entry.target(**given)
     assert isinstance(evaluator, GenEval2) and not evaluator.vqascore
-    assert evaluator.judge_name.startswith("geneval2 by Qwen/Qwen3-VL-8B-Instruct in bfloat16, data ")
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()[:12]
+    judge = f"geneval2 {digest} by Qwen/Qwen3-VL-8B-Instruct in bfloat16 without vqascore"
+    assert evaluator.judge_name == judge
 
 
 def test_says_whether_the_data_is_the_published_file(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,10 @@ def test_a_verifier_with_parameters(tmp_path: Path, checkpoint: str) -> None:
         [image], [sample.item.prompt]
     )
     assert verdict.values["score"] == pytest.approx(expected[0].value) and verdict.correct is None
-    assert evaluator.judge_name == f"prompts by {text.replace(';', ',')}"
+    assert evaluator.judge_name.endswith(f" by {text.replace(';', ',')}")
+    data.write_text("a cat")
+    other = Prompts(data=data, judge=text)  # the first of other prompts, and the same image
+    assert other.judge_name != evaluator.judge_name
 
 
 def test_a_verifier_that_checks_demands_says_what_is_correct(tmp_path: Path, checkpoint: str) -> None:
