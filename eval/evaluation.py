@@ -18,6 +18,7 @@ from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluator import Evaluator, Item, Judged, Sample
 from tts_vision.eval.judging import Judgements
 from tts_vision.eval.statistics import Arm, arm_of, longest
+from tts_vision.eval.thumbnails import thumbnail
 from tts_vision.files import replace_file
 from tts_vision.metadata import version_of
 from tts_vision.runs.allocation import run_within
@@ -47,7 +48,7 @@ class Row:
         correct: As in `Verdict`.
         reason: As in `Verdict`.
         faults: As in `Verdict`.
-        file: The sample, inside the folder of the evaluation, or where it was brought from.
+        file: The sample, or a small copy of one that somebody brought, inside the folder of the evaluation.
         score: By the verifier that guided the search.
         holdout: By the held-out verifier.
         nfe: Network evaluations.
@@ -194,7 +195,7 @@ def evaluate(
         places = _lay_out(evaluator, judged, output / IMAGES / slug(name))
         files += [str(path.relative_to(output)) for path in places.written]
         rows += [
-            _row(name, each, place, record, output)
+            _row(name, each, place, record)
             for (record, _), each, place in zip(winners, judged, places.samples, strict=True)
         ]
         complaints += [line for each in judged if (line := _complaint(each))]
@@ -270,7 +271,7 @@ def evaluate_images(
         command=list(command),
         versions=versions(),
         arms=[arm_of(name, [], judged, {}, evaluator, (0.0, 0.0))],
-        rows=[_row(name, each, str(each.sample.path.absolute()), None, output) for each in judged],
+        rows=[_row(name, each, _small(each, output), None) for each in judged],
         folder=output,
         files=[str(path.relative_to(output)) for path in written],
     )
@@ -389,7 +390,7 @@ def _lay_out(evaluator: Evaluator, judged: Sequence[Judged], folder: Path) -> _P
     return _Places(places, [*written, *evaluator.write_results(folder, moved)])
 
 
-def _row(arm: str, judged: Judged, file: str, record: Record | None, root: Path) -> Row:
+def _row(arm: str, judged: Judged, file: str, record: Record | None) -> Row:
     sample, verdict = judged.sample, judged.verdict
     own = Row(
         arm=arm,
@@ -407,6 +408,18 @@ def _row(arm: str, judged: Judged, file: str, record: Record | None, root: Path)
     if record is None:
         return own
     return replace(own, score=record.score, holdout=record.holdout, nfe=record.nfe, seconds=record.elapsed)
+
+
+def _small(judged: Judged, root: Path) -> str:
+    """Keeps a small copy of a sample that somebody brought, for the report; empty if it cannot be read."""
+    path = root / "thumbnails" / f"{judged.sample.item.id}-{judged.sample.index}.webp"
+    try:
+        data, _, _ = thumbnail(judged.sample.path)
+    except (OSError, ValueError):
+        return ""
+    _made(path.parent)
+    replace_file(path, partial(Path.write_bytes, data=data), "A small image")
+    return str(path.relative_to(root))
 
 
 def _complaint(judged: Judged) -> str:

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -14,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tts_vision.errors import ConfigError, StorageError
+from tts_vision.eval.thumbnails import thumbnail
 from tts_vision.files import read_file, replace_file
-from tts_vision.media import open_media, still
+from tts_vision.runs.task import path_in
 
 EVALUATION, COMPARISON = "evaluation.json", "comparison.json"
-THUMBNAIL = 160
-"""Longest side of an image on the page, in pixels."""
 
 
 def write_report(folders: Sequence[Path], page: Path, *, most: int = 60) -> Path:
@@ -217,8 +217,8 @@ def _plots(arms: Sequence[Mapping[str, Any]], metric: str) -> str:
             axis.legend(fontsize=8)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None})
-        svg = buffer.getvalue()
-        found.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
+        svg = re.sub(r"(?s)^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue())
+        found.append(f"<figure>{svg}</figure>")
     return f"<h3>Quality against spending</h3><div class=plots>{''.join(found)}</div>"
 
 
@@ -266,25 +266,22 @@ def _cell(arm: str, row: Mapping[str, Any] | None, folder: Path) -> str:
     mark = {True: "right", False: "wrong", None: ""}[row["correct"]]
     score = "" if row.get("score") is None else f" {row['score']:.3f}"
     reason = f"<small>{_text(row['reason'])}</small>" if row["reason"] else ""
-    path = Path(row["file"]) if Path(row["file"]).is_absolute() else folder / row["file"]
-    image = _thumbnail(path, f"{arm}: {row['prompt']}") if row["file"] else "<div class=none>none</div>"
+    label = f"{arm}: {row['prompt']}"
+    image = _thumbnail(folder, row["file"], label) if row["file"] else "<div class=none>none</div>"
     word = f" <b>{mark}</b>" if mark else ""
     return (
         f'<figure class="{mark}">{image}<figcaption>{_text(arm)}{score}{word}{reason}</figcaption></figure>'
     )
 
 
-def _thumbnail(path: Path, label: str) -> str:
+def _thumbnail(folder: Path, file: str, label: str) -> str:
     try:
-        image = still(open_media(path)).convert("RGB")
+        data, width, height = thumbnail(path_in(folder, file))
     except (OSError, ValueError, StorageError, ConfigError):
         return "<div class=none>cannot be read</div>"
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82)
     return (
-        f'<img src="data:image/webp;base64,{_base64(buffer.getvalue())}" alt="{_text(label)}" '
-        f'width="{image.width}" height="{image.height}" loading="lazy">'
+        f'<img src="data:image/webp;base64,{_base64(data)}" alt="{_text(label)}" '
+        f'width="{width}" height="{height}" loading="lazy">'
     )
 
 

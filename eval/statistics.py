@@ -148,6 +148,7 @@ def longest(arms: Iterable[Sequence[Record]]) -> tuple[float, float]:
 def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int, end: float) -> Curve | None:
     """Quality against compute (axis 0) or seconds (axis 1); None where nothing was judged along the way."""
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    areas: list[float] = []
     for record in records:
         points = [(p[axis], p[2]) for p in trail.get(record.name, [])]
         points = [(at, verdict) for at, verdict in points if metric in verdict.values]
@@ -157,6 +158,8 @@ def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int, en
         quality = np.array([0.0, *(float(verdict.values[metric]) for _, verdict in points)])
         wrong = np.array([math.nan, *(_wrong(verdict.correct) for _, verdict in points)])
         steps.append((at, quality, wrong))
+        edges = np.array([0.0, *at, math.inf]).clip(max=end)
+        areas.append(float(quality @ np.diff(edges)) / end if end else math.nan)
     if not steps:
         return None
     spent = np.linspace(0.0, end, POINTS + 1)[1:]
@@ -170,7 +173,7 @@ def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int, en
         spent=spent.tolist(),
         quality=quality.tolist(),
         rejected=rejected.tolist() if has.any() else [],
-        area=float(np.mean(quality)),
+        area=float(np.mean(areas)),
     )
 
 
