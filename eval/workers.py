@@ -1,7 +1,7 @@
 """The efficiency of workers: searches a minute in one process, on workers of Ray, with judging overlapped.
 
-``python -m tts_vision.eval.workers`` runs the same searches three times on this machine's cores (in one process,
-on workers of Ray, on a worker with its verifier in a process of its own), checks that all wrote the same bytes,
+``python -m tts_vision.eval.workers`` runs the same searches on this machine's cores in one process, on workers
+of Ray, and on a worker with its verifier in a process of its own, checks that all workers wrote the same bytes,
 and simulates many workers with the measured search times and start-up.
 """
 
@@ -96,8 +96,8 @@ def simulate(
         draws: Simulated runs.
 
     Returns:
-        The mean share of the workers' seconds that is spent searching, and the mean share that they wait at the
-        end for the last one.
+        The mean share of the workers' seconds that is spent searching, and the mean share that they wait
+        at the end for the last one.
     """
     generator = np.random.default_rng(0)
     busy, waiting = [], []
