@@ -1,8 +1,8 @@
 """The efficiency of workers: searches a minute in one process, on workers of Ray, with judging overlapped.
 
-``python -m tts_vision.eval.workers`` runs the same searches on this machine's cores in one process, on workers
-of Ray, and on a worker with its verifier in a process of its own, checks that all workers wrote the same bytes,
-and simulates many workers with the measured search times and start-up.
+``python -m tts_vision.eval.workers`` runs the same searches on this machine's cores in one process, on
+workers of Ray, and on a worker with its verifier in a process of its own, checks that all workers wrote the
+same bytes, and simulates many workers with the measured search times and start-up.
 """
 
 from __future__ import annotations
