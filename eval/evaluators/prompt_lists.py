@@ -30,7 +30,7 @@ DRAWBENCH = Published(
 PARTI = Published("parti_prompts", "https://github.com/google-research/parti, PartiPrompts.tsv", "Apache-2.0")
 GENAI = Published(
     "genai_bench",
-    "https://huggingface.co/datasets/zhiqiulin/GenAI-Bench-1600, genai_image.json and genai_skills.json",
+    "https://huggingface.co/datasets/BaiqiL/GenAI-Bench-1600, genai_image.json and genai_skills.json",
     "Apache-2.0",
 )
 UNIGEN = Published(
