@@ -372,6 +372,11 @@ class ObjectJudge:
             raise ConfigError(
                 f"The detector of {owner} must be one of {', '.join(DETECTORS)} but got {name!r}."
             )
+        if name != "mask2former" and checkpoint is not None and is_mmdet(checkpoint):
+            raise ConfigError(
+                f"A checkpoint of mmdet must be of mask2former but {owner} has the detector {name!r} and got "
+                f"{checkpoint!r}; leave checkpoint out, or use mask2former."
+            )
         for key, value in (("threshold", threshold), ("counting_threshold", counting_threshold)):
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{key} of {owner} must be in [0, 1) but got {value}; change it.")

@@ -30,14 +30,16 @@ class Detector(BatchedVerifier):
 
     The demands are those of the prompt's GenEval record, if its metadata is one (``include``, ``exclude``),
     or are parsed from a prompt of GenEval's form. ``parts`` has 1 for each demand that is met and 0 for the
-    others; the reason names the faults. A value of 1 is GenEval's "correct"; the rules are GenEval's, but the
-    detector has other weights, so results do not compare with its leaderboard. Attributes other than colours,
-    and written text, are not checked; an image of such a prompt never counts as satisfying all demands.
+    others; the reason names the faults. A value of 1 is GenEval's "correct". The rules are GenEval's; the
+    detector has other weights unless ``checkpoint=mmdet``, so results do not compare with its leaderboard.
+    Attributes other than colours, and written text, are not checked; an image of such a prompt never counts
+    as satisfying all demands.
 
     Args:
         model: ``mask2former`` knows the 80 classes of COCO, as GenEval's detector; ``grounding_dino`` finds
             objects by any name.
-        checkpoint: Folder or hub id of the detector; by default its published one.
+        checkpoint: Folder or hub id of the detector; by default its published one. For Mask2Former also a
+            checkpoint file of mmdet 2.x, or ``mmdet`` for the published one, which is GenEval's detector.
         threshold: Confidence that a detection must exceed; by default 0.3, as GenEval, for Mask2Former, and
             0.35, its authors' own, for Grounding DINO.
         counting_threshold: The same for prompts that limit a number; by default 0.9 and 0.35.

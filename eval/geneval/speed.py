@@ -219,7 +219,11 @@ def _check_equal(single: Sequence[Findings | str], whole: Sequence[Findings | st
         both = [sorted(each.detections, key=lambda d: d.label) for each in (a, b)]
         objects = [[(d.label, d.box) for d in each] for each in both]
         scores = [[d.score for d in each] for each in both]
-        if objects[0] != objects[1] or a.faults != b.faults or not np.allclose(*scores, atol=CLOSE):
+        if (
+            objects[0] != objects[1]
+            or a.faults != b.faults
+            or not np.allclose(scores[0], scores[1], atol=CLOSE)
+        ):
             raise RuntimeError(f"Batches must find what single images give, but image {i} differs.")
 
 

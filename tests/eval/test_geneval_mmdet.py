@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tts_vision.errors import VerifierError
+from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.eval.geneval.prompts import CLASSES
+from tts_vision.types import Prompt
 from tts_vision.verifiers._detectors import Mask2Former
 from tts_vision.verifiers._mmdet import COCO, FILE, is_mmdet, load_mmdet, regrouped
+from tts_vision.verifiers.detector import Detector
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,18 @@ def test_the_detector_loads_it_by_its_path(model: Any, tmp_path: Path) -> None:
         True,
         False,
     ]
+
+
+def test_the_verifier_takes_it_as_well(model: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = saved(as_mmdet(model), tmp_path)
+    settings = {"colours": "none", "size": 64, "device": "cpu", "threshold": 0.0}
+    verifier = Detector(checkpoint=path, **settings)
+    (score,) = verifier.score([Image.new("RGB", (64, 64), "red")], [Prompt("a photo of a dog")])
+    assert set(score.parts) == {"dog"} and score.value in (0, 1)
+    with pytest.raises(ConfigError, match="must be of mask2former but detector has"):
+        Detector(model="grounding_dino", checkpoint=path, **settings)
 
 
 def refusal(state: dict[str, Tensor], folder: Path) -> str:
