@@ -17,7 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_ways_find_the_same_objects(folder: Path) -> None:
-    """GenEval's steps one after the other, the toolkit's code alone and in batches, on images with objects."""
+    """GenEval's steps one by one, the toolkit's code alone and in batches, on images with objects."""
     found = speed.measure(folder, side=64, images=12, batch_size=5)
     assert found.objects > 20 and min(found.loop, found.alone, found.batched) > 0
     text = speed.table([found], 12, 5)
