@@ -15,6 +15,7 @@ from tts_vision.errors import ConfigError
 from tts_vision.media import open_media
 from tts_vision.types import Media, Modality, Prompt
 
+_ANY = 98765  # stands for any index in the name of a file
 MOST_NAME = 180
 """Characters of a prompt that a file is named by."""
 
@@ -177,12 +178,13 @@ class Evaluator(ABC):
         """
         samples, complaints = [], []
         for item in self.items():
-            place = self.place(item, 0)
+            place = self.place(item, _ANY)
             at = (folder / place).parent
-            name = re.escape(Path(place).name).replace(re.escape("00000"), r"(\d+)")
+            before, _, after = Path(place).name.rpartition(str(_ANY))
+            name = rf"{re.escape(before)}(\d+){re.escape(after)}"
             files = [] if not at.is_dir() else sorted(at.iterdir())
             found = [(m, f) for f in files if (m := re.fullmatch(name + r"\.\w+", f.name))]
-            samples += [Sample(item, int(m[1]) if m.groups() else 0, f) for m, f in found]
+            samples += [Sample(item, int(m[1]), f) for m, f in found]
             if not found:
                 complaints.append(f"{item.id}: no sample of {item.prompt.text!r} in {at.name!r}")
         if not samples:

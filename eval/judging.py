@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from tts_vision.eval.evaluator import Evaluator, Item, Judged, Sample, Verdict
 from tts_vision.files import append_to, is_file, read_file, storage
-from tts_vision.runs.task import Record, digest_of, path_in, slug
+from tts_vision.runs.task import Record, digest_of, path_in, prompt_key, slug
 
 BATCH = 16
 """Samples that are judged, and kept, at once."""
@@ -72,7 +73,10 @@ class Judgements:
 
     def _key(self, sample: Sample) -> str:
         """Stands for a sample: its prompt and its pixels; empty if there is no file."""
-        return f"{sample.item.id} {digest_of(sample.path)}" if sample.path.is_file() else ""
+        if not sample.path.is_file():
+            return ""
+        prompt = hashlib.sha256(prompt_key(sample.item.prompt).encode()).hexdigest()
+        return f"{prompt[:12]} {digest_of(sample.path)}"
 
     def _read(self) -> Iterator[tuple[str, Verdict]]:
         if not is_file(self.path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tts_vision.eval.statistics import Arm, Figure
@@ -71,13 +72,12 @@ def cost_rows(evaluation: Evaluation) -> list[list[str]]:
         *_row("seconds", evaluation, lambda arm: arm.seconds, "{:.2f}"),
     ]
     for phase in dict.fromkeys(phase for arm in evaluation.arms for phase in arm.phases):
-        rows += _row(
-            f"  {phase}",
-            evaluation,
-            lambda arm, p=phase: arm.phases.get(p, 0.0) if arm.phases else math.nan,
-            "{:.2f}",
-        )
+        rows += _row(f"  {phase}", evaluation, partial(_seconds, phase), "{:.2f}")
     return rows + _row("topped up, %", evaluation, lambda arm: 100 * arm.topped_up, "{:.0f}")
+
+
+def _seconds(phase: str, arm: Arm) -> float:
+    return arm.phases.get(phase, 0.0) if arm.phases else math.nan
 
 
 def written(figure: Figure | None) -> str:
