@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -130,7 +131,7 @@ class GenEval(GenEvalTask):
             ("size", judge.detector.size, SIZE),
         ]
 
-    @property
+    @cached_property
     def judge_name(self) -> str:
         parts = [f"{key}={value}" for key, value, _ in self._settings()]
         return f"geneval({_identity(self.checkpoint)}, {_identity(self.colours)}, {', '.join(parts)})"

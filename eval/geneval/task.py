@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from tts_vision.model_verifier import UnusableSample, as_image
 from tts_vision.types import Prompt
 from tts_vision.verifiers._detections import Findings
 from tts_vision.verifiers._predicates import Demands, from_record
+
+KINDS = {"relation": "position"}
+"""Kinds of predicates that GenEval calls otherwise."""
 
 
 class GenEvalTask(Evaluator):
@@ -152,6 +156,11 @@ def verdict_of(found: Findings | str, demands: Demands) -> Verdict:
     unchecked = [p.name for p in demands.predicates() if p.name not in found.faults]
     if unchecked:
         return Verdict(reason=f"not checked: {', '.join(unchecked)}", details=details)
-    faults = [fault for fault in found.faults.values() if fault]
-    correct = not faults
-    return Verdict({GenEvalTask.metric: float(correct)}, correct, "; ".join(faults) or None, details)
+    wrong = [predicate for predicate in demands.predicates() if found.faults[predicate.name]]
+    return Verdict(
+        values={GenEvalTask.metric: float(not wrong)},
+        correct=not wrong,
+        reason="; ".join(found.faults[predicate.name] for predicate in wrong) or None,
+        details=details,
+        faults=Counter(KINDS.get(predicate.kind, predicate.kind) for predicate in wrong),
+    )

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tts_vision.errors import ConfigError, VerifierError
+from tts_vision.eval.evaluation import evaluate_images
 from tts_vision.eval.evaluator import Item, Judged, Sample, Verdict
 from tts_vision.eval.evaluators.geneval import GenEval
 from tts_vision.eval.geneval import self_test
@@ -512,8 +513,9 @@ class Trained(StubDetector):
         return True
 
     def detect(self, images: Any, nouns: Any, thresholds: Any) -> list[list[Detection]]:
-        assert [image.size for image in images] == [(512, 600)]
-        return [[Detection("person", self.confidence, (0, 0, 500, 600))]]
+        if [image.size for image in images] == [(512, 600)]:
+            return [[Detection("person", self.confidence, (0, 0, 500, 600))]]
+        return super().detect(images, nouns, thresholds)
 
 
 def test_a_trained_judge_passes(evaluator: GenEval, drawn: Drawn, folder: Path) -> None:
@@ -530,6 +532,30 @@ def test_a_trained_judge_passes(evaluator: GenEval, drawn: Drawn, folder: Path) 
     evaluator._judge_objects.detector = Trained(drawn, confidence=0.4)  # type: ignore[assignment]
     with pytest.raises(VerifierError, match=r"but gives 0\.40"):
         evaluator.self_test()
+
+
+def test_a_folder_of_somebody_is_evaluated_as_a_whole(
+    evaluator: GenEval, drawn: Drawn, tmp_path: Path
+) -> None:
+    """From ``--images`` to the figures of the report, one file damaged."""
+    images = tmp_path / "images"
+    plan = fill(evaluator, images, drawn)
+    (images / "00003" / "samples" / "00001.png").write_bytes(b"no image")
+    del plan["00003", 1]
+    evaluator._judge_objects.detector = Trained(drawn)  # type: ignore[assignment]
+    evaluation = evaluate_images(evaluator, images, output=tmp_path / "run")
+    figures = evaluation.arms[0].figures
+    for task in TASKS:
+        ids = {item.id for item in evaluator.items() if item.tags == (task,)}
+        assert figures[task].value == pytest.approx(np.mean([v for (i, _), v in plan.items() if i in ids]))
+    assert figures["overall"].value == pytest.approx(np.mean([figures[task].value for task in TASKS]))
+    assert figures["overall"].low < figures["overall"].value < figures["overall"].high
+    assert [line for line in evaluation.complaints if "00003/samples/00001.png" in line]
+    assert any("17.7 points" in note for note in evaluation.notes)
+    (results,) = tmp_path.glob("run/**/results.jsonl")
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert np.mean([row["correct"] for row in rows]) == pytest.approx(figures["image accuracy"].value)
+    assert not (images / "results.jsonl").exists()
 
 
 def test_a_report_says_that_there_was_no_photograph(

@@ -208,6 +208,21 @@ def test_degenerate_boxes_have_a_verdict() -> None:
             assert verdict.correct in (True, False)
 
 
+def test_faults_are_counted_by_kind() -> None:
+    record = {
+        "include": [
+            {"class": "dog", "count": 2, "color": "red"},
+            {"class": "cat", "count": 1, "color": "blue", "position": ["above", 0]},
+        ]
+    }
+    demands = from_record(record)
+    assert demands is not None
+    found = [Detection("dog", 0.9, (0, 0, 9, 9)), Detection("cat", 0.8, (0, 50, 9, 59))]
+    verdict = verdict_of(Findings(check(demands, found, lambda d, g: "green"), found), demands)
+    assert verdict.faults == {"count": 1, "colour": 2, "position": 1} and verdict.correct is False
+    assert verdict.reason is not None and len(verdict.reason.split("; ")) == 4
+
+
 def test_an_image_is_not_right_before_all_was_checked() -> None:
     demands = Demands((Group("dog", colour="red"),))
     found = [Detection("dog", 0.9, (0, 0, 9, 9))]
