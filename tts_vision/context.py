@@ -27,7 +27,7 @@ from tts_vision.resampling import Floats
 from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
 from tts_vision.trace import Event
-from tts_vision.types import Cost, FeatureExtractor, Prompt, State
+from tts_vision.types import Cost, Decoded, FeatureExtractor, Prompt, State
 from tts_vision.verifier import Verifier, as_verifier
 
 CHUNK = 16
@@ -142,6 +142,11 @@ class SearchContext:
     def best_preview(self) -> Candidate | None:
         """The unfinished sample with the highest score so far."""
         return self._judging.candidates.best_preview
+
+    @property
+    def decoded(self) -> Mapping[int, Decoded]:
+        """The samples or previews that were decoded just now, by uid: for observers of ``decode``."""
+        return self._judging.decoded
 
     @property
     def satisfied(self) -> bool | None:

@@ -47,6 +47,13 @@ class TargetReached(Exception):
     """A finished sample reached the target. Ends a search; never reaches the user."""
 
 
+class StopSearch(BaseException):
+    """Raised by an observer or an answer: ends a search with its best so far, to be continued later.
+
+    It is no `Exception`, so that no algorithm or verifier takes it for a failure. Never reaches the user.
+    """
+
+
 class SearchWarning(UserWarning):
     """Something about a search that the user should know, and may change."""
 

@@ -20,6 +20,8 @@ from tts_vision.errors import StorageError
 
 CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
 STATE, ASSETS = "state", "conditions"
+STOPPED = "stopped"
+"""Marks a folder whose result is that of a search that was stopped and can go on."""
 _PLAIN = re.compile(r"\w[\w.+-]*")
 _PART = re.compile(r"\.\d{5,}[\w.+-]*\.part\.\w+")
 # 0 where the system has no such flag; without O_NONBLOCK, opening a named pipe would wait for its other end

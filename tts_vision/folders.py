@@ -15,6 +15,7 @@ from tts_vision.files import (
     POPULATION,
     RESULT,
     STATE,
+    STOPPED,
     TRACE,
     is_file,
     is_folder,
@@ -107,9 +108,14 @@ def read_config(root: Path) -> RunConfig:
     return RunConfig(**read_yaml(root / CONFIG))
 
 
+def has_result(root: Path) -> bool:
+    """Whether a folder holds a result: of a finished search, or of one that was stopped."""
+    return is_file(root / RESULT)
+
+
 def is_finished(root: Path) -> bool:
     """Whether the search in a folder came to its end."""
-    return is_file(root / RESULT)
+    return has_result(root) and not is_file(root / STOPPED)
 
 
 def find_began(root: Path) -> Began | None:
@@ -123,7 +129,7 @@ def find_began(root: Path) -> Began | None:
         held = [
             name for name in (POPULATION, STATE) if (root / name).is_dir() and any((root / name).iterdir())
         ]
-        held += [RESULT] if is_finished(root) else []
+        held += [RESULT] if has_result(root) else []
         if held:
             raise StorageError(missing_trace(root, held[0]))
     return began

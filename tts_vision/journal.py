@@ -142,6 +142,11 @@ class Journal:
         """The events that a former session recorded for operation `op`."""
         return self._past.get(op, [])
 
+    @property
+    def last_op(self) -> int:
+        """The last operation that a former session recorded; -1 without any."""
+        return max(self._past, default=-1)
+
     def append(self, event: Event) -> None:
         """Records an event; it survives the end of the process and, where events are not dense, of power."""
         self.events.append(event)
@@ -252,15 +257,19 @@ class Journal:
             self._assets[name] = read_asset(self.folder, name)
         return self._assets[name]
 
-    def close(self) -> None:
-        """Ends a search that is done: its intermediate tensors are no longer needed."""
+    def close(self, *, keep_tensors: bool = False) -> None:
+        """Ends a search that is done, whose intermediate tensors are no longer needed, or one that may go on.
+
+        Args:
+            keep_tensors: Whether it may go on.
+        """
         if self.folder is None:
             return
         with storage(self._path, "The trace"):
             self._sync()
             self._file.close()
         self.frozen = True
-        if not is_folder(self._blobs):
+        if keep_tensors or not is_folder(self._blobs):
             return
         for path in self._blobs.iterdir():
             if _LEFT.fullmatch(path.name):  # files of the user stay

@@ -45,6 +45,7 @@ class Judging:
         verifier: The verifier that guides the search.
         prompt: The prompt that the user asked for.
         candidates: All scored samples.
+        decoded: The samples that were decoded just now, by uid, while observers are told; else empty.
         target: The score, or ``satisfied``, at which the search ends.
     """
 
@@ -53,6 +54,7 @@ class Judging:
     ) -> None:
         self.verifier, self.prompt, self.target = verifier, prompt, target
         self.candidates = Candidates(satisfied_first=target == "satisfied")
+        self.decoded: Mapping[int, Decoded] = {}
         self.embeds = False
         self._engine, self._store = engine, store
         self._history = History()
@@ -282,10 +284,12 @@ class Judging:
             if a and not engine.ledger.affords(cost + Cost(verifier_calls=ahead)):
                 break  # time runs out: go on with the decoded ones
             engine.ledger.charge(cost)
-            done.update(zip(part.uids, self.decoded_rows(part, decode)))
+            self.decoded = dict(zip(part.uids, self.decoded_rows(part, decode)))
+            done.update(self.decoded)
             engine.record(
                 Computed(op=op, what="decode", uids=part.uids, first=a, step=rows.step, preview=preview)
             )
+            self.decoded = {}
         samples: list[Decoded] = []
         for uid in rows.uids:
             sample = done.get(uid)

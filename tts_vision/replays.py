@@ -13,7 +13,7 @@ from tts_vision.condition import Condition, Loader
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, StorageError
 from tts_vision.files import is_file, replace_file
-from tts_vision.folders import is_finished
+from tts_vision.folders import has_result
 from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
 from tts_vision.journal import read_asset
 from tts_vision.ledger import Ledger
@@ -71,7 +71,7 @@ def replay(
         ConfigError: If the folder holds no finished search, or one that asks for trust.
     """
     root = Path(folder)
-    if not is_finished(root):
+    if not has_result(root):
         raise ConfigError(
             f"A replay needs a finished search but {str(root)!r} holds none; 'tts-vision resume {root}' "
             "finishes one."

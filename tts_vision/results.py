@@ -29,7 +29,7 @@ from tts_vision.files import (
     remove_parts,
     replace_file,
 )
-from tts_vision.folders import check_unchanged, is_finished, missing_trace, read_config
+from tts_vision.folders import check_unchanged, has_result, is_finished, missing_trace, read_config
 from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Spent
@@ -82,6 +82,7 @@ class Result:
         budget_spent: Whether the budget ended the search before its algorithm did.
         is_preview: Whether nothing was finished, so that the winner is a preview.
         satisfied: Whether a sample reached the target; None without a target.
+        stopped: Whether the search was stopped and can go on; `tts_vision.resume` does.
     """
 
     winner: Candidate | None
@@ -94,6 +95,7 @@ class Result:
     budget_spent: bool = False
     is_preview: bool = False
     satisfied: bool | None = None
+    stopped: bool = False
 
     @property
     def best(self) -> Candidate:
@@ -255,7 +257,9 @@ class Result:
         words += [f"{len(self.population)} samples"]
         words += [f"{len(self.invalid)} of them invalid"] if self.invalid else []
         words += [f"{self.spent.nfe:g} nfe", f"{self.spent.elapsed:.1f} s"]
-        words += ["preview: budget spent before a sample was finished"] if self.is_preview else []
+        ended = "stopped" if self.stopped else "budget spent"
+        words += [f"preview: {ended} before a sample was finished"] if self.is_preview else []
+        words += ["stopped"] if self.stopped else []
         if self.satisfied is not None:
             words.append("satisfied" if self.satisfied else "not satisfied")
         words += [f"in {str(self.folder)!r}"] if self.folder else []
@@ -402,6 +406,7 @@ def report(result: Result) -> dict[str, Any]:
         "plain_score": None if plain_sample is None else _number(plain_sample.score.value),
         "budget_spent": result.budget_spent,
         "satisfied": result.satisfied,
+        "stopped": result.stopped,
         "topped_up": asdict(result.topped_up),
         "warnings": result.warnings,
         "weights": {str(uid): weight for uid, weight in result.weights.items()},
@@ -431,7 +436,7 @@ def load_result(root: Path | str) -> Result:
     """
     root = Path(root)
     config = read_config(root)
-    if not is_finished(root):
+    if not has_result(root):
         raise ConfigError(
             f"A result needs a finished search but that in {str(root)!r} has no {RESULT}; "
             f"'tts-vision resume {root}' finishes it."
@@ -453,6 +458,7 @@ def load_result(root: Path | str) -> Result:
             budget_spent=found["budget_spent"],
             is_preview=found["is_preview"],
             satisfied=found.get("satisfied"),
+            stopped=not is_finished(root),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(

@@ -11,7 +11,15 @@ from typing import Any, TypeAlias
 
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, live_name
 from tts_vision.context import CHUNK, SearchContext
-from tts_vision.errors import BudgetSpent, ConfigError, HoldoutWarning, StorageError, TargetReached
+from tts_vision.errors import (
+    BudgetSpent,
+    ConfigError,
+    HoldoutWarning,
+    StopSearch,
+    StorageError,
+    TargetReached,
+)
+from tts_vision.files import STOPPED, replace_file
 from tts_vision.fingerprint import check_fingerprint, fingerprint
 from tts_vision.folders import (
     check_folder,
@@ -226,9 +234,14 @@ def _run(
                 made.append(root)
         raise
     if root is not None:
+        if result.stopped:
+            replace_file(root / STOPPED, Path.touch, "The mark of a stopped search")
         write_result(result, figures=figures)
-        journal.close()
-    _ = result.best  # as above; all that was made is kept by now
+        if not result.stopped:
+            (root / STOPPED).unlink(missing_ok=True)
+        journal.close(keep_tensors=result.stopped)
+    if not result.stopped:
+        _ = result.best  # as above; all that was made is kept by now
     return result
 
 
@@ -256,7 +269,7 @@ def _search(
     )
     if root is not None:
         Recovery(context).samples(root, samples)
-    budget_spent = False
+    budget_spent = stopped = False
     try:
         try:
             conduct(context, setup.algorithm, setup.params, setup.size)
@@ -267,11 +280,14 @@ def _search(
             budget_spent = True
             # recorded in here, while the states in the traceback still hold on to their stored tensors
             context.done(budget_spent=True)
+    except StopSearch as stop:
+        stopped = True
+        context.interrupted(f"stopped: {stop}")
     except BaseException as error:
         with suppress(StorageError):  # a full disk must not hide the error before it
             context.interrupted(f"{type(error).__name__}: {error}")
         raise
-    if setup.holdout is not None:
+    if setup.holdout is not None and not stopped:
         judge(setup.holdout, list(context.candidates.values()), setup.prompt, journal, context.op)
     population = ranked(list(context.candidates.values()))
     winner = context.best or context.best_preview
@@ -292,6 +308,7 @@ def _search(
         budget_spent=budget_spent,
         is_preview=winner is not None and context.best is None,
         satisfied=context.satisfied,
+        stopped=stopped,
     )
     if result.holdout is not None and result.holdout.fell:
         names = (setup.config.verifier, str(setup.config.holdout_verifier))
