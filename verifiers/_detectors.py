@@ -7,6 +7,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -29,6 +30,8 @@ from tts_vision.verifiers._cache import Recent
 from tts_vision.verifiers._detections import Box, Detection, Findings, check, coloured, strongest
 from tts_vision.verifiers._mmdet import is_mmdet, load_mmdet
 from tts_vision.verifiers._predicates import COLOURS, Demands, Group
+from tts_vision.verifiers._resize import opencv_bilinear
+from tts_vision.verifiers._threads import preprocessing_threads
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 DetectorName: TypeAlias = Literal["mask2former", "grounding_dino"]
@@ -186,7 +189,8 @@ class Mask2Former(ObjectDetector):
         self, images: list[Image.Image], nouns: list[Sequence[str]], thresholds: list[float]
     ) -> list[list[Detection]]:
         valid = resized(images[0].height, images[0].width, self.size)
-        pixels = torch.cat([mask2former_pixels(image, valid) for image in images])
+        prepared = preprocessing_threads().map(partial(mask2former_pixels, valid=valid), images)
+        pixels = torch.cat(list(prepared))
         output = self._model(pixel_values=pixels.to(self.device))
         original = (images[0].height, images[0].width)
         padded = (pixels.shape[-2], pixels.shape[-1])
@@ -490,14 +494,12 @@ def resized(height: int, width: int, size: int) -> tuple[int, int]:
 def mask2former_pixels(image: Image.Image, valid: tuple[int, int]) -> Tensor:
     """An image as mmdet gives it to Mask2Former.
 
-    Resized without a filter and rounded, padded with grey on the right and below to multiples of 32,
-    normalised.
+    Resized by OpenCV's arithmetic, padded with grey on the right and below to multiples of 32, normalised.
 
     Returns:
         ``(1, 3, H, W)`` float32.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    pixels = F.interpolate(pixels, valid, mode="bilinear", align_corners=False).round()
+    pixels = torch.from_numpy(opencv_bilinear(np.array(image), *valid)).permute(2, 0, 1)[None].float()
     pixels = F.pad(pixels, (0, -valid[1] % 32, 0, -valid[0] % 32), value=128.0)
     mean, std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from tts_vision.eval.geneval.prompts import CLASSES
 from tts_vision.types import Prompt
 from tts_vision.verifiers._detectors import Mask2Former
 from tts_vision.verifiers._mmdet import COCO, FILE, is_mmdet, load_mmdet, regrouped
+from tts_vision.verifiers._resize import opencv_bilinear
 from tts_vision.verifiers.detector import Detector
 
 
@@ -179,6 +181,23 @@ def test_patches_are_merged_as_mmdet_merges_them(model: Any) -> None:
     found = merge(image.flatten(2).transpose(1, 2), (6, 10))
     merge.load_state_dict(kept)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_images_are_resized_to_the_values_of_opencv() -> None:
+    """Values that cv2.resize 5.0.0 gave for the same image."""
+    image = np.random.default_rng(7).integers(0, 256, (4, 5, 1), dtype=np.uint8)
+    assert opencv_bilinear(image, 7, 8)[..., 0].tolist() == [
+        [139, 110, 83, 180, 233, 240, 200, 169],
+        [112, 85, 59, 156, 205, 208, 173, 146],
+        [70, 44, 20, 117, 162, 156, 130, 110],
+        [52, 68, 96, 148, 175, 177, 156, 141],
+        [52, 103, 171, 185, 192, 191, 181, 173],
+        [161, 145, 132, 195, 181, 89, 123, 157],
+        [229, 172, 107, 202, 174, 25, 88, 148],
+    ]
+    assert opencv_bilinear(image, 2, 3)[..., 0].tolist() == [[81, 195, 157], [134, 219, 143]]
+    assert opencv_bilinear(image, 4, 5) is image
+    assert opencv_bilinear(image[:1, :1], 3, 2).tolist() == [[[139]] * 2] * 3
 
 
 def test_the_detector_loads_it_by_its_path(model: Any, tmp_path: Path) -> None:
