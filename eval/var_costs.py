@@ -8,6 +8,7 @@ minute and writes ``eval/results/var_costs.md``.
 from __future__ import annotations
 
 import argparse
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tts_vision.algorithms.best_of_n import best_of_n
@@ -25,7 +27,7 @@ from tts_vision.config import SamplerOptions
 from tts_vision.context import SearchContext
 from tts_vision.pipelines.var import infinity
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, VAES
-from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.cache import CacheShape, KVCache
 from tts_vision.pipelines.var.infinity import macs_of_scale
 from tts_vision.pipelines.var.schedules import Schedule, schedule_for
 from tts_vision.pipelines.var_sampler import ScaleSampler
@@ -59,9 +61,15 @@ class CountedModel:
         return WORDS
 
     def cache(self, rows: int) -> KVCache:
-        return KVCache.empty(1, self.branches, rows, 1, self.schedule.starts[-2], 1)
+        return KVCache.empty(cache_shape(self.schedule, self.branches), rows)
 
     def probability(self, encoded: Any, tokens: Tensor, scale: int, cache: KVCache) -> Tensor:
+        shape = cache.shape
+        size = (shape.branches * len(tokens), shape.heads, self.schedule.lengths[scale], shape.head_dim)
+        # of no memory: the model's own activations are not the cache's
+        new = torch.empty(1, device=shape.device, dtype=shape.dtype).expand(size)
+        for layer in range(shape.layers):
+            cache.extended(layer, new, new)
         cache.grow(self.schedule.lengths[scale])
         return torch.full((len(tokens), self.schedule.lengths[scale], infinity.SIZES["2b"].bits), 0.5)
 
@@ -100,15 +108,46 @@ class Brightness:
         return torch.tensor([[float(np.asarray(image).mean())] for image in media])
 
 
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors on the meta device that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+                self._count(tensor)
+        return found
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if not self.tensors.get(key):
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self.tensors[key] = self.tensors.get(key, 0) + 1
+        weakref.finalize(tensor, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.tensors[key] -= 1
+        if not self.tensors[key]:
+            self.now -= size
+
+
 @dataclass(frozen=True)
 class Row:
-    """A search and what the ledger said of it."""
+    """A search, the ledger's account of it, and the peak of its keys and values in bytes."""
 
     name: str
     tokens: float
     macs: float
     decodes: int
     decode_macs: float
+    peak: float
 
 
 def decode_macs(side: int) -> float:
@@ -121,11 +160,12 @@ def decode_macs(side: int) -> float:
     return counter.get_total_flops() / 2
 
 
-def cache_bytes() -> int:
-    """Memory of one candidate's keys and values in bfloat16, both branches of guidance."""
-    config, schedule = infinity.SIZES["2b"], schedule_for(1.0)
-    shape = (config.depth, 2, 1, config.heads, schedule.starts[-2], config.head_dim)
-    return KVCache.empty(*shape, device="meta", dtype=torch.bfloat16).bytes_per_row
+def cache_shape(schedule: Schedule, branches: int = 2) -> CacheShape:
+    """The keys and values of Infinity-2B in bfloat16, on a device without memory."""
+    config, room = infinity.SIZES["2b"], schedule.starts[-2]
+    return CacheShape(
+        config.depth, branches, config.heads, room, config.head_dim, device="meta", dtype=torch.bfloat16
+    )
 
 
 def run(name: str, search: Any, preview_side: int = 1024) -> Row:
@@ -138,12 +178,13 @@ def run(name: str, search: Any, preview_side: int = 1024) -> Row:
     """
     options = SamplerOptions(preview_size=preview_side)
     ctx = SearchContext(ScaleSampler(CountedPipeline(), options=options), Brightness(), PROMPT, seed=0)
-    search(ctx)
+    with Peak() as peak:
+        search(ctx)
     spent = ctx.ledger.spent
     finals = len(ctx.candidates)
     previews = spent.decodes - finals
     pixels = previews * decode_macs(preview_side) + finals * decode_macs(1024)
-    return Row(name, spent.tokens, spent.macs, spent.decodes, pixels)
+    return Row(name, spent.tokens, spent.macs, spent.decodes, pixels, peak.peak)
 
 
 def rows() -> list[Row]:
@@ -155,6 +196,7 @@ def rows() -> list[Row]:
         name="TTS-VAR, decodes as released",
         decodes=RELEASED_DECODES,
         decode_macs=RELEASED_DECODES * decode_macs(1024),
+        peak=float("nan"),
     )
     small = run(
         "TTS-VAR, `--preview-size 256`", lambda ctx: tts_var(ctx, n=8, features=FEATURES, lam=10.0), 256
@@ -166,14 +208,15 @@ def table(found: Sequence[Row]) -> str:
     """The rows as Markdown, relative to the first."""
     one = found[0]
     lines = [
-        "| search | tokens | transformer TMAC | decodes | decode TMAC | in all, TMAC |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| search | tokens | transformer TMAC | decodes | decode TMAC | in all, TMAC | keys and values, GB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in found:
         lines.append(
             f"| {row.name} | {row.tokens / one.tokens:.2f}x | {row.macs / 1e12:.1f} "
             f"({row.macs / one.macs:.2f}x) | {row.decodes} | {row.decode_macs / 1e12:.1f} "
-            f"| {(row.macs + row.decode_macs) / 1e12:.0f} |"
+            f"| {(row.macs + row.decode_macs) / 1e12:.0f} "
+            f"| {'-' if row.peak != row.peak else f'{row.peak / 1e9:.2f}'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -189,7 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("eval/results/var_costs.md"))
     options = parser.parse_args(arguments)
-    text = table(rows()) + f"\nKeys and values of a candidate in bfloat16: {cache_bytes() / 1e9:.2f} GB.\n"
+    per_row = cache_shape(schedule_for(1.0)).bytes_per_row
+    text = table(rows()) + f"\nKeys and values of a candidate in bfloat16: {per_row / 1e9:.2f} GB.\n"
     print(text)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)

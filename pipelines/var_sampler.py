@@ -16,7 +16,7 @@ from tts_vision.media import finite_rows
 from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
 from tts_vision.pipelines.decoding import NOT_FINITE
 from tts_vision.pipelines.var.bsq import resized
-from tts_vision.pipelines.var.cache import CacheRow, KVCache, gather, rows_of
+from tts_vision.pipelines.var.cache import CacheRow, KVCache, rows_of
 from tts_vision.pipelines.var.model import ScalePipeline, images_of
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
@@ -102,10 +102,7 @@ class ScaleSampler(Sampler):
     def renoise(self, state: State, to_step: int) -> State:
         """The state with only its first `to_step` scales, so that new ones are drawn."""
         tokens = self._model.schedule.starts[to_step]
-        places = Rows(
-            None if place is None else replace(place, length=min(place.length, tokens))
-            for place in self._places(state)
-        )
+        places = Rows(None if place is None else place.first(tokens) for place in self._places(state))
         return replace(state, latents=state.latents[:, :tokens], step=to_step, carry={CACHE: places})
 
     def preview(self, state: State) -> list[Decoded]:
@@ -171,7 +168,7 @@ class ScaleSampler(Sampler):
         """
         places = [place for place in self._places(state) if place is not None]
         if len(places) == len(state):
-            return gather(places)
+            return KVCache(places)
         cache = self._model.cache(len(state))
         starts = self._model.schedule.starts
         for scale in range(state.step):

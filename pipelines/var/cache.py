@@ -1,4 +1,4 @@
-"""Keys and values of the scales done, preallocated, shared between states until one of them must write."""
+"""Keys and values of the scales done: pieces that never change, shared by all that descend from them."""
 
 from __future__ import annotations
 
@@ -11,110 +11,149 @@ from torch import Tensor
 from tts_vision.types import Rows
 
 
-@dataclass(eq=False)
-class KVCache:
-    """Keys and values of some particles, for all layers and branches of guidance.
-
-    Nothing that was written is written again: several states may hold rows of one cache at different lengths,
-    and `rows_of` copies only if another state has gone on from the same place.
+@dataclass(frozen=True)
+class CacheShape:
+    """The sizes of a cache.
 
     Attributes:
-        keys: By layer, ``(branches, rows, heads, tokens, head_dim)``, with room for all scales but the last.
-        values: As `keys`.
-        filled: Tokens that are written.
+        layers: Blocks of the transformer.
+        branches: Passes of each row: 2 with classifier-free guidance, else 1.
+        heads: Attention heads.
+        room: Tokens that are kept; those of the last scale, which nothing reads, are not.
+        head_dim: Channels of a head.
+        device: Where it is.
+        dtype: Its precision.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    filled: int = 0
-
-    @classmethod
-    def empty(
-        cls,
-        layers: int,
-        branches: int,
-        rows: int,
-        heads: int,
-        tokens: int,
-        head_dim: int,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> KVCache:
-        """A cache without tokens."""
-        shape = (branches, rows, heads, tokens, head_dim)
-        make = [torch.empty(shape, device=device, dtype=dtype) for _ in range(2 * layers)]
-        return cls(make[:layers], make[layers:])
-
-    @property
-    def rows(self) -> int:
-        """Particles that have a row."""
-        return self.keys[0].shape[1]
+    layers: int
+    branches: int
+    heads: int
+    room: int
+    head_dim: int
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
 
     @property
     def bytes_per_row(self) -> int:
-        """Memory of one particle, both branches of guidance included."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values)) // self.rows
+        """Memory of one particle when all that is kept is there, both branches of guidance included."""
+        return 2 * self.layers * self.branches * self.heads * self.room * self.head_dim * self.dtype.itemsize
 
-    def layer(self, number: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values of a layer, ``(branches * rows, heads, tokens, head_dim)``, and `filled`."""
-        return self.keys[number].flatten(0, 1), self.values[number].flatten(0, 1), self.filled
 
-    def grow(self, tokens: int) -> None:
-        """Counts tokens that every layer wrote; the last scale's find no room and are not counted."""
-        self.filled = min(self.filled + tokens, self.keys[0].shape[3])
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The keys and values of one scale of one particle.
 
-    def copied(self, rows: Sequence[int], length: int) -> KVCache:
-        """A cache of its own with the first `length` tokens of some rows."""
-        index = torch.tensor(list(rows), device=self.keys[0].device)
+    Attributes:
+        keys: By layer, ``(branches, heads, tokens, head_dim)``.
+        values: As `keys`.
+    """
 
-        def copy(old: Tensor) -> Tensor:
-            fresh = old.new_empty((old.shape[0], len(rows), *old.shape[2:]))
-            fresh[:, :, :, :length] = old[:, :, :, :length].index_select(1, index)
-            return fresh
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
 
-        return KVCache([copy(k) for k in self.keys], [copy(v) for v in self.values], length)
+    @property
+    def tokens(self) -> int:
+        """Tokens of the scale."""
+        return self.keys[0].shape[2]
 
 
 @dataclass(frozen=True)
 class CacheRow:
-    """One particle's place in a cache.
+    """One particle's keys and values: a piece for each scale, shared with all that descend from the same one.
 
     Attributes:
-        cache: The cache.
-        row: Its row there.
-        length: Tokens of it that belong to the particle.
+        shape: The sizes of the cache.
+        pieces: By scale.
     """
 
-    cache: KVCache = field(repr=False)
-    row: int
-    length: int
+    shape: CacheShape
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are there."""
+        return sum(piece.tokens for piece in self.pieces)
+
+    def first(self, tokens: int) -> CacheRow:
+        """Its first scales, of so many tokens in all."""
+        kept, total = [], 0
+        for piece in self.pieces:
+            if total + piece.tokens > tokens:
+                break
+            kept.append(piece)
+            total += piece.tokens
+        return CacheRow(self.shape, tuple(kept))
+
+
+class KVCache:
+    """The keys and values of some particles while a scale of theirs is computed.
+
+    Args:
+        rows: The particles' rows, all of one shape and of as many tokens.
+    """
+
+    def __init__(self, rows: Sequence[CacheRow]) -> None:
+        self.rows = list(rows)
+        self.shape = self.rows[0].shape
+        self._new: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.rows]
+
+    @classmethod
+    def empty(cls, shape: CacheShape, rows: int) -> KVCache:
+        """A cache without tokens."""
+        return cls([CacheRow(shape)] * rows)
+
+    @property
+    def filled(self) -> int:
+        """Tokens that are there."""
+        return self.rows[0].tokens
+
+    def extended(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer, those of a new scale behind the others.
+
+        Layers come in order. What is returned belongs to the caller; the cache keeps a copy of the new ones.
+
+        Args:
+            layer: Which layer.
+            keys: Of the new scale, ``(branches * rows, heads, tokens, head_dim)``.
+            values: As `keys`.
+        """
+        keys, values = keys.to(self.shape.dtype), values.to(self.shape.dtype)
+        if self._keeps(keys.shape[2]):
+            for number, new in enumerate(self._new):
+                new.append((self._of_row(keys, number), self._of_row(values, number)))
+        return (
+            self._joined([[piece.keys[layer] for piece in row.pieces] for row in self.rows], keys),
+            self._joined([[piece.values[layer] for piece in row.pieces] for row in self.rows], values),
+        )
+
+    def grow(self, tokens: int) -> None:
+        """Ends a scale, after all layers; its keys and values become pieces, unless it is the last one."""
+        if self._keeps(tokens):
+            pieces = [Piece(*map(tuple, zip(*new))) for new in self._new]
+            self.rows = [CacheRow(self.shape, (*r.pieces, p)) for r, p in zip(self.rows, pieces, strict=True)]
+        self._new = [[] for _ in self.rows]
+
+    def _keeps(self, tokens: int) -> bool:
+        return self.filled + tokens <= self.shape.room
+
+    def _of_row(self, new: Tensor, row: int) -> Tensor:
+        """A copy that keeps nothing else alive."""
+        return new.unflatten(0, (self.shape.branches, len(self.rows)))[:, row].clone()
+
+    def _joined(self, parts: list[list[Tensor]], new: Tensor) -> Tensor:
+        """The parts of each row by scale, and the new tokens behind them, in the layout of `new`."""
+        split = (self.shape.branches, len(parts))
+        found = new.new_empty((*new.shape[:2], self.filled + new.shape[2], new.shape[3]))
+        rows, at = found.unflatten(0, split), 0
+        for scale in zip(*parts):
+            stop = at + scale[0].shape[2]
+            shared = all(part is scale[0] for part in scale)
+            rows[:, :, :, at:stop] = scale[0][:, None] if shared else torch.stack(scale, 1)
+            at = stop
+        found[:, :, at:] = new
+        return found
 
 
 def rows_of(cache: KVCache) -> Rows:
-    """The places of all rows of a cache at its present length."""
-    return Rows(CacheRow(cache, row, cache.filled) for row in range(cache.rows))
-
-
-def gather(places: Sequence[CacheRow]) -> KVCache:
-    """A cache whose rows are those places, ready to be written to.
-
-    It is the very cache they lie in if they are all its rows, in order, and nothing was written behind them;
-    otherwise a copy.
-    """
-    first = places[0]
-    same = all(place.cache is first.cache for place in places)
-    if (
-        same
-        and [p.row for p in places] == list(range(first.cache.rows))
-        and first.cache.filled == first.length
-    ):
-        return first.cache
-    if same:
-        return first.cache.copied([place.row for place in places], first.length)
-    parts = [p.cache.copied([p.row], p.length) for p in places]
-    return KVCache(
-        [torch.cat(layers, 1) for layers in zip(*(p.keys for p in parts))],
-        [torch.cat(layers, 1) for layers in zip(*(p.values for p in parts))],
-        first.length,
-    )
+    """The rows of a cache, for a state."""
+    return Rows(cache.rows)

@@ -7,8 +7,10 @@ Plain torch; the parameters are named as in the published checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.schedules import Grid, Schedule
 
 EPS = 1e-6
+Past: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Puts the keys and values of a new scale behind those of the scales before."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +193,8 @@ class Infinity(nn.Module):
         x = self.embed(condition, inputs, scale)
         rope = rotary(schedule.grids[scale], schedule.positions, self.config.head_dim, x.device)
         for layer, block in enumerate(self.blocks):
-            x = block(
-                x, condition.modulation, condition.text[layer], condition.mask, rope, cache.layer(layer)
-            )
+            past = partial(cache.extended, layer)
+            x = block(x, condition.modulation, condition.text[layer], condition.mask, rope, past)
         cache.grow(x.shape[1])
         return self.logits(x, condition)
 
@@ -240,7 +243,7 @@ class Block(nn.Module):
         text: tuple[Tensor, Tensor],
         text_mask: Tensor | None,
         rope: Tensor,
-        past: tuple[Tensor, Tensor, int] | None,
+        past: Past | None,
         mask: Tensor | None = None,
     ) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = (self.ada_gss + modulation).float().unbind(2)
@@ -289,9 +292,7 @@ class SelfAttention(nn.Module):
         self.register_buffer("zero_k_bias", torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, rope: Tensor | None, past: tuple[Tensor, Tensor, int] | None, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, past: Past | None, mask: Tensor | None) -> Tensor:
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         weight = self.mat_qkv.weight
         qkv = F.linear(x.to(weight.dtype), weight, bias)
@@ -301,14 +302,7 @@ class SelfAttention(nn.Module):
         if rope is not None:
             q, k = rotated(q, rope), rotated(k, rope)
         if past is not None:
-            keys, values, length = past
-            stop = length + k.shape[2]
-            if stop <= keys.shape[2]:
-                keys[:, :, length:stop], values[:, :, length:stop] = k.to(keys.dtype), v.to(values.dtype)
-                k, v = keys[:, :, :stop], values[:, :, :stop]
-            else:  # the last scale is never read again and has no room
-                k = torch.cat((keys[:, :, :length], k.to(keys.dtype)), 2)
-                v = torch.cat((values[:, :, :length], v.to(values.dtype)), 2)
+            k, v = past(k, v)
         v = v.to(k.dtype)
         out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, scale=1.0)
         return linear(self.proj, out.transpose(1, 2).flatten(2)).float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tts_vision.condition import Condition
 from tts_vision.config import did_you_mean
 from tts_vision.errors import ConfigError
-from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.cache import CacheShape, KVCache
 from tts_vision.pipelines.var.schedules import Schedule
 from tts_vision.rng import row_uniform
 from tts_vision.tokens import draw
@@ -113,16 +113,16 @@ def empty_cache(
     architecture: Architecture, schedule: Schedule, branches: int, rows: int, weight: Tensor
 ) -> KVCache:
     """An empty cache in the precision and place of `weight`; the last scale has no room."""
-    return KVCache.empty(
+    shape = CacheShape(
         architecture.depth,
         branches,
-        rows,
         architecture.heads,
         schedule.starts[-2],
         architecture.head_dim,
         device=weight.device,
         dtype=weight.dtype,
     )
+    return KVCache.empty(shape, rows)
 
 
 def settings_of(

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tts_vision.pipelines.var.cache import KVCache
-from tts_vision.pipelines.var.infinity import FeedForward, SelfAttention, block_causal, linear, modulated
+from tts_vision.pipelines.var.infinity import (
+    FeedForward,
+    Past,
+    SelfAttention,
+    block_causal,
+    linear,
+    modulated,
+)
 from tts_vision.pipelines.var.schedules import Schedule
 
 
@@ -155,7 +163,7 @@ class VAR(nn.Module):
         """
         x = self.embed(condition, inputs, scale)
         for layer, block in enumerate(self.blocks):
-            x = block(x, condition.modulation[layer], cache.layer(layer))
+            x = block(x, condition.modulation[layer], partial(cache.extended, layer))
         cache.grow(x.shape[1])
         return self.logits(x, condition)
 
@@ -206,7 +214,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        past: tuple[Tensor, Tensor, int] | None,
+        past: Past | None,
         mask: Tensor | None = None,
     ) -> Tensor:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tts_vision.eval import var_costs
+from tts_vision.pipelines.var.schedules import schedule_for
 
 
 def test_counts_are_those_of_the_model_and_the_paper(tmp_path, capsys):
@@ -21,6 +22,6 @@ def test_counts_are_those_of_the_model_and_the_paper(tmp_path, capsys):
     assert full.decode_macs == pytest.approx(21 * var_costs.decode_macs(1024))
     assert var_costs.decode_macs(1024) == pytest.approx(16 * var_costs.decode_macs(256), rel=1e-3)
     assert small.decode_macs == pytest.approx((20 / 16 + 1) * var_costs.decode_macs(1024), rel=1e-3)
-    assert var_costs.cache_bytes() == 2 * 32 * 2 * 6425 * 2048 * 2
+    assert var_costs.cache_shape(schedule_for(1.0)).bytes_per_row == 2 * 32 * 2 * 6425 * 2048 * 2
     var_costs.main(["--output", str(tmp_path / "costs.md")])
     assert (tmp_path / "costs.md").read_text() in capsys.readouterr().out

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_var import INFINITY, SCHEDULE, cache_for, infinity, noise, randomised
 
+from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.infinity import (
     SIZES,
     Infinity,
@@ -290,9 +291,7 @@ def test_a_cache_in_half_precision_stays_near():
     model = infinity()
     condition = model.condition(noise(2, 5, 24))
     whole = stepwise(model, condition, inputs())
-    cache = cache_for(INFINITY, SCHEDULE, 2)
-    cache.keys[:] = [k.bfloat16() for k in cache.keys]
-    cache.values[:] = [v.bfloat16() for v in cache.values]
+    cache = KVCache.empty(replace(cache_for(INFINITY, SCHEDULE, 2).shape, dtype=torch.bfloat16), 2)
     for k in range(len(SCHEDULE)):
         given = inputs()[:, STARTS[k] - 1 : STARTS[k + 1] - 1] if k else None
         last = model.scale(condition, given, k, SCHEDULE, cache)

@@ -20,7 +20,6 @@ from tts_vision.context import SearchContext
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.moves import TokenNoise
-from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.folder import load_pipeline, save_pipeline
 from tts_vision.pipelines.var_sampler import ScaleSampler
 from tts_vision.testing.contracts import SamplerContract
@@ -129,22 +128,21 @@ def test_costs_differ_by_scale() -> None:
     assert sampler.cost(CONDITION, 0, 5) == sum(costs, Cost())
 
 
-def test_the_cache_is_written_in_place_and_holds_no_last_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies: list[int] = []
-    copied = KVCache.copied
-    monkeypatch.setattr(
-        KVCache, "copied", lambda self, rows, n: copies.append(len(rows)) or copied(self, rows, n)
-    )
+def test_the_cache_is_shared_by_forks_and_holds_no_last_scale() -> None:
     sampler = sampler_of()
-    state = sampler.init(CONDITION, (0, 1, 2), seed=0)
-    for _ in range(sampler.num_steps):
-        state = sampler.advance(state)
-    assert copies == [3]  # once, when three rows came of the one before the first scale
+    state = finished(sampler, (0, 1, 2))
     places = state.carry["cache"]
     assert isinstance(places, Rows)
-    cache = places[0].cache
-    assert cache.keys[0].shape == (2, 3, CONFIG.heads, SCHEDULE.starts[-2], CONFIG.head_dim)
-    assert cache.bytes_per_row == 2 * CONFIG.depth * 2 * SCHEDULE.starts[-2] * CONFIG.width * 4
+    assert [place.tokens for place in places] == [SCHEDULE.starts[-2]] * 3
+    assert len({id(place.pieces[0]) for place in places}) == 1, "before the first scale all are equal"
+    assert len({id(place.pieces[1]) for place in places}) == 3
+    back = sampler.renoise(state.select([0, 0], uids=(5, 6)), 3)
+    forks = sampler.advance(back).carry["cache"]
+    assert all(fork.pieces[k] is places[0].pieces[k] for fork in forks for k in range(3))
+    shape = places[0].shape
+    assert shape.bytes_per_row == 2 * CONFIG.depth * 2 * SCHEDULE.starts[-2] * CONFIG.width * 4
+    stored = sum(t.numel() * 4 for piece in places[0].pieces for t in (*piece.keys, *piece.values))
+    assert stored == shape.bytes_per_row
 
 
 def test_micro_batches_change_nothing() -> None:
@@ -191,7 +189,7 @@ def test_half_precision() -> None:
     sampler = ScaleSampler(half)
     state = finished(sampler, (0, 1))
     places = state.carry["cache"]
-    assert isinstance(places, Rows) and places[0].cache.keys[0].dtype == torch.bfloat16
+    assert isinstance(places, Rows) and places[0].pieces[0].keys[0].dtype == torch.bfloat16
     assert len({np.asarray(image).tobytes() for image in sampler.decode(state)}) == 2
     agree = (state.latents == finished(sampler_of(), (0, 1)).latents).float().mean()
     assert agree > 0.8

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, BSQVAEConfig
-from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.cache import CacheShape, KVCache
 from tts_vision.pipelines.var.infinity import Infinity, InfinityConfig
 from tts_vision.pipelines.var.schedules import Schedule
 from tts_vision.pipelines.var.var import VAR, VARConfig
@@ -62,7 +62,8 @@ def cache_for(
     config: InfinityConfig | VARConfig, schedule: Schedule, rows: int, branches: int = 1
 ) -> KVCache:
     """An empty cache with room for all scales but the last."""
-    return KVCache.empty(config.depth, branches, rows, config.heads, schedule.starts[-2], config.head_dim)
+    shape = CacheShape(config.depth, branches, config.heads, schedule.starts[-2], config.head_dim)
+    return KVCache.empty(shape, rows)
 
 
 def save_t5(folder: Path, width: int = INFINITY.text_dim) -> Path:
