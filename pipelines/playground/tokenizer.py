@@ -26,11 +26,12 @@ def vocabulary() -> dict[str, int]:
     return {word: i for i, word in enumerate(words)}
 
 
-def build_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
+def build_tokenizer(padding_side: str = "left", opened: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer that lower-cases, splits on spaces and punctuation, and closes every text with `</s>`.
 
     Args:
         padding_side: Where padding goes; the flow's pipeline pads on the left.
+        opened: Begin every text with `</s>` too, for models that read out the first token.
 
     Returns:
         The tokenizer; "" becomes one token.
@@ -42,7 +43,7 @@ def build_tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, words[END])]
+        single=f"{END} $A {END}" if opened else f"$A {END}", special_tokens=[(END, words[END])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -8,7 +8,6 @@ its checkpoint in the work folder, so that the command may be killed and run aga
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tts_vision.pipelines.playground.train_flow import (
     train_flow,
 )
 from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
-from tts_vision.pipelines.playground.training import Average, Budget, load_bank, log
+from tts_vision.pipelines.playground.training import Average, Budget, load_bank, log, tidy
 from tts_vision.pipelines.var.folder import save_pipeline
 
 STAGES = ("vae", "flow", "decoder", "clip", "tokenizer", "var", "export")
@@ -60,29 +59,11 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
         model.half().save_pretrained(output / "clip")
         build_tokenizer("right").save_pretrained(output / "clip")
         build_processor().save_pretrained(output / "clip")
-    _tidy(output)
+    tidy(output)
     size = {
         part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in output.iterdir()
     }
     log(work_dir, f"export: {output}, bytes {size}")
-
-
-def _tidy(folder: Path) -> None:
-    """Makes saved settings portable.
-
-    Takes out the folder a model came from, and the setting that the autoencoder derives and warns of when it
-    is read; names the tokenizer's class as older transformers know it too.
-
-    Args:
-        folder: Where `save_pretrained` wrote.
-    """
-    for path in folder.rglob("*.json"):
-        if path.name == "tokenizer.json":
-            continue
-        settings = json.loads(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-        for key in ("_name_or_path", "block_out_channels"):
-            settings.pop(key, None)
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _take_sharper_decoder(work_dir: Path, vae: AutoencoderTiny) -> None:

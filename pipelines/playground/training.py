@@ -20,7 +20,8 @@ from tts_vision.pipelines.playground import world
 
 CAPTIONS_PER_SCENE = 3
 _BANK_CHUNK = 2500
-_INSIDE = ("transformer_blocks.", "layers.", "block_chunks.", "encoder.block.")  # names of hidden layers
+# names of hidden layers
+_INSIDE = ("transformer_blocks.", "layers.", "block_chunks.", "encoder.block.", "encoder.layer.")
 
 
 class Stateful(Protocol):
@@ -118,6 +119,24 @@ def save_atomically(path: Path, value: Any) -> None:
     fresh = path.with_suffix(".part")
     torch.save(value, fresh)
     os.replace(fresh, path)
+
+
+def tidy(folder: Path) -> None:
+    """Makes saved settings portable.
+
+    Takes out the folder a model came from, and the setting that the autoencoder derives and warns of when it
+    is read; names the tokenizer's class as older transformers know it too.
+
+    Args:
+        folder: Where `save_pretrained` wrote.
+    """
+    for path in folder.rglob("*.json"):
+        if path.name == "tokenizer.json":
+            continue
+        settings = json.loads(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+        for key in ("_name_or_path", "block_out_channels"):
+            settings.pop(key, None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def train(
