@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tts_vision.condition import Condition
     from tts_vision.config import ModelOptions, RunConfig, SamplerOptions
     from tts_vision.context import SearchContext
+    from tts_vision.drafts import draft, finish
     from tts_vision.errors import (
         CapabilityError,
         ConfigError,
@@ -68,6 +69,8 @@ __all__ = [
     "Video",
     "__version__",
     "compare",
+    "draft",
+    "finish",
     "load_result",
     "register",
     "replay",
@@ -81,6 +84,7 @@ _HOMES = {
     "candidates": ("Candidate",),
     "condition": ("Condition",),
     "context": ("SearchContext",),
+    "drafts": ("draft", "finish"),
     "errors": (
         "CapabilityError",
         "ConfigError",

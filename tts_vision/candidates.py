@@ -115,6 +115,7 @@ class Candidates:
         finished: Finished samples by uid, in the order they were scored.
         best: The finished sample with the highest score so far.
         best_preview: The unfinished one; matters only when a budget ends before anything is finished.
+        banned: Particles that a person banned, which are never the best.
     """
 
     def __init__(self, *, satisfied_first: bool = False) -> None:
@@ -122,6 +123,7 @@ class Candidates:
         self.best: Candidate | None = None
         self.best_preview: Candidate | None = None
         self._satisfied_first = satisfied_first
+        self.banned: frozenset[int] = frozenset()
 
     def keep(self, candidate: Candidate) -> None:
         """Adds a sample."""
@@ -132,6 +134,17 @@ class Candidates:
         self.finished[candidate.uid] = candidate
         if self._is_better(candidate, self.best):
             self.best = candidate
+
+    def ban(self, uids: frozenset[int]) -> None:
+        """Lets the best be one of the particles that are not banned."""
+        if uids == self.banned:
+            return
+        self.banned, self.best = uids, None
+        for candidate in self.finished.values():
+            if self._is_better(candidate, self.best):
+                self.best = candidate
+        if self.best_preview is not None and self.best_preview.uid in uids:
+            self.best_preview = None
 
     def settle(self, verifier: Verifier) -> None:
         """Brings the values of all finished samples up to date, where they depend on each other."""
@@ -145,7 +158,7 @@ class Candidates:
                 self.best = candidate
 
     def _is_better(self, candidate: Candidate, current: Candidate | None) -> bool:
-        if math.isnan(candidate.score.value):
+        if math.isnan(candidate.score.value) or candidate.uid in self.banned:
             return False
         return current is None or self._rank(candidate.score) > self._rank(current.score)
 

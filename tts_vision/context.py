@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -15,17 +16,18 @@ from torch import Tensor
 from tts_vision.candidates import Candidate, MediaStore
 from tts_vision.condition import Condition, conditions_of
 from tts_vision.engine import Engine, check_steps
-from tts_vision.errors import ConfigError, SearchWarning
+from tts_vision.errors import ConfigError, SearchWarning, TargetReached
 from tts_vision.features import load_extractor
 from tts_vision.gradients import compute_gradient
 from tts_vision.journal import Journal
 from tts_vision.judging import Judging, Target
-from tts_vision.ledger import Ledger, Remaining
+from tts_vision.ledger import Budget, Ledger, Remaining
 from tts_vision.moves import Move, Recondition, Renoise, Select, carried
 from tts_vision.recovery import Recovery
 from tts_vision.resampling import Floats
 from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
+from tts_vision.steering import STEERING, Decisions, Steered, Steering
 from tts_vision.trace import Event
 from tts_vision.types import Cost, Decoded, FeatureExtractor, Prompt, State
 from tts_vision.verifier import Verifier, as_verifier
@@ -55,6 +57,7 @@ class SearchContext:
         observer: Called with the context and each event.
         target: Score, or ``satisfied``, at which the search ends.
         open_sampler: Finds the generators that `using` names.
+        steering: A person's say in the search.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class SearchContext:
         observer: Callable[[SearchContext, Event], None] | None = None,
         target: Target = None,
         open_sampler: Callable[[str], Sampler] | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self._engine = Engine(seed, ledger or Ledger(), journal or Journal(), max_batch)
         self._judging = Judging(self._engine, as_verifier(verifier), prompt, store or MediaStore(), target)
@@ -81,6 +85,7 @@ class SearchContext:
         self._others: dict[str, Sampler] = {}
         self._name = ""
         self._sampler = sampler
+        self._steered = Steered(steering)
         self._engine.recovery = Recovery(self)
         sampler.bind(self.ledger)
         if observer is not None:
@@ -274,6 +279,22 @@ class SearchContext:
             self._sampler.requires_fork(state.step)
         return self._birth(state, Select(), index, keeps_first=True)
 
+    def fork(self, state: State) -> State:
+        """A fork of each row, under a new identity.
+
+        Raises:
+            ForkError: If nothing later could make it differ.
+        """
+        self._sampler.requires_fork(state.step)
+        return self._birth(state, Select(), None)
+
+    def number_from(self, uid: int) -> None:
+        """Numbers new particles from `uid` on, or from the next free number if that is higher.
+
+        Noise is drawn by number, so a particle of another search of the same seed is made again under its own.
+        """
+        self._engine.number_from(uid)
+
     def mutate(self, state: State, move: Move, parents: Sequence[int] | None = None) -> State:
         """Children of the rows `parents` (by default each row once), made by `move`.
 
@@ -369,7 +390,8 @@ class SearchContext:
                 or each. Such scores guide the search; only scores by the user's prompt make candidates.
 
         Returns:
-            ``(B,)`` float64; NaN where a sample could not be scored.
+            ``(B,)`` float64; NaN where a sample could not be scored. Where a person steers the search,
+            pinned particles rank first and banned ones last.
 
         Raises:
             BudgetSpent: If not all can be paid for; those that can be are scored first.
@@ -381,7 +403,9 @@ class SearchContext:
         if prompt is not None:
             given = [prompt] * len(state) if isinstance(prompt, (str, Prompt)) else list(prompt)
             prompts = [Prompt(p) if isinstance(p, str) else p for p in given]
-        return self._judging.score(self._sampler, state, prompts)
+        scores = self._judging.score(self._sampler, state, prompts)
+        self._steer(state)
+        return self._steered.decisions.applied(scores, state.uids)
 
     def current_scores(self, state: State) -> Tensor:
         """The scores of finished particles by now; costs nothing.
@@ -392,7 +416,7 @@ class SearchContext:
         Returns:
             ``(B,)`` float64; NaN where a sample could not be scored.
         """
-        return self._judging.current_scores(state)
+        return self._steered.decisions.applied(self._judging.current_scores(state), state.uids)
 
     def extractor(self, name: str) -> FeatureExtractor:
         """The feature extractor of a name, with parameters as ``name:key=value``; for `features`.
@@ -490,6 +514,28 @@ class SearchContext:
 
     # The end
 
+    def finish_pinned(self) -> None:
+        """Finishes and scores the pinned particles that the algorithm left behind, each alone.
+
+        The price comes on top of the budget; the user is told.
+        """
+        pinned = sorted(self._steered.decisions.pinned - self.candidates.keys())
+        left = {uid: self._steered.rows[uid] for uid in pinned if uid in self._steered.rows}
+        if not left:
+            return
+        spent, budget = self.ledger.spent, self.ledger.budget
+        self.ledger.budget = Budget()
+        for context, row in left.values():
+            with suppress(TargetReached):
+                context.score(context.finish(row))
+        self.ledger.budget = budget
+        price = self.ledger.spent.compute - spent.compute
+        unit = "macs" if spent.macs else "nfe"
+        self.warn(
+            f"The algorithm left pinned particles {', '.join(map(str, left))} behind; they were finished at "
+            f"the end, for {price:g} {unit} on top of the budget."
+        )
+
     def done(self, *, budget_spent: bool = False) -> None:
         """Records the end of the search, once."""
         best = self.best or self.best_preview
@@ -499,6 +545,19 @@ class SearchContext:
     def interrupted(self, reason: str) -> None:
         """Records that the search stopped before its end, and keeps what it needs to go on."""
         self._engine.interrupted(reason)
+
+    def _steer(self, state: State) -> None:
+        """Takes up what a person decided since the last scoring, and records it if there is anything new."""
+        engine, steered = self._engine, self._steered
+        past = engine.journal.past(engine.op)
+        is_recorded = bool(past) and past[0].what == STEERING
+        live = steered.decisions if steered.steering is None else steered.steering.decisions
+        is_new = engine.op > engine.journal.last_op and live != steered.decisions
+        if is_recorded or is_new:
+            steered.decisions = Decisions.from_json(engine.ask(STEERING, live.as_json))
+            self._judging.candidates.ban(steered.decisions.banned)
+        if state.step < self.num_steps:
+            steered.hold(self, state)
 
     def _birth(
         self,

@@ -15,7 +15,7 @@ from tts_vision.memory import in_halves, out_of_memory
 from tts_vision.moves import Move, describe
 from tts_vision.rng import row_seed
 from tts_vision.sampler import Sampler
-from tts_vision.trace import OPERATIONS, Answer, Birth, Checkpoint, Computed, Done, Event
+from tts_vision.trace import OPERATIONS, PART, Answer, Birth, Checkpoint, Computed, Done, Event
 from tts_vision.types import Cost, State
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Engine:
         self._next_uid = 0
         self._defined: set[str] = set()
         self._asked = ""  # the answer that is being given
+        self._parts: dict[str, Any] = {}  # answers inside the operation that runs
 
     def begin(self, what: str) -> tuple[int, list[Event]]:
         """The number of the operation that starts, and the events that a former session recorded for it.
@@ -65,7 +66,8 @@ class Engine:
         op = self.op
         self.op += 1
         past = self.journal.past(op)
-        if all(event.what == "decode" for event in past):
+        self._parts = {e.value["key"]: e.value["answer"] for e in past if e.what == PART}
+        if all(event.what in ("decode", PART) for event in past):
             past = []  # killed between decoding and scoring: both are done again
         if past:
             check_repeats(past[-1].what == what)
@@ -94,6 +96,10 @@ class Engine:
             raise BudgetSpent
 
     # Births
+
+    def number_from(self, uid: int) -> None:
+        """Gives new particles numbers from `uid` on, or from the next free number if that is higher."""
+        self._next_uid = max(uid, self._next_uid)
 
     def new_uids(self, n: int) -> tuple[int, ...]:
         first, self._next_uid = self._next_uid, self._next_uid + n
@@ -334,6 +340,23 @@ class Engine:
             ) from error
         self.record(Answer(op=op, what=name, uids=uids, value=value))
         return value
+
+    def part(self, key: str, function: Callable[[], Any]) -> Any:
+        """An answer inside the operation that runs, such as a person's; recorded at once.
+
+        A search that is killed within the operation starts it again, and takes the answers from its record.
+
+        Args:
+            key: Tells the question from all others of the operation.
+            function: Gives an answer of values that JSON can hold.
+        """
+        if key not in self._parts:
+            with self.ledger.phase("ask"):
+                answer = function()
+            self._parts[key] = json.loads(json.dumps(answer))
+            value = {"key": key, "answer": self._parts[key]}
+            self.record(Answer(op=self.op - 1, what=PART, value=value))
+        return self._parts[key]
 
     # The end
 

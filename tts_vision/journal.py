@@ -99,6 +99,7 @@ class Journal:
     Attributes:
         events: All events so far, former sessions included.
         frozen: Once set, stored tensors are kept whatever happens to the states (after a failure).
+        last_op: The last operation that a former session recorded; -1 without any.
         is_spent: Whether a former session came to its end because the budget was spent.
     """
 
@@ -106,6 +107,7 @@ class Journal:
         self.folder = folder
         self.frozen = False
         self.is_spent = False
+        self.last_op = -1
         self.events: list[Event] = []
         self._assets: dict[str, Asset] = {}
         self._past: dict[int, list[Event]] = defaultdict(list)
@@ -129,6 +131,7 @@ class Journal:
         for event in self.events:
             if event.kind in _OPERATIONS:
                 self._past[event.op].append(event)
+        self.last_op = max(self._past, default=-1)
         self.is_spent = any(event.kind == "done" and event.budget_spent for event in self.events)
 
     def begin(self, began: Began) -> Began:
@@ -141,11 +144,6 @@ class Journal:
     def past(self, op: int) -> list[Event]:
         """The events that a former session recorded for operation `op`."""
         return self._past.get(op, [])
-
-    @property
-    def last_op(self) -> int:
-        """The last operation that a former session recorded; -1 without any."""
-        return max(self._past, default=-1)
 
     def append(self, event: Event) -> None:
         """Records an event; it survives the end of the process and, where events are not dense, of power."""

@@ -219,7 +219,7 @@ class Judging:
         op, past = self._engine.begin("stage_score")
         asked = [prompt.text for prompt in prompts]
         for event in past:
-            if event.kind == "answer":
+            if event.kind == "answer" and event.what == "stage_score":
                 check_repeats((event.value, event.uids) == (asked, state.uids))
                 return torch.tensor(event.values, dtype=torch.float64)
         if self._affordable(len(state)) < len(state):
@@ -251,6 +251,7 @@ class Judging:
             best=None if best is None else Best(best.load, best.score),
             step=step,
             history=self._history,
+            remember=self._engine.part,
         )
         with self._engine.ledger.phase("verify"):
             found = safe_scores(self.verifier, [*valid.values()], [prompts[i] for i in valid], asked=asked)

@@ -49,6 +49,7 @@ from tts_vision.results import (
     ranked,
     write_result,
 )
+from tts_vision.steering import Steering
 from tts_vision.trace import Began, Event, lineage
 from tts_vision.trust import remember, trusting
 from tts_vision.types import Prompt, State
@@ -76,6 +77,7 @@ def search(
     resume: bool = False,
     max_batch: int | None = None,
     progress: Observer | None = None,
+    steering: Steering | None = None,
 ) -> Result:
     """Searches for the sample of a prompt that a verifier scores highest.
 
@@ -100,6 +102,7 @@ def search(
         resume: Whether to go on if `output` holds this same search, unfinished.
         max_batch: Particles computed at once; by default all, and fewer when memory runs out.
         progress: Called with the context and each event as it happens.
+        steering: A person's say in the search, from another thread: particles to keep and to drop.
 
     Raises:
         TTSVisionError: If something cannot be used as given; the message says what, and what to do.
@@ -130,7 +133,7 @@ def search(
         target=target,
         max_batch=max_batch,
     )
-    return run(config, live, output=output, resume=resume, progress=progress)
+    return run(config, live, output=output, resume=resume, progress=progress, steering=steering)
 
 
 def resume(folder: Path | str, *, trust: bool = False, progress: Observer | None = None) -> Result:
@@ -163,6 +166,7 @@ def run(
     resume: bool = False,
     progress: Observer | None = None,
     figures: bool = True,
+    steering: Steering | None = None,
 ) -> Result:
     """Runs the search that a configuration describes.
 
@@ -173,10 +177,11 @@ def run(
         resume: As in `search`.
         progress: As in `search`.
         figures: Whether the result folder gets its contact sheet, plot and lineage.
+        steering: As in `search`.
     """
     config = fill_defaults(config, live)
     if output is None:
-        return _run(config, live, None, progress, figures)
+        return _run(config, live, None, progress, figures, steering)
     root = Path(output)
     if not resume or not is_finished(root):
         check_free(root)  # says by whom the folder is in use, before it says what is in it
@@ -184,7 +189,7 @@ def run(
         with one_writer(root) as made:
             check_folder(root, config, resume=resume)
             if not is_finished(root):
-                return _run(config, live, root, progress, figures, made)
+                return _run(config, live, root, progress, figures, steering, made)
     check_folder(root, config, resume=resume)
     first = find_began(root)
     if first is not None:
@@ -209,6 +214,7 @@ def _run(
     root: Path | None,
     progress: Observer | None,
     figures: bool,
+    steering: Steering | None,
     made: list[Path] | None = None,
 ) -> Result:
     """`run` in a folder that is this process's alone; one that it should not leave is added to `made`."""
@@ -224,7 +230,7 @@ def _run(
     check_fingerprint(began.fingerprint, facts)
     samples = SampleMemory(config, journal) if root is None else SampleFolder(config, journal, root)
     try:
-        result = _search(setup, journal, samples, root, progress, began.max_batch or CHUNK)
+        result = _search(setup, journal, samples, root, progress, began.max_batch or CHUNK, steering)
     except ConfigError:
         # what an algorithm refuses before its first operation leaves no folder behind
         if root is not None and all(event.what in {"began", "checkpoint", SIZE} for event in journal.events):
@@ -252,6 +258,7 @@ def _search(
     root: Path | None,
     progress: Observer | None,
     chunk: int,
+    steering: Steering | None,
 ) -> Result:
     context = SearchContext(
         setup.sampler,
@@ -266,6 +273,7 @@ def _search(
         observer=progress,
         target=setup.config.target,
         open_sampler=setup.open_sampler,
+        steering=steering,
     )
     if root is not None:
         Recovery(context).samples(root, samples)
@@ -273,12 +281,15 @@ def _search(
     try:
         try:
             conduct(context, setup.algorithm, setup.params, setup.size)
+            context.finish_pinned()
             context.done()
         except TargetReached:
+            context.finish_pinned()
             context.done()
         except BudgetSpent:
             budget_spent = True
             # recorded in here, while the states in the traceback still hold on to their stored tensors
+            context.finish_pinned()
             context.done(budget_spent=True)
     except StopSearch as stop:
         stopped = True

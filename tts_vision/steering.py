@@ -1,4 +1,4 @@
-"""A person's say in a running search: particles that are pinned are kept, those that are banned are dropped.
+"""A person's say in a running search: what is pinned is kept, what is banned is dropped, drafts are picked.
 
 A search looks at the decisions after each scoring and records them when they changed, so that a search that
 is killed and resumed takes them from its record. A search that nobody steers records nothing.
@@ -8,14 +8,49 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tts_vision.errors import StopSearch
+
+if TYPE_CHECKING:
+    from tts_vision.context import SearchContext
+    from tts_vision.types import State
+
 STEERING = "steering"
 """Name of the answers that record decisions."""
+
+
+PICKS = "picks"
+"""Name of the answers that say which drafts are finished."""
+_picks: ContextVar[list[list[int]] | None] = ContextVar("picks", default=None)
+
+
+@contextmanager
+def picking(*answers: Sequence[int]) -> Iterator[None]:
+    """In the block, a search of drafts that asks which ones to finish gets `answers`, one after the other."""
+    token = _picks.set([list(answer) for answer in answers])
+    try:
+        yield
+    finally:
+        _picks.reset(token)
+
+
+def picked() -> list[int]:
+    """The drafts to finish next.
+
+    Raises:
+        StopSearch: If nobody has picked any yet; the search can go on when somebody has.
+    """
+    waiting = _picks.get()
+    if not waiting:
+        raise StopSearch("drafts wait to be picked")
+    return waiting.pop(0)
 
 
 @dataclass(frozen=True)
@@ -64,6 +99,28 @@ class Decisions:
             elif uid in self.pinned and not values[i] >= top:  # also where it is NaN
                 values[i] = top
         return values
+
+
+@dataclass
+class Steered:
+    """The decisions in effect in a search.
+
+    Attributes:
+        steering: Where a person decides; None where nobody does.
+        decisions: What is in effect since the last scoring.
+        rows: Pinned particles that are not finished, as they stood at their last scoring, each with the
+            context on its generator.
+    """
+
+    steering: Steering | None = None
+    decisions: Decisions = Decisions()
+    rows: dict[int, tuple[SearchContext, State]] = field(default_factory=dict)
+
+    def hold(self, context: SearchContext, state: State) -> None:
+        """Remembers where the pinned particles of a state stand."""
+        for i, uid in enumerate(state.uids):
+            if uid in self.decisions.pinned:
+                self.rows[uid] = context, state.select([i])
 
 
 class Steering:

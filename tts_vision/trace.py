@@ -110,7 +110,7 @@ class Answer(_Event):
 
     Attributes:
         what: ``score``; ``stage_score``, by other prompts than that of the user; ``features``; ``heldout``;
-            ``note``; or the name that an algorithm asked under.
+            ``note``; ``part``, inside another operation; or the name that an algorithm asked under.
         value: The answer as JSON has it; of ``features`` the name of the extractor, of ``stage_score`` the
             prompts.
         scores: Of ``score``, ``stage_score`` and ``heldout``, one per row.
@@ -184,8 +184,10 @@ Event = Annotated[
     Began | Birth | Computed | Answer | Recovered | Checkpoint | Done, Field(discriminator="kind")
 ]
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+PART = "part"
+"""Name of the answers inside an operation that is not done yet."""
 OPERATIONS = frozenset(
-    {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout", "select"}
+    {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout", "select", PART}
 )
 """Names that no answer of an algorithm can have."""
 _FORMER = {"init", "advance", "select", "mutate", "renoise", "measure", "decode", "score", "features"}

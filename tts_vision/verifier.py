@@ -21,6 +21,11 @@ def no_charge(calls: Mapping[str, int]) -> None:
     """Charges nothing: the ledger of a verifier that belongs to no search."""
 
 
+def at_once(key: str, function: Callable[[], Any]) -> Any:
+    """The answer of a function, which is not recorded."""
+    return function()
+
+
 @dataclass(frozen=True)
 class Best:
     """The best finished sample so far, for verifiers that compare others with it.
@@ -44,12 +49,15 @@ class Asked:
         best: The best finished sample so far, while finished samples are scored.
         step: Step of the previews that are scored; None for finished samples.
         history: Scores of previews of this search and of the finished samples that came of them.
+        remember: Called with a key and a function, gets the answer of the function for that key, of values
+            that JSON can hold: asked once, and recorded in a search, for verifiers that ask a person.
     """
 
     charge: Charge = no_charge
     best: Best | None = None
     step: int | None = None
     history: History = NO_HISTORY
+    remember: Callable[[str, Callable[[], Any]], Any] = at_once
 
 
 ALONE = Asked()

@@ -1,0 +1,123 @@
+"""Variations of one particle of another search: more like this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pydantic import ValidationError
+
+from tts_vision.algorithms._common import at_least, fraction
+from tts_vision.condition import Asset, Condition
+from tts_vision.context import SearchContext
+from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.moves import Select, from_description
+from tts_vision.registry import register
+from tts_vision.trace import Ancestor
+from tts_vision.types import State
+
+
+@register("algorithm", "variations", size="n")
+def variations(ctx: SearchContext, *, lineage: str, n: int = 8, strength: float = 0.5) -> State:
+    """Variations: samples around one particle of another search of the same seed.
+
+    The particle is made again from its lineage, finished and scored, then sent back part of the way with fresh
+    noise, once for each variation; where the sampler cannot go back, the initial noise is changed instead.
+
+    Args:
+        lineage: How the particle came to be: the ancestors as JSON, as in ``lineage`` of a result.json.
+        n: Variations.
+        strength: How far variations may go from the particle, from 0 to 1.
+
+    Raises:
+        ConfigError: If the lineage is none of a particle that can be made again here.
+        CapabilityError: If the sampler has no way to vary a particle.
+    """
+    at_least(1, n=n)
+    fraction(strength=strength)
+    if strength == 0:
+        raise ConfigError("strength must be positive but got 0, which changes nothing; raise it.")
+    begin, particle = relive(ctx, _chain(lineage))
+    original = ctx.finish(particle)
+    ctx.score(original)
+    move = None if "renoise" in ctx.capabilities else ctx.mutation(0, strength)
+    if "renoise" in ctx.capabilities:
+        back = min(ctx.num_steps - 1, round(ctx.num_steps * (1 - strength)))
+        children = ctx.renoise(original, back, [0] * n)
+    elif move is not None:
+        children = ctx.mutate(begin, move, [0] * n)
+    else:
+        raise CapabilityError(
+            f"Variations need a sampler that can renoise or mutate but {ctx.sampler.name!r} can do neither; "
+            "use another model."
+        )
+    children = ctx.finish(children)
+    ctx.score(children)
+    return children
+
+
+def relive(ctx: SearchContext, chain: Sequence[Ancestor]) -> tuple[State, State]:
+    """A particle of another search of the same seed, made again from its lineage.
+
+    Args:
+        ctx: A search that has made no particles yet, on the same generator and prompt.
+        chain: The lineage, from the seed on.
+
+    Returns:
+        The particle that it began as, at step 0, and the particle itself where it was born.
+
+    Raises:
+        ConfigError: If the lineage has what cannot be made again here: gradients, images or embeddings of
+            conditions, another generator.
+    """
+    first = chain[0]
+    ctx.number_from(first.uid)
+    state = begin = ctx.init(1, _condition(first))
+    for child in chain[1:]:
+        move = from_description(child.move or {"name": child.origin})
+        if child.sampler or move.gradient_steps:
+            raise ConfigError(
+                f"A particle that is varied must be made by its own generator without gradients but particle "
+                f"{child.uid} was made by {child.origin!r}; choose another one."
+            )
+        start = child.step if child.parent_step is None else child.parent_step
+        if start > state.step:
+            state = ctx.advance(state, start - state.step)
+        ctx.number_from(child.uid)
+        condition = _condition(child)
+        if condition is not None:
+            state = ctx.recondition(state, condition)
+        elif isinstance(move, Select):
+            state = ctx.fork(state)
+        else:
+            state = ctx.mutate(state, move)
+    return begin, state
+
+
+def _chain(text: str) -> list[Ancestor]:
+    try:
+        chain = [Ancestor(**each) for each in json.loads(text)]
+        uids = [each.uid for each in chain]
+        links = all(b.parent == a.uid for a, b in pairwise(chain))
+        if not chain or chain[0].parent is not None or not links or uids != sorted(set(uids)) or uids[0] < 0:
+            raise ValueError("it does not begin with a seed, or a link is missing")
+        return chain
+    except (ValidationError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"A lineage must be the ancestors of a particle, as JSON, but got {text[:80]!r} "
+            f"({str(error).splitlines()[0]}); take it from a result.json."
+        ) from None
+
+
+def _condition(ancestor: Ancestor) -> Condition | None:
+    if ancestor.condition is None:
+        return None
+
+    def refuse(name: str) -> Asset:
+        raise ConfigError(
+            f"A particle that is varied must have no images or embeddings of its own but particle "
+            f"{ancestor.uid} has; choose another one."
+        )
+
+    return Condition.from_description(ancestor.condition, refuse)
