@@ -128,6 +128,7 @@ def evaluate(
     shard: tuple[int, int] = (1, 1),
     total: str | None = None,
     curves: bool = True,
+    self_test: bool = True,
     executor: Executor | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
@@ -147,6 +148,7 @@ def evaluate(
         shard: Which part of how many, from (1, 1), to divide a benchmark over machines.
         total: One budget for all searches of an algorithm, as in `run_within`.
         curves: Whether samples that were the best for a time are judged as well, for quality against compute.
+        self_test: Whether the judge is tested first, where it has a test; the report says so if not.
         executor: Where searches are carried out.
         command: The words of the command line, for the report.
         progress: Called after each search.
@@ -165,8 +167,7 @@ def evaluate(
             f"An evaluation needs samples and algorithms but got {count} and {len(algorithms)}; give at "
             "least one of each."
         )
-    if tested := evaluator.self_test():
-        note(f"self-test: {tested}")
+    tested = _tested(evaluator, self_test, note)
     tasks = grid(
         base,
         [item.prompt for item in items],
@@ -205,7 +206,7 @@ def evaluate(
     evaluation = Evaluation(
         evaluator=evaluator.judge_name,
         metric=evaluator.metric,
-        notes=evaluator.notes,
+        notes=[*evaluator.notes, *([] if self_test else ["The judge was not tested before."])],
         complaints=complaints,
         settings={
             "benchmark": evaluator.name,
@@ -236,6 +237,7 @@ def evaluate_images(
     images: Path,
     *,
     output: Path,
+    self_test: bool = True,
     command: Sequence[str] = (),
     note: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
@@ -245,6 +247,7 @@ def evaluate_images(
         evaluator: The benchmark.
         images: The folder; nothing in it is changed.
         output: Where verdicts and report are kept.
+        self_test: As in `evaluate`.
         command: As in `evaluate`.
         note: As in `evaluate`.
 
@@ -256,8 +259,7 @@ def evaluate_images(
     if not images.is_dir():
         raise ConfigError(f"--images takes a folder but {str(images)!r} is none; check the path.")
     found = evaluator.read_layout(images)
-    if tested := evaluator.self_test():
-        note(f"self-test: {tested}")
+    tested = _tested(evaluator, self_test, note)
     output.mkdir(parents=True, exist_ok=True)
     judged = Judgements(evaluator, output, note).of(found.samples)
     name = images.name or str(images)
@@ -265,7 +267,7 @@ def evaluate_images(
     evaluation = Evaluation(
         evaluator=evaluator.judge_name,
         metric=evaluator.metric,
-        notes=evaluator.notes,
+        notes=[*evaluator.notes, *([] if self_test else ["The judge was not tested before."])],
         complaints=[*found.complaints, *(line for each in judged if (line := _complaint(each)))],
         settings={"benchmark": evaluator.name, "images": str(images), "self_test": tested},
         command=list(command),
@@ -277,6 +279,14 @@ def evaluate_images(
     )
     evaluation.save()
     return evaluation
+
+
+def _tested(evaluator: Evaluator, self_test: bool, note: Callable[[str], None]) -> str:
+    """Tests the judge; what was tested."""
+    tested = evaluator.self_test() if self_test else ""
+    if tested:
+        note(f"self-test: {tested}")
+    return tested
 
 
 def versions() -> dict[str, str]:

@@ -41,7 +41,13 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
             f"A model must be a hub id or a diffusers folder but {name_or_path!r} is a single file; load "
             "it with its pipeline class's from_single_file, and pass the pipeline to tts_vision.search."
         )
+    if options.device_map is not None and (options.offload != "none" or options.device is not None):
+        raise ConfigError(
+            f"device_map spreads a model over devices but got {options.device_map!r} beside device "
+            f"{options.device!r} and offload {options.offload!r}; leave those out."
+        )
     settings: dict[str, Any] = {"variant": options.variant, "revision": options.revision}
+    settings["device_map"] = options.device_map
     silence = "" if Path(name_or_path).exists() else out_of_reach()
     if silence:
         settings["local_files_only"] = True  # else its client retries for most of a minute
@@ -105,7 +111,7 @@ def prepare(pipe: Any, options: ModelOptions, device: str) -> Any:
                 pipe.enable_model_cpu_offload(device=device)
             else:
                 pipe.enable_sequential_cpu_offload(device=device)
-    else:
+    elif options.device_map is None:
         place(pipe, device)
     if options.preview_vae is not None:
         with _told("preview_vae", options.preview_vae, "a tiny autoencoder: a folder or a hub id"):

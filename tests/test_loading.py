@@ -49,6 +49,16 @@ def test_precision_and_scheduler_are_chosen(checkpoint):
         load(str(checkpoint), options=ModelOptions(device="cpu", scheduler="EulerDiscrete"))
 
 
+def test_a_device_map_takes_the_place_of_a_device(checkpoint):
+    pipe = load(str(checkpoint), options=ModelOptions(device_map="cpu"))
+    assert torch.equal(drawn(pipe), drawn(ENTRY.build()))
+    for options in ({"device": "cpu"}, {"offload": "model"}):
+        with pytest.raises(ConfigError, match="device_map spreads a model over devices but got 'cpu' beside"):
+            load(str(checkpoint), options=ModelOptions(device_map="cpu", **options))
+    with pytest.raises(PipelineError, match="not supported"):
+        load(str(checkpoint), options=ModelOptions(device_map="sideways"))
+
+
 @pytest.mark.parametrize(
     ("tiny", "scheduler", "remedy"),
     [

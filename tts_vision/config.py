@@ -126,6 +126,8 @@ class ModelOptions(_Settings):
         dtype: Precision of the weights; by default float32 on a CPU and half precision elsewhere.
         device: Where it runs; by default the accelerator, if there is one.
         offload: What waits on the CPU while it is not in use.
+        device_map: How diffusers spreads a model over several devices, such as "balanced", in place of
+            `device` and `offload`.
         attention: The attention back end, such as "xformers"; the model's own by default.
         scheduler: Name of a diffusers scheduler class to use in place of the model's own.
         lora: Paths or ids of LoRA weights.
@@ -140,6 +142,7 @@ class ModelOptions(_Settings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     offload: Literal["none", "model", "sequential"] = "none"
+    device_map: str | None = None
     attention: str | None = None
     scheduler: str | None = None
     lora: tuple[str, ...] = ()

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from tts_vision.cli import app
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.eval.evaluation import evaluate_images
 from tts_vision.eval.evaluator import Item, Judged, Sample, Verdict
@@ -592,3 +594,25 @@ def test_openais_clip_with_another_activation_is_refused(tmp_path: Path) -> None
         (checkpoint / "config.json").write_text(json.dumps(changed))
         with pytest.raises(VerifierError, match="must run with quick_gelu"):
             ColourNamer(str(checkpoint), owner="geneval", device="cpu").load()
+
+
+def test_the_command_judges_a_folder_of_anybody(tmp_path: Path) -> None:
+    """With a detector and a CLIP of random weights, in the layouts of the published ones."""
+    for i in range(3):
+        folder = tmp_path / "theirs" / f"{i:05d}"
+        (folder / "samples").mkdir(parents=True)
+        record = published_records()[100 * i]
+        (folder / "metadata.jsonl").write_text(json.dumps(record))
+        for k in range(4):
+            image = Image.fromarray(np.full((64, 64, 3), 40 * k, np.uint8))
+            image.save(folder / "samples" / f"{k:05d}.png")
+    words = ["eval", "geneval", "--images", str(tmp_path / "theirs"), "--output", str(tmp_path / "out")]
+    words += ["--checkpoint", str(tiny_detectors.mask2former(tmp_path / "detector")), "--size", "64"]
+    words += ["--colours", str(tiny_clip(tmp_path / "clip"))]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "Traceback" not in refused.stderr
+    done = CliRunner().invoke(app, [*words, "--no-self-test"])
+    assert done.exit_code == 1, "550 prompts are missing"
+    assert "image accuracy" in done.stdout and "The judge was not tested before." in done.stderr
+    data = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert len(data["rows"]) == 12

@@ -99,6 +99,9 @@ def evaluate(
             help="Judge also the samples that were the best for a time, for quality against spending.",
         ),
     ] = True,
+    self_test: Annotated[
+        bool, typer.Option("--self-test/--no-self-test", help="Test the judge first, where it has a test.")
+    ] = True,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     negative_prompt: NegativePrompt = None,
@@ -120,8 +123,8 @@ def evaluate(
         )
     arguments = pipeline_arguments(steps, guidance_scale, negative_prompt)
     base = with_nested(base, ("sampler_options", "pipeline_kwargs"), arguments)
-    given = {"model": model, "verifier": verifier, "holdout_verifier": holdout_verifier, "target": until}
-    given |= {"budget": budget, "max_batch": max_batch}
+    given: dict[str, Any] = {"model": model, "verifier": verifier, "target": until}
+    given |= {"holdout_verifier": holdout_verifier, "budget": budget, "max_batch": max_batch}
     command = ["tts-vision", *sys.argv[1:]]
     go_on = f"The same command with '--output {folder}' goes on."
 
@@ -139,7 +142,14 @@ def evaluate(
     try:
         with explained(named, go_on), asked_once():
             if images is not None:
-                found = evaluate_images(judge, images.expanduser(), output=folder, command=command, note=note)
+                found = evaluate_images(
+                    judge,
+                    images.expanduser(),
+                    output=folder,
+                    self_test=self_test,
+                    command=command,
+                    note=note,
+                )
             else:
                 settings = RunConfig(prompt="-", seed=seed, **without_none(given), **base)
                 chosen = _executor(
@@ -162,6 +172,7 @@ def evaluate(
                         shard=_shard(shard),
                         total=budget_total,
                         curves=curves,
+                        self_test=self_test,
                         executor=chosen,
                         command=command,
                         progress=report,
