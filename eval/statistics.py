@@ -85,7 +85,11 @@ class Arm:
 
 
 def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figure]:
-    """The figures of an evaluator with intervals from resampling prompts, within their tags."""
+    """The figures of an evaluator with intervals from resampling prompts.
+
+    They are resampled within their tags, as a benchmark fixes the number of prompts of each; where a tag has a
+    single prompt, over all of them. A tag of few prompts has no interval.
+    """
     if not judged:
         return {}
     values = evaluator.summarise(judged, np.ones(len(judged)))
@@ -98,6 +102,9 @@ def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figu
         items.setdefault(item.id, []).append(i)
     if not evaluator.resamples or len(items) < LEAST_FOR_INTERVAL:
         return {label: Figure(value) for label, value in values.items()}
+    few = {t for tags, ids in groups.items() if len(ids) < LEAST_FOR_INTERVAL for t in tags}
+    if any(len(ids) < 2 for ids in groups.values()):
+        groups = {(): list(items)}
     generator = np.random.default_rng(0)
     draws: dict[str, list[float]] = {label: [] for label in values}
     for _ in range(DRAWS):
@@ -107,7 +114,10 @@ def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figu
                 weights[items[ids[k]]] += 1
         for label, value in evaluator.summarise(judged, weights).items():
             draws[label].append(value)
-    return {label: Figure(value, *_interval(draws[label])) for label, value in values.items()}
+    return {
+        label: Figure(value) if label in few else Figure(value, *_interval(draws[label]))
+        for label, value in values.items()
+    }
 
 
 def arm_of(

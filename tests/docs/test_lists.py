@@ -17,6 +17,7 @@ from tts_vision.registry import PACKAGES, entries
         ("algorithm", DOCS / "algorithms" / "index.md"),
         ("verifier", DOCS / "verifiers.md"),
         ("features", DOCS / "verifiers.md"),
+        ("evaluator", DOCS / "benchmarks" / "index.md"),
         ("rewriter", DOCS / "algorithms" / "prompt-search.md"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,

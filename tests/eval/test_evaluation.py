@@ -278,6 +278,10 @@ def test_intervals_resample_prompts_within_tags() -> None:
     half = (figures["accuracy"].high - figures["accuracy"].low) / 2
     assert half == pytest.approx(1.96 * 0.5 / math.sqrt(20), rel=0.2)
     assert figures["a"].low <= 0.5 <= figures["a"].high
+    alone = [Judged(Sample(Item("x", Prompt("x"), ("c",)), 0, Path("x")), Verdict({"accuracy": 1.0}))]
+    with_one = figures_of(Toy(), judged + alone)
+    assert math.isnan(with_one["c"].low) and with_one["c"].value == 1.0, "one prompt says nothing of others"
+    assert with_one["a"].low < with_one["a"].value < with_one["a"].high
     few = figures_of(Toy(), judged[:12])
     assert math.isnan(few["accuracy"].low)
 
