@@ -1,0 +1,8 @@
+from tts_vision.app.jobs import Jobs
+
+
+def add(jobs: Jobs, *rest) -> None:
+    import gradio as gr
+
+    with gr.Tab("gallery".capitalize(), id="gallery"):
+        gr.HTML("soon", js_on_load=None)

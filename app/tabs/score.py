@@ -1,0 +1,8 @@
+from tts_vision.app.jobs import Jobs
+
+
+def add(jobs: Jobs, *rest) -> None:
+    import gradio as gr
+
+    with gr.Tab("score".capitalize(), id="score"):
+        gr.HTML("soon", js_on_load=None)

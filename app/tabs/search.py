@@ -1,0 +1,191 @@
+"""The Search tab: a form beside the live view of a search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from tts_vision.app.jobs import Jobs
+from tts_vision.app.ui_form import (
+    about,
+    algorithm_control,
+    config_of,
+    model_control,
+    parameter_controls,
+    texts,
+    verifier_control,
+)
+from tts_vision.app.ui_live import live_view
+from tts_vision.app.ui_words import noted, told
+from tts_vision.config import RunConfig, default_model
+from tts_vision.errors import ConfigError, TTSVisionError
+
+_UNTIL = [("Spend the whole budget", ""), ("Until it is right", "satisfied"), ("Until this score", "score")]
+_SCRIPT = "ttsVision.panel(element, server, {watch, props, trigger, keepsAddress: true})"
+_BEFORE = "How long it will take and what it will cost: press 'Estimate', which loads the model."
+_HINT = "Write a prompt and press Search: the samples appear here and sharpen as they are made."
+
+
+def add(jobs: Jobs, page: gr.Blocks) -> gr.HTML:
+    """Adds the tab; returns its live view, whose value is the id of the job that it shows.
+
+    Args:
+        jobs: The searches of the server.
+        page: The page.
+    """
+    with gr.Tab("Search", id="search"), gr.Row(elem_classes="tv-columns"):
+        with gr.Column(scale=2, min_width=320, elem_classes="tv-form"):
+            prompt = gr.Textbox(
+                label="Prompt",
+                interactive=True,
+                lines=2,
+                max_lines=6,
+                elem_id="tv-prompt",
+                placeholder="two red circles left of a blue star",
+            )
+            with gr.Row():
+                go = gr.Button("Search", variant="primary", elem_id="tv-go", min_width=120)
+                ask = gr.Button("Estimate", elem_id="tv-ask", min_width=120)
+            said = gr.HTML("", elem_classes="tv-said", js_on_load=None)
+            model = model_control(jobs)
+            algorithm = algorithm_control()
+            verifier = verifier_control(jobs)
+            with gr.Row():
+                budget = gr.Textbox(
+                    "16x",
+                    label="Budget",
+                    interactive=True,
+                    max_lines=1,
+                    min_width=120,
+                    info="16x is 16 samples' worth.",
+                )
+                seed = gr.Number(
+                    0,
+                    label="Seed",
+                    interactive=True,
+                    precision=0,
+                    minimum=0,
+                    min_width=120,
+                    info="Same seed, same result.",
+                )
+            estimate = gr.HTML(noted(_BEFORE), elem_id="tv-estimate", js_on_load=None)
+            until = gr.Dropdown(
+                _UNTIL, value="", label="When to stop", info="A verifier that checks demands can say 'right'."
+            )
+            target = gr.Textbox(label="Stop at this score", placeholder="0.9", visible=False, max_lines=1)
+            with gr.Accordion("Advanced", open=False):
+                settings = gr.Textbox(
+                    label="Further settings",
+                    lines=2,
+                    placeholder="pipeline.num_inference_steps=20",
+                    info="One KEY=VALUE a line, as '--set' of the command line takes them.",
+                )
+
+                @gr.render(inputs=algorithm)
+                def parameters(name: str) -> None:
+                    names, controls = parameter_controls(name)
+                    fixed = [prompt, model, algorithm, verifier, budget, seed, until, target, settings]
+
+                    def submit(*values: Any) -> tuple[Any, str]:
+                        return _submit(jobs, names, values)
+
+                    def forecast(*values: Any) -> str:
+                        return _forecast(jobs, names, values)
+
+                    def forecast_if_light(*values: Any) -> str:
+                        return forecast(*values) if values[1] == default_model() else noted(_BEFORE)
+
+                    gr.on(
+                        [go.click, prompt.submit],
+                        submit,
+                        [*fixed, *controls],
+                        [live, said],
+                        show_progress="hidden",
+                        api_visibility="private",
+                    )
+                    changes = [each.change for each in (model, verifier, seed)] + [budget.blur, budget.submit]
+                    inputs = [*fixed, *controls]
+                    ask.click(forecast, inputs, estimate, show_progress="minimal", api_visibility="private")
+                    gr.on(
+                        changes,
+                        forecast_if_light,
+                        inputs,
+                        estimate,
+                        show_progress="hidden",
+                        trigger_mode="always_last",
+                        api_visibility="private",
+                    )
+
+        with gr.Column(scale=5, min_width=320):
+            live = live_view(jobs, "The search", _HINT, "tv-live", script=_SCRIPT)
+
+    until.change(
+        lambda kind: gr.Textbox(visible=kind == "score"),
+        until,
+        target,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    algorithm.change(
+        lambda name: gr.Dropdown(info=about(name)),
+        algorithm,
+        algorithm,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    restored = [prompt, model, algorithm, verifier, budget, seed]
+
+    def restore(request: gr.Request) -> list[Any]:
+        return _restored(jobs, request.query_params.get("job"))
+
+    page.load(restore, None, restored, show_progress="hidden", api_visibility="private")
+    return live
+
+
+def _config(names: list[str], values: tuple[Any, ...]) -> RunConfig:
+    """The settings of the form; values of parameters come after those of the fixed controls."""
+    prompt, model, algorithm, verifier, budget, seed, until, target, settings = values[:9]
+    if until == "score" and not (target or "").strip():
+        raise ConfigError(
+            "A search that stops at a score must be told it but got none; write it, such as 0.9."
+        )
+    return config_of(
+        prompt=prompt,
+        model=model,
+        algorithm=algorithm,
+        verifier=verifier,
+        budget=budget,
+        seed=seed,
+        until=target if until == "score" else until,
+        parameters=texts(names, values[9:]),
+        settings=settings,
+    )
+
+
+def _submit(jobs: Jobs, names: list[str], values: tuple[Any, ...]) -> tuple[Any, str]:
+    """Starts a search; the id of its job, or a message."""
+    try:
+        return jobs.submit(_config(names, values)).id, ""
+    except TTSVisionError as error:
+        return gr.skip(), told(error)
+
+
+def _forecast(jobs: Jobs, names: list[str], values: tuple[Any, ...]) -> str:
+    """The forecast of a search, as HTML."""
+    try:
+        config = _config(names, ("-", *values[1:]))
+        return noted(str(jobs.estimate(config)))
+    except TTSVisionError as error:
+        return told(error)
+
+
+def _restored(jobs: Jobs, id: str | None) -> list[Any]:
+    """The values of the form for the job that the address of the page names."""
+    try:
+        config = jobs.get(id).config if id else None
+    except TTSVisionError:
+        config = None  # the live view says so
+    if config is None:
+        return [gr.skip()] * 6
+    return [config.prompt, config.model, config.algorithm, config.verifier, config.budget, config.seed]
