@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from tts_vision.app.models import Models
 from tts_vision.app.rules import Rules
-from tts_vision.app.watch import Particle, Point, Spending, Watch, thumbnail_of
+from tts_vision.app.watch import Particle, Point, Spending, Watch, thumbnail, thumbnail_of
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, StopSearch, TTSVisionError
 from tts_vision.files import inside, is_folder, is_plain
@@ -29,9 +29,11 @@ from tts_vision.folders import has_result, is_finished, read_config
 from tts_vision.steering import Decisions, Steering
 
 if TYPE_CHECKING:
+    from tts_vision.app.estimate import Estimate, Speed
     from tts_vision.context import SearchContext
     from tts_vision.results import Result
     from tts_vision.trace import Event
+    from tts_vision.verifiers import human
 
 JobState: TypeAlias = Literal["queued", "running", "paused", "finished", "stopped", "failed"]
 JOBS_IN_MEMORY = 64
@@ -401,45 +403,23 @@ class Job:
         if self._wanted == "stop" and not is_repeating:
             raise StopSearch("by the user")
 
-    def _ask(
-        self, kind: Literal["rate", "pair"], prompt: str, images: Sequence[bytes], step: int | None
-    ) -> Any:
+    def _taken_picks(self) -> list[list[int]]:
+        with self._lock:
+            picks, self._picks = self._picks, []
+            return picks
+
+    def _ask(self, asked: human.Question) -> Any:
         """The person's answer; waits for it."""
+        images = tuple(map(thumbnail, asked.media))
         with self._moved:
             self._questions += 1
-            self._question = Question(self._questions, kind, prompt, tuple(images), step)
+            self._question = Question(self._questions, asked.kind, asked.prompt.text, images, asked.step)
             self._answered = False
             self._watch.number += 1
             while not self._answered:
                 self._obey()
                 self._moved.wait()
             return self._answer
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A forecast of what a search costs on this machine.
-
-    Attributes:
-        nfe: Network evaluations that the budget allows or the algorithm needs; None where unknown.
-        verifier_calls: Samples scored, at most.
-        seconds: Wall-clock seconds, the most likely; None if it could not be measured.
-        low: Seconds if everything goes as fast as the fastest measurement.
-        high: Seconds if everything goes as slowly as the slowest, one sample at a time.
-        note: What the numbers rest on, or why there are none.
-    """
-
-    nfe: float | None = None
-    verifier_calls: float | None = None
-    seconds: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.seconds is None:
-            return self.note
-        return f"about {self.seconds:.3g} s ({self.low:.3g} to {self.high:.3g} s), {self.nfe:g} nfe"
 
 
 class Jobs:
@@ -464,6 +444,7 @@ class Jobs:
         self._wake = threading.Condition(self._lock)
         self._queue: list[Job | Future[Any]] = []
         self._calls: dict[Future[Any], Callable[[], Any]] = {}
+        self._speeds: dict[str, Speed] = {}
         self._closed = False
         self._worker = threading.Thread(target=self._work, name="tts-vision searches", daemon=True)
         self._worker.start()
@@ -479,6 +460,41 @@ class Jobs:
 
         self.rules.check(config)
         config = fill_defaults(config)  # mistakes that need no model are told at once
+        return self._add(config)
+
+    def more_like(self, job: Job, uid: int, *, n: int = 8, strength: float = 0.5) -> Job:
+        """Queues a search around one particle of another one: variations of it.
+
+        Args:
+            job: The other search.
+            uid: The particle.
+            n: Variations.
+            strength: How far they may go from it, from 0 to 1.
+
+        Raises:
+            ConfigError: If there is no such particle, or it cannot be made again.
+            QueueFullError: If the queue is full.
+        """
+        from tts_vision.files import TRACE
+        from tts_vision.trace import lineage, read_trace
+
+        try:
+            chain = lineage(read_trace(job.folder / TRACE), uid)
+        except KeyError:
+            raise ConfigError(
+                f"Variations are of a particle of the search but {uid} is none of {job.id!r}; choose another."
+            ) from None
+        text = json.dumps([link.model_dump(exclude_none=True) for link in chain])
+        params = {"lineage": text, "n": n, "strength": strength}
+        update = {
+            "algorithm": "variations",
+            "algorithm_params": params,
+            "budget": f"{n + 2}x",
+            "target": None,
+        }
+        return self.submit(job.config.model_copy(update=update))
+
+    def _add(self, config: RunConfig) -> Job:
         words = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:40].rstrip("-") or "run"
         id = f"{words}-{secrets.token_hex(4)}"
         job = Job(id, self.output / id, config, self, "queued")
@@ -543,7 +559,19 @@ class Jobs:
         Raises:
             ConfigError: If it asks for something that is not allowed here, or cannot be used as given.
         """
-        raise NotImplementedError
+        from tts_vision.app.estimate import Estimate, forecast_from_budget
+        from tts_vision.resolve import fill_defaults
+
+        self.rules.check(config)
+        config = fill_defaults(config)
+        with self._lock:
+            is_busy = bool(self._queue) or any(job.state == "running" for job in self._jobs.values())
+        if is_busy:
+            speed = self._speeds.get(_speed_key(config))
+            if speed is None:
+                return Estimate(note="No forecast while a search runs: this model was not measured yet.")
+            return forecast_from_budget(config, speed)
+        return self.call(lambda: self._forecast(config)).result()
 
     def place_of(self, job: Job) -> int:
         """The place of a job in the queue, from 1; 0 if it does not wait."""
@@ -619,12 +647,44 @@ class Jobs:
                 except BaseException as error:
                     task.set_exception(error)
 
+    def _forecast(self, config: RunConfig) -> Estimate:
+        from tts_vision.app.estimate import forecast, measure
+        from tts_vision.hub import asked_once
+        from tts_vision.resolve import prepare
+        from tts_vision.trust import allowing
+        from tts_vision.verifiers.human import answered_by
+
+        with allowing(()), asked_once(), answered_by(lambda question: None):
+            setup = prepare(config, self._models.live(config))
+            key = _speed_key(config)
+            if key not in self._speeds:
+                self._speeds[key] = measure(setup)
+            return forecast(setup, self._speeds[key])
+
     def _search(self, job: Job) -> Result:
+        from tts_vision import drafts
         from tts_vision.hub import asked_once
         from tts_vision.runner import run
+        from tts_vision.steering import picking
         from tts_vision.trust import allowing
+        from tts_vision.verifiers.human import answered_by
 
         self.rules.check(job.config)
-        with allowing(()), asked_once():
+        with ExitStack() as stack:
+            for context in (allowing(()), asked_once(), answered_by(job._ask), picking(*job._taken_picks())):
+                stack.enter_context(context)
             live = self._models.live(job.config)
-            return run(job.config, live, output=job.folder, resume=True, progress=job._observe)
+            is_draft = job.config.algorithm == drafts.ALGORITHM
+            observe = drafts.keeping_previews(job.folder, job._observe) if is_draft else job._observe
+            steering = job._steering
+            result = run(
+                job.config, live, output=job.folder, resume=True, progress=observe, steering=steering
+            )
+            if is_draft:
+                drafts.write_sheet(job.folder)
+            return result
+
+
+def _speed_key(config: RunConfig) -> str:
+    settings = (config.model, config.model_options, config.sampler_options, config.verifier, config.algorithm)
+    return repr(settings)

@@ -291,7 +291,7 @@ class SearchContext:
     def number_from(self, uid: int) -> None:
         """Numbers new particles from `uid` on, or from the next free number if that is higher.
 
-        Noise is drawn by number, so a particle of another search of the same seed is made again under its own.
+        Noise is drawn by number, so a particle of another search of the same seed is made under its own.
         """
         self._engine.number_from(uid)
 

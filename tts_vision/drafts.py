@@ -198,24 +198,23 @@ def draft_file(root: Path, uid: int) -> Path:
 
 
 def write_sheet(root: Path) -> None:
-    """Draws the contact sheet of a folder of drafts, each with its number and the score of its preview.
+    """Draws the contact sheet of a folder of drafts, best first, each with its number and its score.
 
     Raises:
         StorageError: If it cannot be written.
     """
-    import math
-
     from tts_vision.candidates import Candidate
     from tts_vision.figures import contact_sheet
+    from tts_vision.results import ranked
     from tts_vision.types import Score
 
     config = read_config(root)
     scores = drafts_of(read_trace(root / TRACE))
     shown = [
         Candidate(uid, Score(value=value), 0, preview=True, path=path)
-        for uid, value in sorted(scores.items())
+        for uid, value in scores.items()
         if is_file(path := inside(root, f"{POPULATION}/{draft_file(root, uid).name}"))
     ]
-    if shown and not all(math.isnan(value) for value in scores.values()):
-        sheet = contact_sheet(shown, title=config.prompt)
+    if shown:
+        sheet = contact_sheet(ranked(shown), title=config.prompt)
         replace_file(root / SHEET, partial(sheet.save, format="PNG"), "The contact sheet")

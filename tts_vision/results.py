@@ -257,9 +257,10 @@ class Result:
         words += [f"{len(self.population)} samples"]
         words += [f"{len(self.invalid)} of them invalid"] if self.invalid else []
         words += [f"{self.spent.nfe:g} nfe", f"{self.spent.elapsed:.1f} s"]
-        ended = "stopped" if self.stopped else "budget spent"
-        words += [f"preview: {ended} before a sample was finished"] if self.is_preview else []
-        words += ["stopped"] if self.stopped else []
+        ended = "stopped" if self.stopped else "budget spent" if self.is_preview else ""
+        words += [f"preview: {ended} before a sample was finished" if self.is_preview else ended] * bool(
+            ended
+        )
         if self.satisfied is not None:
             words.append("satisfied" if self.satisfied else "not satisfied")
         words += [f"in {str(self.folder)!r}"] if self.folder else []

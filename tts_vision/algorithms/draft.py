@@ -10,19 +10,19 @@ from tts_vision.steering import PICKS, picked
 from tts_vision.types import State
 
 
-@register("algorithm", "draft", size="n")
+@register("algorithm", "draft")
 def draft(ctx: SearchContext, *, n: int = 64, steps_done: int | None = None) -> State:
     """Drafts: the first steps of many samples; the search then waits until some are picked to be finished.
 
-    A picked draft goes on from exactly where it stands, so that it becomes the sample that ``best_of_n`` makes
-    of the same particle. See `tts_vision.draft` and `tts_vision.finish`.
+    A picked draft goes on from exactly where it stands, and becomes the sample that ``best_of_n`` makes of
+    the same particle. See `tts_vision.draft` and `tts_vision.finish`.
 
     Args:
         n: Drafts.
         steps_done: Steps of each draft; by default a quarter of the trajectory.
 
     Raises:
-        ConfigError: If the steps do not lie inside the trajectory.
+        ConfigError: If the steps do not lie inside the trajectory, or the budget does not pay for the drafts.
     """
     at_least(1, n=n)
     steps = max(1, round(ctx.num_steps / 4)) if steps_done is None else steps_done
@@ -30,6 +30,12 @@ def draft(ctx: SearchContext, *, n: int = 64, steps_done: int | None = None) -> 
         raise ConfigError(
             f"Drafts must end inside the trajectory, after 1 to {ctx.num_steps - 1} steps, but got "
             f"steps_done={steps}; change it, or raise the number of inference steps."
+        )
+    most = ctx.affordable(ctx.cost(steps))
+    if most is not None and most < n:
+        raise ConfigError(
+            f"A budget must pay for all {n} drafts of {steps} steps but pays for {most}; lower n or "
+            "steps_done, or raise the budget."
         )
     drafts = ctx.advance(ctx.init(n), steps)
     ctx.score(drafts)

@@ -22,8 +22,8 @@ from tts_vision.types import State
 def variations(ctx: SearchContext, *, lineage: str, n: int = 8, strength: float = 0.5) -> State:
     """Variations: samples around one particle of another search of the same seed.
 
-    The particle is made again from its lineage, finished and scored, then sent back part of the way with fresh
-    noise, once for each variation; where the sampler cannot go back, the initial noise is changed instead.
+    The particle is made again from its lineage, finished and scored, then sent back part of the way with
+    fresh noise, once for each variation; where the sampler cannot go back, the initial noise is changed.
 
     Args:
         lineage: How the particle came to be: the ancestors as JSON, as in ``lineage`` of a result.json.
