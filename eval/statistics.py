@@ -87,8 +87,8 @@ class Arm:
 def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figure]:
     """The figures of an evaluator with intervals from resampling prompts.
 
-    They are resampled within their tags, as a benchmark fixes the number of prompts of each; where a tag has a
-    single prompt, over all of them. A tag of few prompts has no interval.
+    They are resampled within their tags, as a benchmark fixes the number of prompts of each; where a tag has
+    a single prompt, over all of them. A tag of few prompts has no interval.
     """
     if not judged:
         return {}
