@@ -573,6 +573,11 @@ class Jobs:
             return forecast_from_budget(config, speed)
         return self.call(lambda: self._forecast(config)).result()
 
+    @property
+    def models(self) -> Models:
+        """The models in memory; to be used by functions of `call` only."""
+        return self._models
+
     def place_of(self, job: Job) -> int:
         """The place of a job in the queue, from 1; 0 if it does not wait."""
         with self._lock:
