@@ -16,7 +16,7 @@ from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.files import inside, is_file, read_file
 
 _IMAGES = 64
-_TEMPLATE = '<section class="tv-panel" aria-label="{name}" data-hint="{hint}"></section>'
+TEMPLATE = '<section class="tv-panel" aria-label="{name}" data-hint="{hint}"></section>'
 
 
 class LiveView:
@@ -35,25 +35,22 @@ class LiveView:
         Args:
             request: ``job``, and ``since``, the event of the last answer.
         """
-        return _answered(lambda: self._look(self._job(request), _number(request, "since")))
+        return answered(lambda: self._look(self._job(request), _number(request, "since")))
 
     def images(self, request: Any) -> dict[str, Any]:
         """Small images of samples as data URLs by uid; ``uids`` that have none are left out."""
-        return _answered(lambda: self._images(self._job(request), _numbers(request, "uids")))
+        return answered(lambda: self._images(self._job(request), _numbers(request, "uids")))
 
     def sample(self, request: Any) -> dict[str, Any]:
         """The sample ``uid`` in full as ``source``, a data URL, and its ``kind``; its preview before that."""
-        return _answered(lambda: self._sample(self._job(request), _number(request, "uid")))
+        return answered(lambda: self._sample(self._job(request), _number(request, "uid")))
 
     def act(self, request: Any) -> dict[str, Any]:
         """Carries out ``what``: pause, resume, stop, pin, ban, more, answer or pick."""
-        return _answered(lambda: self._act(self._job(request), request))
+        return answered(lambda: self._act(self._job(request), request))
 
     def _job(self, request: Any) -> Job:
-        id = request.get("job") if isinstance(request, dict) else None
-        if not isinstance(id, str):
-            raise ConfigError(f"A request must name a job but got {id!r}; reload the page.")
-        return self._jobs.get(id)
+        return self._jobs.get(text_of(request, "job"))
 
     def _look(self, job: Job, since: int) -> dict[str, Any]:
         shot = job.snapshot(since)
@@ -105,14 +102,15 @@ class LiveView:
             "pin": lambda: _toggle(job, _number(request, "uid"), "pinned"),
             "ban": lambda: _toggle(job, _number(request, "uid"), "banned"),
             "answer": lambda: job.answer(_number(request, "question"), request.get("value")),
+            "more": lambda: self._jobs.more_like(job, _number(request, "uid")),
             "pick": lambda: job.pick(_numbers(request, "uids")),
         }
         if what not in actions:
             raise ConfigError(
                 f"An action must be one of {', '.join(actions)} but got {what!r}; reload the page."
             )
-        actions[what]()
-        return {"job": job.id}
+        made = actions[what]()
+        return {"job": made.id if isinstance(made, Job) else job.id}
 
 
 def answers(jobs: Jobs) -> list[Callable[[Any], dict[str, Any]]]:
@@ -147,7 +145,7 @@ def live_view(jobs: Jobs, name: str, hint: str, elem_id: str, *, script: str, va
     """
     return gr.HTML(
         value,
-        html_template=_TEMPLATE.format(name=name, hint=hint),
+        html_template=TEMPLATE.format(name=name, hint=hint),
         js_on_load=script,
         elem_id=elem_id,
         server_functions=answers(jobs),
@@ -155,7 +153,8 @@ def live_view(jobs: Jobs, name: str, hint: str, elem_id: str, *, script: str, va
     )
 
 
-def _answered(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def answered(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a function; a refusal is one as well, in words of the page."""
     try:
         return function()
     except TTSVisionError as error:
@@ -181,6 +180,18 @@ def _question(question: Question) -> dict[str, Any]:
 
 def _url(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def text_of(request: Any, name: str) -> str:
+    """A text in a request of the script.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    value = request.get(name) if isinstance(request, dict) else None
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} of a request must be a text but got {value!r}; reload the page.")
+    return value
 
 
 def _number(request: Any, name: str) -> int:

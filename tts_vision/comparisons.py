@@ -161,6 +161,20 @@ class Comparison:
             table.add_row(*map(Text, [*line, compute, f"{row.seconds:.1f}"]))
         return table
 
+    def mean_curve(self, verifier: str, algorithm: str) -> tuple[list[float], list[float]]:
+        """The mean best score so far of an algorithm under a verifier.
+
+        Returns:
+            Compute spent, from where all of its searches have a score, and the scores; both empty where no
+            search has any.
+        """
+        chosen = [
+            curve
+            for cell, curve in zip(self.cells, self.curves)
+            if (cell.verifier, cell.algorithm) == (verifier, algorithm) and curve
+        ]
+        return _mean_curve(chosen) if chosen else ([], [])
+
     def plot(self) -> Figure:
         """The mean best score so far against network evaluations; and the evaluator's verdict."""
         from matplotlib.figure import Figure
@@ -171,13 +185,8 @@ class Comparison:
         axes = np.atleast_1d(figure.subplots(1, panels))
         for axis, verifier in zip(axes, verifiers):
             for name in dict.fromkeys(cell.algorithm for cell in self.cells):
-                chosen = [
-                    curve
-                    for cell, curve in zip(self.cells, self.curves)
-                    if (cell.verifier, cell.algorithm) == (verifier, name) and curve
-                ]
-                if chosen:
-                    spent, best = _mean_curve(chosen)
+                spent, best = self.mean_curve(verifier, name)
+                if spent:
                     if name == PLAIN:
                         axis.axhline(best[-1], color="gray", linestyle=":", label=name)
                     else:

@@ -58,7 +58,7 @@
       enabled: (sample) => open() && isDraft(sample),
       pressed: (sample) => chosen.has(sample.uid),
       run: toggle,
-    }]);
+    }], { dropped: "" });
 
     root.append(
       el("div", { class: "tv-bar" }, state, el("div", { class: "tv-buttons" }, stop)),

@@ -5,7 +5,7 @@
 
   // choose(uid) opens a sample. acts: what can be done to one, each {what, label(sample), enabled(sample, can),
   // pressed(sample)?, run(uid)}. Tiles stay where they are while their images change.
-  ttsVision.tiles = (choose, acts) => {
+  ttsVision.tiles = (choose, acts, words = { dropped: "dropped" }) => {
     const root = el("ul", { class: "tv-grid", "aria-label": "Samples" });
     const tiles = new Map();
 
@@ -13,6 +13,7 @@
       const image = el("img", { alt: "", draggable: "false" });
       const open = el(
         "button", { type: "button", class: "tv-open", onclick: () => choose(uid) }, image,
+        el("span", { class: "tv-label", "aria-hidden": "true" }, String(uid)),
       );
       const value = el("span", { class: "tv-score" });
       const note = el("span", { class: "tv-note" });
@@ -30,7 +31,7 @@
       if (isBest) return "best";
       if (sample.banned) return "banned";
       if (sample.pinned) return "pinned";
-      return { "going on": "", dropped: "dropped", finished: "done", invalid: "broken" }[sample.fate];
+      return { "going on": "", dropped: words.dropped, finished: "done", invalid: "broken" }[sample.fate];
     };
 
     const draw = (samples, best, selected, steps, can) => {

@@ -29,7 +29,9 @@ def add(jobs: Jobs) -> None:
                 4, 128, 32, step=4, label="How many drafts", info="Each costs only its first steps."
             )
             steps = gr.Textbox(
-                label="Steps of each draft", placeholder="a quarter of all", max_lines=1,
+                label="Steps of each draft",
+                placeholder="a quarter of all",
+                max_lines=1,
                 info="More steps: clearer previews, and slower.",
             )
             model = model_control(jobs)
@@ -43,7 +45,13 @@ def add(jobs: Jobs) -> None:
             live = live_view(jobs, "Drafts", _HINT, "tv-drafts", script=_SCRIPT)
 
     def submit(
-        prompt: str, model: str, verifier: str, seed: float, budget: str | None, number: int, steps: str | None
+        prompt: str,
+        model: str,
+        verifier: str,
+        seed: float,
+        budget: str | None,
+        number: int,
+        steps: str | None,
     ) -> tuple[object, str]:
         try:
             config = config_of(
@@ -60,6 +68,10 @@ def add(jobs: Jobs) -> None:
             return gr.skip(), told(error)
 
     gr.on(
-        [go.click, prompt.submit], submit, [prompt, model, verifier, seed, budget, number, steps], [live, said],
-        show_progress="hidden", api_visibility="private",
+        [go.click, prompt.submit],
+        submit,
+        [prompt, model, verifier, seed, budget, number, steps],
+        [live, said],
+        show_progress="hidden",
+        api_visibility="private",
     )
