@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tts_vision.context import SearchContext
     from tts_vision.results import Result
     from tts_vision.trace import Event
+    from tts_vision.types import Media, Score
     from tts_vision.verifiers import human
 
 JobState: TypeAlias = Literal["queued", "running", "paused", "finished", "stopped", "failed"]
@@ -577,6 +578,28 @@ class Jobs:
     def models(self) -> Models:
         """The models in memory; to be used by functions of `call` only."""
         return self._models
+
+    def score(
+        self, media: Sequence[Media], prompts: Sequence[str], verifiers: Sequence[str]
+    ) -> list[dict[str, Score]]:
+        """Scores of samples by verifiers, once all that waits before is done.
+
+        Args:
+            media: Images or clips.
+            prompts: One each.
+            verifiers: As `Spec` reads them.
+
+        Returns:
+            For each sample its scores by verifier; NaN with the reason where there is none.
+
+        Raises:
+            ConfigError: If a verifier is unknown or not allowed here, or a prompt is too long.
+            QueueFullError: If the queue is full.
+        """
+        from tts_vision.app.scores import check_scoring, scores_by
+
+        check_scoring(self.rules, prompts, verifiers)
+        return self.call(lambda: scores_by(self._models, media, prompts, verifiers)).result()
 
     def place_of(self, job: Job) -> int:
         """The place of a job in the queue, from 1; 0 if it does not wait."""

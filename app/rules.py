@@ -71,6 +71,13 @@ class Rules:
         self._check_loading(config)
         _check_size(config.sampler_options.pipeline_kwargs)
 
+    def models(self) -> list[str]:
+        """The names of models that may be used here; those of the hub, where they may, are not listed."""
+        if self.allowed is None:
+            return [name for name in known_names("model") if name != "diffusers" and "{" not in name]
+        found = {default_model()} | {name for name in self.allowed if registered("verifier", name) is None}
+        return sorted(found)
+
     def check_model(self, name: str) -> None:
         """Checks that a model may be used.
 

@@ -22,7 +22,7 @@ from tts_vision.trust import trusting
 from tts_vision.types import Invalid, Prompt
 
 if TYPE_CHECKING:
-    from tts_vision.config import ModelOptions, SamplerOptions
+    from tts_vision.config import ModelOptions, RunConfig, SamplerOptions
     from tts_vision.context import SearchContext
     from tts_vision.results import Result
 
@@ -93,6 +93,23 @@ def draft(
         max_batch=max_batch,
         progress=keeping_previews(root, progress),
     )
+    write_sheet(root)
+    return result
+
+
+def begin(config: RunConfig, *, output: Path | str, progress: Observer | None = None) -> Result:
+    """`draft`, for a search that a configuration describes.
+
+    Args:
+        config: A search by the algorithm ``draft``.
+        output: A new folder.
+        progress: Called with the context and each event as it happens.
+
+    Returns:
+        As `draft`.
+    """
+    root = Path(output)
+    result = run(config, output=root, progress=keeping_previews(root, progress))
     write_sheet(root)
     return result
 

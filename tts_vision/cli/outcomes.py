@@ -92,7 +92,10 @@ def tell_outcome(result: Result, folder: Path) -> None:
         )
     for message in result.warnings:
         typer.echo(f"warning {message}")
-    if result.is_preview:
+    if result.stopped:
+        shown = "the best preview" if result.is_preview else "the best so far"
+        typer.echo(f"note    the search was stopped and can go on: this is {shown}")
+    elif result.is_preview:
         typer.echo("note    the budget ended before a sample was finished: this is a preview")
     elif result.budget_spent:
         typer.echo("note    the budget ended the search before its algorithm did: this is the best so far")
