@@ -1,7 +1,9 @@
-"""The five algorithms on the playground: guided by a fallible verifier, judged by the exact checker.
+"""Algorithms on the playground: guided by a fallible verifier, judged by the exact checker.
 
 ``python -m tts_vision.eval.playground`` runs every algorithm at every budget on the same prompts and seeds
-and writes one table and one plot. It may be interrupted and started again: finished searches are kept.
+and writes one table and one plot. The track ``easy`` has prompts of GenEval's six forms; ``hard`` has two
+groups of counted, coloured shapes in a relation. It may be interrupted and started again: finished searches
+are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from tts_vision.comparisons import Cell, Comparison, Row, compare, read_prompts
 from tts_vision.config import ModelOptions
@@ -23,11 +25,19 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("best_of_n", "zero_order", "search_over_paths", "evosearch", "fk_steering")
 JUDGE = "playground_oracle:graded=false"
+Track: TypeAlias = Literal["easy", "hard"]
+_FILES: dict[Track, str] = {"easy": "prompts.jsonl", "hard": "hard.jsonl"}
 
 
-def evaluation_prompts(n: int) -> list[Prompt]:
-    """`n` distinct prompts of the playground's evaluation set, evenly over the task forms while they last."""
-    path = Path(str(files("tts_vision.pipelines.playground").joinpath("prompts.jsonl")))
+def evaluation_prompts(n: int, track: Track = "easy") -> list[Prompt]:
+    """`n` distinct prompts of a track, evenly over its forms while they last.
+
+    Args:
+        n: How many at most.
+        track: ``easy``: GenEval's six task forms, 123 distinct prompts. ``hard``: two groups of counted,
+            coloured shapes in a relation, 150 prompts, five pairs of counts in turn.
+    """
+    path = Path(str(files("tts_vision.pipelines.playground").joinpath(_FILES[track])))
     by_form: dict[str, dict[str, Prompt]] = {}
     for prompt in read_prompts(path):
         by_form.setdefault(prompt.metadata["tag"], {}).setdefault(prompt.text, prompt)
@@ -59,7 +69,7 @@ def _cell(row: Row) -> str:
     return f"{100 * row.evaluation:.1f} [{low:.1f}, {high:.1f}] | {row.nfe:.0f} | {own} | {row.seconds:.1f}"
 
 
-def plot(comparisons: Sequence[Comparison]) -> Figure:
+def plot(comparisons: Sequence[Comparison], title: str = "Playground") -> Figure:
     """Accuracy against budget, a line per algorithm."""
     from matplotlib.figure import Figure
 
@@ -83,7 +93,7 @@ def plot(comparisons: Sequence[Comparison]) -> Figure:
         xscale="log",
         xlabel="network evaluations (nfe)",
         ylabel="right by the exact checker, %",
-        title="Playground",
+        title=title,
     )
     axis.legend(fontsize=8)
     return figure
@@ -92,17 +102,20 @@ def plot(comparisons: Sequence[Comparison]) -> Figure:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark from a command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/playground"), help="where everything is kept"
-    )
+    parser.add_argument("--track", choices=get_args(Track), default="easy", help="which prompts")
+    parser.add_argument("--output", type=Path, help="where everything is kept; runs/MODEL-TRACK by default")
     parser.add_argument("--budgets", nargs="+", default=["4x", "16x"])
-    parser.add_argument("--prompts", type=int, default=100, help="distinct prompts, up to 123")
+    parser.add_argument("--prompts", type=int, default=100, help="distinct prompts, up to 123 easy, 150 hard")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
-    parser.add_argument("--verifier", default="playground_clip")
+    parser.add_argument("--model", choices=("playground", "playground-var"), default="playground")
+    parser.add_argument(
+        "--algorithms", nargs="+", default=list(ALGORITHMS), help="names, with parameters as name:key=value"
+    )
+    parser.add_argument("--verifier", default="playground_judge", help="the guide")
     parser.add_argument("--dtype", default=None, help="precision of the model, such as bfloat16")
     parser.add_argument("--device", default=None)
     options = parser.parse_args(arguments)
+    output: Path = options.output or Path("runs") / f"{options.model}-{options.track}"
 
     def report(done: int, total: int, cell: Cell) -> None:
         if done % 50 == 0 or done == total:
@@ -113,23 +126,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"budget {budget}", flush=True)
         comparisons.append(
             compare(
-                "playground",
-                evaluation_prompts(options.prompts),
+                options.model,
+                evaluation_prompts(options.prompts, options.track),
                 algorithms=options.algorithms,
                 verifiers=[options.verifier],
                 evaluator=JUDGE,
                 budget=budget,
                 seeds=options.seeds,
                 model_options=ModelOptions(dtype=options.dtype, device=options.device),
-                output=options.output / budget,
+                output=output / budget,
                 progress=report,
             )
         )
     text = table(comparisons)
-    (options.output / "table.md").write_text(text + "\n")
-    plot(comparisons).savefig(options.output / "plot.png", dpi=120)
+    (output / "table.md").write_text(text + "\n")
+    plot(comparisons, f"{options.model}, {options.track} track").savefig(output / "plot.png", dpi=120)
     print(text)
-    print(f"{options.output / 'table.md'}  {options.output / 'plot.png'}")
+    print(f"{output / 'table.md'}  {output / 'plot.png'}")
 
 
 if __name__ == "__main__":

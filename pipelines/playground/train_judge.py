@@ -29,7 +29,7 @@ from tts_vision.pipelines.playground.checker import detect
 from tts_vision.pipelines.playground.judge_data import Examples
 from tts_vision.pipelines.playground.measure import draw, draw_var
 from tts_vision.pipelines.playground.quiet import quietly
-from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
+from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_clip import build_processor
 from tts_vision.pipelines.playground.training import (
     Average,
@@ -95,7 +95,7 @@ def build_judge(size: JudgeSize, seed: int) -> BlipForImageTextRetrieval:
     heads = size.width // 32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BlipForImageTextRetrieval(
+        model = BlipForImageTextRetrieval(
             BlipConfig(
                 text_config=BlipTextConfig(
                     vocab_size=len(tokenizer),
@@ -125,24 +125,49 @@ def build_judge(size: JudgeSize, seed: int) -> BlipForImageTextRetrieval:
                 image_text_hidden_size=8,
             )
         )
+        nn.init.normal_(model.text_encoder.embeddings.word_embeddings.weight, std=0.5)
+        for layer in model.text_encoder.encoder.layer:
+            # Equal queries and keys: a word starts by looking at cells whose state is like its own.
+            cross = layer.crossattention.self
+            nn.init.normal_(cross.query.weight, std=0.05)
+            cross.key.weight.data.copy_(cross.query.weight)
+    return model
 
 
-def build_heads(width: int, seed: int) -> nn.ModuleDict:
-    """The outputs that only training uses: objects of the cells, and which words are met.
+class Heads(nn.Module):
+    """Outputs that only training uses: the objects of the cells, and which words are met.
+
+    Objects are named by the word embeddings of the text tower. So the state of a cell comes near to the words
+    for its object, where cross-attention finds it.
 
     Args:
         width: Width of both towers.
         seed: Seed of the weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.ModuleDict(
-            {
-                "shape": nn.Linear(width, len(world.SHAPES) + 1),
-                "colour": nn.Linear(width, len(world.COLOURS) + 1),
-                "met": nn.Linear(width, 1),
-            }
-        )
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.met = nn.Linear(width, 1)
+            self.empty = nn.Parameter(0.5 * torch.randn(2, width))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        words = vocabulary()
+        names = (tuple(world.SHAPES), tuple(world.COLOURS), tuple(world.NUMBERS))
+        self.words = [[words[name] for name in group] for group in names]
+
+    def forward(self, embeddings: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of shape (8), colour (11) and number of objects of that shape (4) in each cell.
+
+        Args:
+            embeddings: Of the words, shape `(vocabulary, width)`.
+            seen: States of the cells, shape `(b, 64, width)`.
+        """
+        shapes, colours, numbers = (embeddings[group] for group in self.words)
+        targets = torch.cat([self.empty[:1], shapes, self.empty[1:], colours, numbers])
+        logits = self.scale * seen @ targets.T / seen.shape[-1] ** 0.5
+        shape, colour, number = logits.split([len(shapes) + 1, len(colours) + 1, len(numbers)], -1)
+        return shape, colour, number
 
 
 def judged(model: BlipForImageTextRetrieval, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,7 +337,7 @@ def train_judge(
     """
     size = size or JudgeSize()
     model = build_judge(size, seed).train()
-    heads = build_heads(size.width, seed + 1)
+    heads = Heads(size.width, seed + 1)
     modules: dict[str, nn.Module] = {"judge": model, "heads": heads}
     for module in modules.values():
         module.to(device)
@@ -343,14 +368,18 @@ def train_judge(
         cells = torch.from_numpy(batch.cells).long().to(device)
         with torch.autocast(device, torch.bfloat16):
             logits, said, seen = judged(model, x, tokens)
-            shape, colour = heads["shape"](seen), heads["colour"](seen)
-            word = heads["met"](said)[..., 0]
+            shape, colour, number = heads(model.get_input_embeddings().weight, seen)
+            word = heads.met(said)[..., 0]
         verdict = F.cross_entropy(logits.float().flatten(0, 1), right.flatten())
         asks = met >= 0
         words = F.binary_cross_entropy_with_logits(word.float()[asks], met[asks].float())
-        object_loss = F.cross_entropy(shape.float().flatten(0, 1), cells[..., 0].flatten())
-        object_loss = object_loss + F.cross_entropy(colour.float().flatten(0, 1), cells[..., 1].flatten())
-        loss = verdict + words + object_loss
+        shapes, colours = (
+            F.cross_entropy(_rows(x), cells[..., k].flatten()) for k, x in enumerate((shape, colour))
+        )
+        full = cells[..., 0] > 0
+        alike = (cells[..., 0][:, :, None] == cells[..., 0][:, None, :]).sum(-1).clamp(max=len(world.NUMBERS))
+        numbers = F.cross_entropy(number[full].float(), alike[full] - 1)
+        loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers
         for optimiser in optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -359,13 +388,24 @@ def train_judge(
             optimiser.step()
         average.update()
         hits = (logits.argmax(-1) == right).float()
-        losses = {"verdict": verdict, "words": words, "objects": object_loss, "accuracy": hits.mean()}
+        losses = {
+            "verdict": verdict,
+            "words": words,
+            "shapes": shapes,
+            "colours": colours,
+            "numbers": numbers,
+            "accuracy": hits.mean(),
+        }
         return losses if drawn is None else {**losses, "asked": hits[-drawn_count:, 0].mean()}
 
     parts = {**modules, **optimisers, "average": average}
     name = "judge-painted" if drawn is None else "judge"
     train(name, work_dir, budget, parts, step, seed, stop_after=stop_after)
     return model, average
+
+
+def _rows(logits: Tensor) -> Tensor:
+    return logits.float().flatten(0, -2)
 
 
 def _checkpoint(work_dir: Path, name: str) -> dict[str, dict]:
