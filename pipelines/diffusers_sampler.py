@@ -265,6 +265,18 @@ class DiffusersSampler(Sampler):
     def decode(self, state: State) -> list[Decoded]:
         return self._decoded(state, None)
 
+    def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> list[Decoded]:
+        if self._step_rule is not None:
+            raise CapabilityError(
+                f"The call of {self.name} adds no noise at its steps but the sampler does; build it with "
+                "stochastic=False."
+            )
+        call, _ = self._calls.batch([condition] * len(uids), "pil" if self.modality == "image" else "pt")
+        generators = [torch.Generator("cpu").manual_seed(row_seed(seed, uid)) for uid in uids]
+        generator = generators if len(uids) > 1 else generators[0]
+        output = self._driver.pipe(**call, generator=generator, return_dict=False)[0]
+        return list(_media(output, float(call.get("frame_rate", 8.0))))
+
     def facts(self, condition: Condition) -> dict[str, Any]:
         call, pipe = self._calls.of(condition), self._driver.pipe
         defaults = {name: p.default for name, p in self._driver.signature.items() if p.default is not p.empty}

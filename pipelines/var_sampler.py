@@ -17,7 +17,7 @@ from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
 from tts_vision.pipelines.decoding import NOT_FINITE
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, rows_of
-from tts_vision.pipelines.var.model import ScalePipeline, images_of
+from tts_vision.pipelines.var.model import ScalePipeline, images_of, plain_samples
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler, shared_rows
@@ -114,6 +114,10 @@ class ScaleSampler(Sampler):
 
     def decode(self, state: State) -> list[Decoded]:
         return self._decoded(state, None)
+
+    def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> list[Decoded]:
+        found = plain_samples(self._model, condition, seed, max(uids) + 1, "pil")
+        return [found[uid] for uid in uids]
 
     def facts(self, condition: Condition) -> dict[str, Any]:
         model = self._model

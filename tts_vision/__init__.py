@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tts_vision.results import Result, load_result
     from tts_vision.runner import resume, search
     from tts_vision.sampler import Sampler
+    from tts_vision.self_check import check
     from tts_vision.types import (
         Cost,
         FeatureExtractor,
@@ -68,6 +69,7 @@ __all__ = [
     "VerifierError",
     "Video",
     "__version__",
+    "check",
     "compare",
     "draft",
     "finish",
@@ -98,6 +100,7 @@ _HOMES = {
     "replays": ("Replay", "replay"),
     "results": ("Result", "load_result"),
     "runner": ("resume", "search"),
+    "self_check": ("check",),
     "sampler": ("Sampler",),
     "types": (
         "Cost",

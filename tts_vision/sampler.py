@@ -92,6 +92,19 @@ class Sampler(ABC):
         """The x0 estimates, decoded; needs at least one step done (capability ``preview``)."""
         raise self._cannot("preview", "decoding an unfinished sample")
 
+    def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> Sequence[Decoded]:
+        """The finished samples of `uids` by the generator's own call, which no search takes part in.
+
+        The independent measure of `init`, `advance` and `decode`; see `tts_vision.check`.
+
+        Raises:
+            CapabilityError: If the generator has no such call.
+        """
+        raise CapabilityError(
+            f"Plain samples need a generator with a call of its own but {self.name!r} names none; define "
+            "`plain` in its sampler."
+        )
+
     def facts(self, condition: Condition) -> dict[str, Any]:
         """How samples of a condition are generated, for the metadata of their files; none by default.
 
