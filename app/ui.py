@@ -28,11 +28,11 @@ def build(jobs: Jobs) -> gr.Blocks:
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_read("header.html"), apply_default_css=False, js_on_load=None)
-        with gr.Tabs(elem_id="tv-tabs") as tabs:
-            opened = search.add(jobs, page)
-            draft.add(jobs)
+        with gr.Tabs(elem_id="tv-tabs"):
+            searching = search.add(jobs, page)
+            drafts = draft.add(jobs)
             compare.add(jobs)
-            gallery.add(jobs, page, tabs, opened)
+            gallery.add(jobs, searching, drafts)
             score.add(jobs)
     return page
 

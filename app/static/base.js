@@ -49,6 +49,11 @@ window.ttsVision = window.ttsVision || {};
     return values[0];
   };
 
+  ttsVision.showTab = (id) => document.querySelector(`[role="tab"][data-tab-id="${id}"]`)?.click();
+
+  // children of an element, those that are missing left out
+  ttsVision.put = (node, ...children) => node.replaceChildren(...children.filter((child) => child));
+
   ttsVision.states = {
     queued: "Waiting for its turn",
     running: "Searching",

@@ -95,6 +95,6 @@
     };
     watch("value", () => open(props.value));
     new ResizeObserver(drawCurves).observe(root);
-    open(ttsVision.address("comparison"));
+    open(props.value || ttsVision.address("comparison"));
   };
 })();

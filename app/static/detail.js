@@ -34,7 +34,8 @@
       }
       const rows = Object.entries(sample.parts).map(([name, value]) =>
         el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, ttsVision.score(value))));
-      root.replaceChildren(
+      ttsVision.put(
+        root,
         view || el("div", { class: "tv-view" }),
         el("div", { class: "tv-facts" },
           el("h4", {}, `Sample ${sample.uid}`),

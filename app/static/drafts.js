@@ -105,6 +105,6 @@
       ended: () => {},
     });
     watch("value", () => follow.open(props.value));
-    follow.open(ttsVision.address("drafts"));
+    follow.open(props.value || ttsVision.address("drafts"));
   };
 })();

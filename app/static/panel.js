@@ -176,6 +176,6 @@
       if (window.innerWidth < 700) root.scrollIntoView({ behavior: "smooth" });
     });
     new ResizeObserver(draw).observe(root);
-    follow.open(keepsAddress ? ttsVision.address("job") : props.value);
+    follow.open(props.value || (keepsAddress ? ttsVision.address("job") : null));
   };
 })();

@@ -14,8 +14,8 @@ _SCRIPT = "ttsVision.drafts(element, server, {watch, props})"
 _HINT = "Write a prompt and press Draft: many unfinished previews appear here, each with a number."
 
 
-def add(jobs: Jobs) -> None:
-    """Adds the tab.
+def add(jobs: Jobs) -> gr.HTML:
+    """Adds the tab; returns its live view, whose value is the id of the job that it shows.
 
     Args:
         jobs: The searches of the server.
@@ -75,3 +75,4 @@ def add(jobs: Jobs) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+    return live

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -27,8 +29,25 @@ _BEFORE = "How long it will take and what it will cost: press 'Estimate', which 
 _HINT = "Write a prompt and press Search: the samples appear here and sharpen as they are made."
 
 
-def add(jobs: Jobs, page: gr.Blocks) -> gr.HTML:
-    """Adds the tab; returns its live view, whose value is the id of the job that it shows.
+@dataclass(frozen=True)
+class Search:
+    """The parts of the tab that others set.
+
+    Attributes:
+        live: The live view, whose value is the id of the job that it shows.
+        form: The controls that a job has values for.
+    """
+
+    live: gr.HTML
+    form: Sequence[gr.Component]
+
+    def values(self, config: RunConfig) -> list[Any]:
+        """The values of the form for a search."""
+        return [config.prompt, config.model, config.algorithm, config.verifier, config.budget, config.seed]
+
+
+def add(jobs: Jobs, page: gr.Blocks) -> Search:
+    """Adds the tab.
 
     Args:
         jobs: The searches of the server.
@@ -134,13 +153,13 @@ def add(jobs: Jobs, page: gr.Blocks) -> gr.HTML:
         show_progress="hidden",
         api_visibility="private",
     )
-    restored = [prompt, model, algorithm, verifier, budget, seed]
+    tab = Search(live, [prompt, model, algorithm, verifier, budget, seed])
 
     def restore(request: gr.Request) -> list[Any]:
-        return _restored(jobs, request.query_params.get("job"))
+        return _restored(jobs, tab, request.query_params.get("job"))
 
-    page.load(restore, None, restored, show_progress="hidden", api_visibility="private")
-    return live
+    page.load(restore, None, tab.form, show_progress="hidden", api_visibility="private")
+    return tab
 
 
 def _config(names: list[str], values: tuple[Any, ...]) -> RunConfig:
@@ -180,12 +199,9 @@ def _forecast(jobs: Jobs, names: list[str], values: tuple[Any, ...]) -> str:
         return told(error)
 
 
-def _restored(jobs: Jobs, id: str | None) -> list[Any]:
+def _restored(jobs: Jobs, tab: Search, id: str | None) -> list[Any]:
     """The values of the form for the job that the address of the page names."""
     try:
-        config = jobs.get(id).config if id else None
+        return tab.values(jobs.get(id).config) if id else [gr.skip()] * len(tab.form)
     except TTSVisionError:
-        config = None  # the live view says so
-    if config is None:
-        return [gr.skip()] * 6
-    return [config.prompt, config.model, config.algorithm, config.verifier, config.budget, config.seed]
+        return [gr.skip()] * len(tab.form)  # the live view says that there is no such job
