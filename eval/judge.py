@@ -109,11 +109,12 @@ def ranking(scores: np.ndarray, samples: Samples) -> Ranking:
     from scipy.stats import spearmanr
 
     rows = range(len(scores))
-    correlations = [
-        spearmanr(scores[i], samples.fraction[i]).statistic for i in rows if np.ptp(samples.fraction[i])
-    ]
     # A constant score ranks nothing.
-    correlations = [0.0 if math.isnan(value) else float(value) for value in correlations]
+    correlations = [
+        float(spearmanr(scores[i], samples.fraction[i]).statistic) if np.ptp(scores[i]) else 0.0
+        for i in rows
+        if np.ptp(samples.fraction[i])
+    ]
     areas = [auc(scores[i][samples.right[i]], scores[i][~samples.right[i]]) for i in rows]
     areas = [area for area in areas if not math.isnan(area)]
     return Ranking(

@@ -359,7 +359,7 @@ def train_judge(
         batch = _chosen(painted, batch_size - drawn_count, generator)
         if drawn is not None:
             batch = _joined([batch, _chosen(drawn, drawn_count, generator)])
-        x = weathered(_pixels(batch), generator).to(device)
+        x = weathered(pixels_of(batch), generator).to(device)
         tokens = torch.from_numpy(batch.tokens).long().to(device)
         length = int((tokens != 0).any(0).any(0).sum())
         tokens = tokens[..., :length]
@@ -421,7 +421,8 @@ def _taken(examples: Examples, index: Tensor) -> Examples:
     return Examples(**{name: getattr(examples, name)[rows] for name in _FIELDS})
 
 
-def _pixels(examples: Examples) -> Tensor:
+def pixels_of(examples: Examples) -> Tensor:
+    """Images as the judge takes them: float32 in [-1, 1], shape `(n, 3, 64, 64)`."""
     return torch.from_numpy(examples.images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
@@ -437,22 +438,25 @@ def calibrate(model: BlipForImageTextRetrieval, examples: Examples) -> tuple[flo
         Slope and offset.
     """
     tokens = torch.from_numpy(examples.tokens[:, :1]).long()
-    pixels = _pixels(examples)
+    pixels = pixels_of(examples)
     found = [judged(model, x, t)[0][:, 0] for x, t in zip(pixels.split(64), tokens.split(64), strict=True)]
     logit = torch.cat(found).diff(dim=-1)[:, 0].double()
     right = torch.from_numpy(examples.right[:, 0]).double()
+    centre, spread = logit.mean(), logit.std()
     line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(line[0] * logit + line[1], right)
+        fitted = line[0] * (logit - centre) / spread + line[1]
+        loss = F.binary_cross_entropy_with_logits(fitted, right)
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimiser.step(closure)
-    slope, offset = (float(value) for value in line)
+    slope = float(line[0].detach() / spread)
+    offset = float(line[1].detach() - slope * centre)
     model.itm_head.weight.mul_(slope)
     model.itm_head.bias.mul_(slope)[1].add_(offset)
     return slope, offset
