@@ -21,7 +21,7 @@ from tts_vision.pipelines.var.model import ScalePipeline, images_of, plain_sampl
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler, shared_rows
-from tts_vision.tokens import draw
+from tts_vision.tokens import draw, likeliest
 from tts_vision.types import Cost, Decoded, Invalid, Prompt, Rows, State
 
 CACHE = "cache"
@@ -52,7 +52,7 @@ class ScaleSampler(Sampler):
         self.name = pipe.name
         self._settings = dict(options.pipeline_kwargs)
         self._model = pipe.configured(self._settings)
-        self._preview_size = options.preview_size
+        self._preview_size, self._preview = options.preview_size, options.preview
         self.num_steps = len(self._model.schedule)
         self.last_noisy_step = self.num_steps - 1
         self._encoded: dict[Condition, Any] = {}
@@ -110,7 +110,38 @@ class ScaleSampler(Sampler):
             raise CapabilityError(
                 "A preview needs at least one scale but the state has none yet; advance it first."
             )
-        return self._decoded(state, self._preview_size)
+        if self._preview == "decode":
+            return self._decoded(state, self._preview_size)
+        found: dict[int, Decoded] = {}
+        for condition in distinct(state.conditions):
+            rows = [i for i, own in enumerate(state.conditions) if own == condition]
+            found |= zip(rows, self._previewed(state.select(rows)))
+        return [found[i] for i in range(len(state))]
+
+    def preview_cost(self, condition: Condition, step: int) -> Cost:
+        if self._preview == "decode" or step >= self.num_steps:
+            return Cost()
+        return self.cost(condition, step, 1 if self._preview == "expected" else self.num_steps - step)
+
+    def _previewed(self, state: State) -> list[Decoded]:
+        """Previews of rows that have one condition, by passes over scales to come."""
+        condition = state.conditions[0]
+        encoded = self._encode(condition)
+        self.meter.charge(self.preview_cost(condition, state.step) * len(state))
+        with self.meter.phase("denoise"):
+            features = self._ahead(state, encoded)
+        return self._pixels(features, self._preview_size)
+
+    def _ahead(self, state: State, encoded: Any) -> Tensor:
+        """Features with the next scale's expectation, or with the likeliest tokens of all further ones."""
+        cache, tokens = self._cache(state, encoded), state.latents
+        if self._preview == "expected":
+            probability = self._model.probability(encoded, tokens, state.step, cache)
+            return self._model.with_expected(self._model.features(tokens), probability, state.step)
+        for scale in range(state.step, self.num_steps):
+            probability = self._model.probability(encoded, tokens, scale, cache)
+            tokens = torch.cat((tokens, likeliest(probability, tokens)), 1)
+        return self._model.features(tokens)
 
     def decode(self, state: State) -> list[Decoded]:
         return self._decoded(state, None)
@@ -207,8 +238,10 @@ class ScaleSampler(Sampler):
         return self._encoded[condition]
 
     def _decoded(self, state: State, size: int | None) -> list[Decoded]:
+        return self._pixels(self._model.features(state.latents), size)
+
+    def _pixels(self, features: Tensor, size: int | None) -> list[Decoded]:
         with self.meter.phase("decode"):
-            features = self._model.features(state.latents)
             height, width = features.shape[-2:]
             if size is not None and size < self._model.stride * max(height, width):
                 ratio = size / (self._model.stride * max(height, width))

@@ -169,6 +169,9 @@ class SamplerOptions(_Settings):
         diffusion: Diffusion coefficient of "euler", as a function of time.
         diffusion_norm: Factor on that coefficient.
         interpolant: Path between noise and data on which stochastic steps of a flow model move.
+        preview: What a preview of a visual autoregressive model shows: "decode" the sum of the scales done,
+            "expected" with the next scale's expectation, for one more pass, "complete" with the likeliest
+            tokens of all further scales, for the price of these.
         preview_size: Longest side, in pixels, that previews are decoded at, by samplers that can choose; by
             default that of the finished sample.
         recompute: Whether gradients keep only the inputs of the networks' blocks and compute the rest again,
@@ -185,6 +188,7 @@ class SamplerOptions(_Settings):
     diffusion: str = "square"
     diffusion_norm: float = Field(default=1.0, gt=0)
     interpolant: Literal["linear", "vp"] = "linear"
+    preview: Literal["decode", "expected", "complete"] = "decode"
     preview_size: int | None = Field(default=None, ge=1)
     recompute: bool | None = None
 

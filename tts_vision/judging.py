@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tts_vision.calibration import History
 from tts_vision.candidates import Candidate, Candidates, MediaStore
-from tts_vision.condition import Condition
+from tts_vision.condition import Condition, distinct
 from tts_vision.engine import Engine, check_repeats
 from tts_vision.errors import BudgetSpent, TargetReached, TTSVisionError
 from tts_vision.files import STATE
@@ -100,7 +100,7 @@ class Judging:
             scores = self._recorded(past, sampler, state)
             check_repeats(set(scores) <= set(state.uids))
         else:
-            paid = todo[: self._affordable(len(todo))]
+            paid = todo[: self._affordable(len(todo), _preview_price(sampler, state))]
             scores = self._score_rows(op, sampler, state.select(paid), preview) if paid else {}
         if not preview and self.satisfied:
             raise TargetReached
@@ -130,7 +130,7 @@ class Judging:
                 self._embeddings.append(rows)
                 return rows.latents
         missing = [uid for uid in state.uids if uid not in self._decoded_at(state.step)]
-        engine.check_affordable(Cost(decodes=len(missing)))
+        engine.check_affordable((Cost(decodes=1) + _preview_price(sampler, state)) * len(missing))
         preview = state.step < sampler.num_steps
         media = self._decode(op, sampler, state, preview)
         if len(media) < len(state):
@@ -171,8 +171,8 @@ class Judging:
         """The cost of decoding and scoring `n` samples together."""
         return Cost(decodes=n, verifier_calls=sum(self.verifier.calls(n).values()))
 
-    def _affordable(self, wanted: int) -> int:
-        """How many of the `wanted` scores can be paid for."""
+    def _affordable(self, wanted: int, extra: Cost) -> int:
+        """How many of the `wanted` scores can be paid for; each preview costs `extra` besides decoding."""
         if self._engine.journal.is_spent:
             return 0
         left = self._engine.ledger.remaining()
@@ -181,7 +181,8 @@ class Judging:
         low, high = 0, wanted + 1
         while high - low > 1:
             middle = wanted if high > wanted else (low + high) // 2
-            low, high = (middle, high) if left.affords(self._price(middle)) else (low, middle)
+            fits = left.affords(self._price(middle) + extra * middle)
+            low, high = (middle, high) if fits else (low, middle)
         return low
 
     def _score_rows(self, op: int, sampler: Sampler, rows: State, preview: bool) -> dict[int, Score]:
@@ -222,7 +223,7 @@ class Judging:
             if event.kind == "answer" and event.what == "stage_score":
                 check_repeats((event.value, event.uids) == (asked, state.uids))
                 return torch.tensor(event.values, dtype=torch.float64)
-        if self._affordable(len(state)) < len(state):
+        if self._affordable(len(state), _preview_price(sampler, state)) < len(state):
             raise BudgetSpent
         preview = state.step < sampler.num_steps
         media = self._decode(op, sampler, state, preview, scored=True)
@@ -356,6 +357,14 @@ def _remarked(score: Score, media: Media) -> Score:
         return score
     remark = f"constant {'clip' if isinstance(media, Video) else 'image'}"
     return score.model_copy(update={"reason": f"{score.reason}; {remark}" if score.reason else remark})
+
+
+def _preview_price(sampler: Sampler, state: State) -> Cost:
+    """The cost of a preview of one row besides decoding, by the dearest condition; none of a finished one."""
+    if state.step >= sampler.num_steps:
+        return Cost()
+    prices = [sampler.preview_cost(condition, state.step) for condition in distinct(state.conditions)]
+    return max(prices, key=lambda price: price.compute)
 
 
 def _to_embed(samples: Sequence[Decoded], modality: Modality) -> list[Media]:

@@ -66,7 +66,13 @@ class StandInSampler(Sampler):
             return [Video(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))] * len(state)
         return [Image.new("RGB", (8, 8))] * len(state)
 
-    preview = decode
+    def preview(self, state: State) -> list[Media]:
+        for condition in state.conditions:
+            self.meter.charge(self.preview_cost(condition, state.step))
+        return self.decode(state)
+
+    def preview_cost(self, condition: Condition, step: int) -> Cost:
+        return self.real.preview_cost(condition, step)
 
     def cost(self, condition: Condition, step: int, steps: int) -> Cost:
         return self.real.cost(condition, step, steps)

@@ -88,6 +88,13 @@ class Sampler(ABC):
     def cost(self, condition: Condition, step: int, steps: int) -> Cost:
         """The cost of one row from `step` on for `steps` steps."""
 
+    def preview_cost(self, condition: Condition, step: int) -> Cost:
+        """The cost of a row's preview at `step` besides decoding it; none by default.
+
+        A sampler whose previews ask the network reports that cost to `meter` as well, before it does.
+        """
+        return Cost()
+
     def preview(self, state: State) -> Sequence[Decoded]:
         """The x0 estimates, decoded; needs at least one step done (capability ``preview``)."""
         raise self._cannot("preview", "decoding an unfinished sample")

@@ -41,6 +41,18 @@ def draw(probability: Tensor, uniform: Tensor) -> Tensor:
     return ids.clamp_max(probability.shape[-1] - 1)
 
 
+def likeliest(probability: Tensor, tokens: Tensor) -> Tensor:
+    """The likeliest tokens.
+
+    Args:
+        probability: As in `draw`.
+        tokens: ``(B, T, ...)`` of earlier tokens, of the same kind: bits or ids.
+    """
+    if probability.ndim == tokens.ndim and tokens.dtype == torch.uint8:
+        return (probability > 0.5).to(torch.uint8)
+    return probability.argmax(-1).to(tokens.dtype)
+
+
 def redrawn(uniform: Tensor, noise: Tensor, share: float) -> Tensor:
     """The uniform numbers with each replaced by a fresh one with probability `share`, all independent.
 

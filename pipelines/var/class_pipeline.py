@@ -158,6 +158,12 @@ class ConfiguredVAR:
         return self.pipe.vae.quantizer.summed(tokens.to(self.device), self.schedule, scales)
 
     @torch.no_grad()
+    def with_expected(self, features: Tensor, probability: Tensor, scale: int) -> Tensor:
+        return self.pipe.vae.quantizer.with_expected(
+            features, probability.to(features.device), self.schedule, scale
+        )
+
+    @torch.no_grad()
     def pixels(self, features: Tensor) -> Tensor:
         return self.pipe.vae.decode(features)
 

@@ -70,6 +70,9 @@ class ConfiguredModel(Protocol):
     def features(self, tokens: Tensor) -> Tensor:
         """The sum ``(B, C, H, W)``, at full size, of the scales that a prefix holds."""
 
+    def with_expected(self, features: Tensor, probability: Tensor, scale: int) -> Tensor:
+        """Features with the expectation of one more scale, whose tokens have these probabilities."""
+
     def pixels(self, features: Tensor) -> Tensor:
         """RGB pixels ``(B, 3, H, W)`` in [-1, 1] of features of any size."""
 

@@ -192,6 +192,12 @@ class ConfiguredInfinity:
         scales = self.schedule.starts.index(tokens.shape[1])
         return self.pipe.vae.quantizer.summed(tokens, self.schedule, scales)
 
+    def with_expected(self, features: Tensor, probability: Tensor, scale: int) -> Tensor:
+        # bits are plus or minus one, so that their probabilities in the place of bits give the expectation
+        return self.pipe.vae.quantizer.added(
+            features, probability.to(features.device), self.schedule.grids[scale]
+        )
+
     @torch.no_grad()
     def pixels(self, features: Tensor) -> Tensor:
         return self.pipe.vae.decode(features)

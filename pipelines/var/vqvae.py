@@ -97,7 +97,23 @@ class MultiScaleVQ(nn.Module):
 
     def contribution(self, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
         """The part of one scale in the sum, ``(B, C, H, W)``: its embeddings at full size, smoothed."""
-        codes = self.codes(ids, schedule.grids[scale])
+        return self._smoothed(self.codes(ids, schedule.grids[scale]), schedule, scale)
+
+    def with_expected(self, features: Tensor, probability: Tensor, schedule: Schedule, scale: int) -> Tensor:
+        """The sum so far with the expectation of one more scale.
+
+        Args:
+            features: ``(B, C, H, W)``.
+            probability: ``(B, L, V)`` of each id.
+            schedule: The scales.
+            scale: Which one is added.
+        """
+        grid = schedule.grids[scale]
+        codes = (probability.float() @ self.embedding.weight.float()).transpose(1, 2).unflatten(2, grid)
+        return features + self._smoothed(codes, schedule, scale)
+
+    def _smoothed(self, codes: Tensor, schedule: Schedule, scale: int) -> Tensor:
+        """Embeddings ``(B, C, h, w)`` of one scale at full size, smoothed by its convolution."""
         if schedule.grids[scale] != schedule.final:
             codes = F.interpolate(codes, schedule.final, mode="bicubic")
         phi = self._phis[phi_of_scale(scale, len(schedule), len(self._phis))]
