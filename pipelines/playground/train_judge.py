@@ -34,6 +34,7 @@ from tts_vision.pipelines.playground.train_clip import build_processor
 from tts_vision.pipelines.playground.training import (
     Average,
     Budget,
+    Stateful,
     build_optimisers,
     log,
     set_learning_rate,
@@ -126,11 +127,11 @@ def build_judge(size: JudgeSize, seed: int) -> BlipForImageTextRetrieval:
             )
         )
         nn.init.normal_(model.text_encoder.embeddings.word_embeddings.weight, std=0.5)
-        for layer in model.text_encoder.encoder.layer:
-            # Equal queries and keys: a word starts by looking at cells whose state is like its own.
-            cross = layer.crossattention.self
-            nn.init.normal_(cross.query.weight, std=0.05)
-            cross.key.weight.data.copy_(cross.query.weight)
+        weights = dict(model.text_encoder.named_parameters())
+        # Equal queries and keys: a word starts by looking at cells whose state is like its own.
+        for name in [name for name in weights if name.endswith("crossattention.self.query.weight")]:
+            nn.init.normal_(weights[name], std=0.05)
+            weights[name.replace("query", "key")].data.copy_(weights[name])
     return model
 
 
@@ -398,7 +399,7 @@ def train_judge(
         }
         return losses if drawn is None else {**losses, "asked": hits[-drawn_count:, 0].mean()}
 
-    parts = {**modules, **optimisers, "average": average}
+    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average}
     name = "judge-painted" if drawn is None else "judge"
     train(name, work_dir, budget, parts, step, seed, stop_after=stop_after)
     return model, average
@@ -498,8 +499,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--work-dir", type=Path, default=Path("judge_train"), help="data, checkpoint, log")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
-    parser.add_argument("--minutes-begin", type=float, default=12.0, help="of training on painted images")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of training on samples too")
+    parser.add_argument("--minutes-begin", type=float, default=14.0, help="of training on painted images")
+    parser.add_argument("--minutes", type=float, default=40.0, help="of training on samples too")
     parser.add_argument("--steps", type=int, help="train each time by this many steps, not by the clock")
     parser.add_argument("--painted", type=int, default=amounts.painted, help="painted images")
     parser.add_argument("--flow", type=int, default=amounts.flow, help="samples of the flow")

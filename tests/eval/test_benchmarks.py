@@ -33,7 +33,7 @@ def test_the_hard_track_is_guided_by_the_judge_and_judged_by_the_checker(tmp_pat
     root = tmp_path / "runs" / "playground-hard"
     lines = (root / "table.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["plain", "best_of_n", "fk_steering"]
-    configs = [json.loads(file.read_text()) for file in root.rglob("config.json")]
+    configs = [json.loads(file.read_text())["config"] for file in root.rglob("result.json")]
     assert {config["verifier"] for config in configs} == {"playground_judge"}
     (prompt,) = {config["prompt"] for config in configs}
     assert prompt == playground.evaluation_prompts(1, "hard")[0].text
