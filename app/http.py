@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tts_vision.app import uploads
 from tts_vision.app.jobs import Job, Jobs, QueueFullError
+from tts_vision.app.rules import Rules, check_prompt
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, StorageError, TTSVisionError
 from tts_vision.files import inside, is_file, read_file
@@ -75,12 +76,15 @@ class SearchBody(_Body):
     until: float | Literal["satisfied"] | None = None
     seed: Annotated[StrictInt, Field(ge=0, lt=2**62)] = 0
 
-    def config(self, number: int = 0) -> RunConfig:
+    def config(self, rules: Rules, number: int = 0) -> RunConfig:
         """The search; the `number`-th of several has the `number`-th seed from `seed` on.
 
         Raises:
-            ConfigError: If it cannot be used as given.
+            ConfigError: If it cannot be used as given, or is not allowed.
         """
+        check_prompt(self.prompt)
+        if self.model is not None:
+            rules.check_model(self.model)
         values: dict[str, Any] = {
             "prompt": self.prompt,
             "algorithm": self.algorithm,
@@ -170,14 +174,14 @@ def routes(jobs: Jobs) -> APIRouter:
     @router.post("/images/generations")
     async def images(request: Request) -> dict[str, Any]:
         body = await _json_body(request, ImagesBody)
-        found = await _all(jobs, [body.config(i) for i in range(body.n or 1)], request)
+        found = await _all(jobs, [body.config(jobs.rules, i) for i in range(body.n or 1)], request)
         data = [await run_in_threadpool(_image, job, body, request) for job in found]
         return {"created": int(time.time()), "data": data}
 
     @router.post("/jobs")
     async def submit(request: Request) -> dict[str, Any]:
         body = await _json_body(request, SearchBody)
-        job = await run_in_threadpool(jobs.submit, body.config())
+        job = await run_in_threadpool(jobs.submit, body.config(jobs.rules))
         return {"id": job.id, "state": job.state}
 
     @router.get("/jobs/{id}")
