@@ -1,8 +1,9 @@
-"""What small previews are worth: `python -m tts_vision.eval.var_previews`.
+"""How previews rank their outcome: `python -m tts_vision.eval.var_previews`.
 
-Draws samples of the playground's visual autoregressive model, decodes each after every scale at full size and
-smaller, and compares how the verifier ranks them: with the ranks at full size, and with those of the finished
-samples. Takes about two minutes and writes ``eval/results/var_previews.md``.
+Draws samples of the playground's visual autoregressive model and previews each after every scale: decoded at
+full size and smaller, with the next scale's expectation, and completed with the likeliest tokens. Compares how
+the verifier ranks the previews with its ranks of the finished samples, and small ones with those at full size.
+Takes about three minutes and writes ``eval/results/var_previews.md``.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Row:
 
     Attributes:
         scale: Scales done.
+        mode: As in `SamplerOptions.preview`.
         size: Side of the previews in pixels.
         with_full: With the scores of previews at full size.
         with_final: With the scores of the finished samples.
     """
 
     scale: int
+    mode: str
     size: int
     with_full: float
     with_final: float
@@ -54,41 +57,46 @@ def measure(prompts: Sequence[Prompt], samples: int, sizes: Sequence[int], verif
         verifier: What ranks.
     """
     pipe = load_model(RunConfig(prompt="-", model="playground-var", verifier=verifier.name))
+    kinds = [("decode", size) for size in (*sizes, FULL)] + [("expected", FULL), ("complete", FULL)]
     samplers = {
-        size: ScaleSampler(pipe, options=SamplerOptions(preview_size=size)) for size in (*sizes, FULL)
+        (mode, size): ScaleSampler(pipe, options=SamplerOptions(preview=mode, preview_size=size))
+        for mode, size in kinds
     }
-    whole = samplers[FULL]
-    pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    whole = samplers["decode", FULL]
+    pairs: dict[tuple[int, str, int], list[tuple[float, float]]] = {}
     for prompt in prompts:
         state = whole.init(whole.condition_of(prompt), range(samples), seed=0)
-        scores: dict[tuple[int, int], list[float]] = {}
+        scores: dict[tuple[int, str, int], list[float]] = {}
         for scale in range(1, whole.num_steps):
             state = whole.advance(state)
-            for size, sampler in samplers.items():
+            for (mode, size), sampler in samplers.items():
                 previews = all_valid(sampler.preview(state), sampler.name)
                 scored = verifier.score(previews, [prompt] * samples)
-                scores[scale, size] = [score.value for score in scored]
+                scores[scale, mode, size] = [score.value for score in scored]
         state = whole.advance(state)
         finished = all_valid(whole.decode(state), whole.name)
         final = [score.value for score in verifier.score(finished, [prompt] * samples)]
-        for (scale, size), values in scores.items():
-            found = (spearman(list(zip(values, scores[scale, FULL]))), spearman(list(zip(values, final))))
-            pairs.setdefault((scale, size), []).append(tuple(math.nan if r is None else r for r in found))  # type: ignore[arg-type]
+        for (scale, mode, size), values in scores.items():
+            full = spearman(list(zip(values, scores[scale, "decode", FULL])))
+            end = spearman(list(zip(values, final)))
+            both = (math.nan if full is None else full, math.nan if end is None else end)
+            pairs.setdefault((scale, mode, size), []).append(both)
+    order = {kind: number for number, kind in enumerate(kinds)}
     return [
-        Row(scale, size, *map(float, np.nanmean(np.array(found), axis=0)))
-        for (scale, size), found in sorted(pairs.items())
+        Row(scale, mode, size, *map(float, np.nanmean(np.array(found), axis=0)))
+        for (scale, mode, size), found in sorted(pairs.items(), key=lambda p: (p[0][0], order[p[0][1:]]))
     ]
 
 
 def table(rows: Sequence[Row], num_scales: int) -> str:
     """The rows as Markdown."""
     lines = [
-        "| scales done | previews | rank correlation with full size | with the finished sample |",
-        "|---|---|--:|--:|",
+        "| scales done | preview | side | rank correlation with `decode` at 64 | with the finished sample |",
+        "|---|---|--:|--:|--:|",
     ]
     for row in rows:
         lines.append(
-            f"| {row.scale} of {num_scales} | {row.size}x{row.size} | {row.with_full:.2f} "
+            f"| {row.scale} of {num_scales} | {row.mode} | {row.size} | {row.with_full:.2f} "
             f"| {row.with_final:.2f} |"
         )
     return "\n".join(lines) + "\n"

@@ -87,8 +87,10 @@ def test_small_previews_are_compared_with_large_ones(
     text = file.read_text()
     assert text in capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
-    assert [row[:2] for row in rows[:2]] == [["1 of 6", "32x32"], ["1 of 6", "64x64"]]
-    assert len(rows) == 2 * 5
-    full = [row for row in rows if row[1] == "64x64"]
-    assert {row[2] for row in full} == {"1.00"}
-    assert float(full[-1][3]) > float(full[0][3])
+    assert [row[:3] for row in rows[:2]] == [["1 of 6", "decode", "32"], ["1 of 6", "decode", "64"]]
+    assert len(rows) == 4 * 5
+    full = [row for row in rows if row[1:3] == ["decode", "64"]]
+    assert {row[3] for row in full} == {"1.00"}
+    assert float(full[-1][4]) > float(full[0][4])
+    ends = [float(row[4]) for row in rows if row[1] == "complete"]
+    assert ends[2] > float(full[2][4]), "half-way, a completion says more than the sum of the scales done"
