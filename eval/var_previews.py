@@ -1,8 +1,8 @@
 """How previews rank their outcome: `python -m tts_vision.eval.var_previews`.
 
 Draws samples of the playground's visual autoregressive model and previews each after every scale: decoded at
-full size and smaller, with the next scale's expectation, and completed with the likeliest tokens. Compares the
-ranks that the verifier gives the previews with those of the finished samples, and of small ones with those at
+full size and smaller, with the next scale's expectation, and completed with the likeliest tokens. Compares
+the ranks of the previews with those of the finished samples, by a verifier, and of small ones with those at
 full size. Takes about three minutes and writes ``eval/results/var_previews.md``.
 """
 
