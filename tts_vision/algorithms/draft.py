@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tts_vision.algorithms._common import at_least
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
@@ -31,7 +33,7 @@ def draft(ctx: SearchContext, *, n: int = 64, steps_done: int | None = None) -> 
             f"Drafts must end inside the trajectory, after 1 to {ctx.num_steps - 1} steps, but got "
             f"steps_done={steps}; change it, or raise the number of inference steps."
         )
-    most = ctx.affordable(ctx.cost(steps))
+    most = replace(ctx.ledger.remaining(), seconds=None).times(ctx.cost(steps))  # time is only a forecast
     if most is not None and most < n:
         raise ConfigError(
             f"A budget must pay for all {n} drafts of {steps} steps but pays for {most}; lower n or "

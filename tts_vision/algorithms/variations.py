@@ -12,7 +12,7 @@ from tts_vision.algorithms._common import at_least, fraction
 from tts_vision.condition import Asset, Condition
 from tts_vision.context import SearchContext
 from tts_vision.errors import CapabilityError, ConfigError
-from tts_vision.moves import Select, from_description
+from tts_vision.moves import Move, Select, from_description
 from tts_vision.registry import register
 from tts_vision.trace import Ancestor
 from tts_vision.types import State
@@ -75,7 +75,7 @@ def relive(ctx: SearchContext, chain: Sequence[Ancestor]) -> tuple[State, State]
     ctx.number_from(first.uid)
     state = begin = ctx.init(1, _condition(first))
     for child in chain[1:]:
-        move = from_description(child.move or {"name": child.origin})
+        move = _move(child)
         if child.sampler or move.gradient_steps:
             raise ConfigError(
                 f"A particle that is varied must be made by its own generator without gradients but particle "
@@ -107,6 +107,16 @@ def _chain(text: str) -> list[Ancestor]:
         raise ConfigError(
             f"A lineage must be the ancestors of a particle, as JSON, but got {text[:80]!r} "
             f"({str(error).splitlines()[0]}); take it from a result.json."
+        ) from None
+
+
+def _move(ancestor: Ancestor) -> Move:
+    try:
+        return from_description(ancestor.move or {"name": ancestor.origin})
+    except (TypeError, KeyError) as error:
+        raise ConfigError(
+            f"A lineage must name moves with their values but particle {ancestor.uid} cannot be made with "
+            f"{ancestor.move!r} ({error}); take it from a result.json."
         ) from None
 
 
