@@ -78,6 +78,9 @@ class CountedModel:
         share = tokens.float().mean((1, 2)) if tokens.shape[1] else torch.zeros(len(tokens))
         return share[:, None, None, None].expand(-1, 3, *self.schedule.final)
 
+    def with_expected(self, features: Tensor, probability: Tensor, scale: int) -> Tensor:
+        return features
+
     def pixels(self, features: Tensor) -> Tensor:
         return features
 
