@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from tts_vision.types import Prompt
 from tts_vision.verifier import Verifier
 
 FULL = 64
+Mode: TypeAlias = Literal["decode", "expected", "complete"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Row:
     """
 
     scale: int
-    mode: str
+    mode: Mode
     size: int
     with_full: float
     with_final: float
@@ -57,16 +59,19 @@ def measure(prompts: Sequence[Prompt], samples: int, sizes: Sequence[int], verif
         verifier: What ranks.
     """
     pipe = load_model(RunConfig(prompt="-", model="playground-var", verifier=verifier.name))
-    kinds = [("decode", size) for size in (*sizes, FULL)] + [("expected", FULL), ("complete", FULL)]
+    kinds: list[tuple[Mode, int]] = [("decode", size) for size in (*sizes, FULL)] + [
+        ("expected", FULL),
+        ("complete", FULL),
+    ]
     samplers = {
         (mode, size): ScaleSampler(pipe, options=SamplerOptions(preview=mode, preview_size=size))
         for mode, size in kinds
     }
     whole = samplers["decode", FULL]
-    pairs: dict[tuple[int, str, int], list[tuple[float, float]]] = {}
+    pairs: dict[tuple[int, Mode, int], list[tuple[float, float]]] = {}
     for prompt in prompts:
         state = whole.init(whole.condition_of(prompt), range(samples), seed=0)
-        scores: dict[tuple[int, str, int], list[float]] = {}
+        scores: dict[tuple[int, Mode, int], list[float]] = {}
         for scale in range(1, whole.num_steps):
             state = whole.advance(state)
             for (mode, size), sampler in samplers.items():

@@ -147,8 +147,10 @@ class ScaleSampler(Sampler):
         return self._decoded(state, None)
 
     def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> list[Decoded]:
-        found = plain_samples(self._model, condition, seed, max(uids) + 1, "pil")
-        return [found[uid] for uid in uids]
+        tokens = plain_samples(self._model, condition, seed, max(uids) + 1, "tokens")
+        assert isinstance(tokens, Tensor)
+        pixels = self._model.pixels(self._model.features(tokens[list(uids)]))
+        return list(images_of(pixels))
 
     def facts(self, condition: Condition) -> dict[str, Any]:
         model = self._model

@@ -66,7 +66,8 @@ class Engine:
         op = self.op
         self.op += 1
         past = self.journal.past(op)
-        self._parts = {e.value["key"]: e.value["answer"] for e in past if e.what == PART}
+        parts = [e.value for e in past if e.kind == "answer" and e.what == PART]
+        self._parts = {part["key"]: part["answer"] for part in parts}
         if all(event.what in ("decode", PART) for event in past):
             past = []  # killed between decoding and scoring: both are done again
         if past:
