@@ -350,7 +350,7 @@ class Job:
     def _move(self, state: JobState, error: str | None = None) -> None:
         with self._moved:
             self._state, self._error = state, error
-            self._watch.number += 1
+            self._watch.touch()
             self._moved.notify_all()
 
     def _check_goes_on(self, uid: int, what: str) -> None:
@@ -371,25 +371,27 @@ class Job:
                 return
             self._move("running")
         self._recorded = None
+        state, error = self._outcome()
+        with self._moved:
+            self._question, self._wanted = None, ""
+            self._move(state, error)
+
+    def _outcome(self) -> tuple[JobState, str | None]:
+        """Where a session of the search ends, and why it failed if it did."""
         try:
             result = self._jobs._search(self)
         except _Interrupted:
-            self._move("paused" if self._wanted == "pause" else "stopped")
+            return ("paused" if self._wanted == "pause" else "stopped"), None
         except TTSVisionError as error:
-            self._move("failed", str(error))
+            return "failed", str(error)
         except (Exception, SystemExit) as error:
             from tts_vision.failures import explain
 
-            self._move("failed", str(explain(error)))
-        else:
-            if not result.stopped:
-                with self._watch.lock:
-                    self._watch.end()
-            self._move("stopped" if result.stopped else "finished")
-        finally:
-            with self._moved:
-                self._question = None
-                self._wanted = ""
+            return "failed", str(explain(error))
+        if result.stopped:
+            return "stopped", None
+        self._watch.end()
+        return "finished", None
 
     def _observe(self, context: SearchContext, event: Event) -> None:
         self._watch.observe(context, event)
@@ -416,7 +418,7 @@ class Job:
             self._questions += 1
             self._question = Question(self._questions, asked.kind, asked.prompt.text, images, asked.step)
             self._answered = False
-            self._watch.number += 1
+            self._watch.touch()
             while not self._answered:
                 self._obey()
                 self._moved.wait()

@@ -166,11 +166,17 @@ class Watch:
             elif event.kind == "done":
                 self.end()
 
+    def touch(self) -> None:
+        """Something beside the particles changed."""
+        with self.lock:
+            self.number += 1
+
     def end(self) -> None:
         """No particle goes on any more."""
-        for uid, particle in list(self.particles.items()):
-            if particle.fate == "going on":
-                self._change(uid, fate="dropped")
+        with self.lock:
+            for uid, particle in list(self.particles.items()):
+                if particle.fate == "going on":
+                    self._change(uid, fate="dropped")
 
     def mark(self, pinned: Iterable[int], banned: Iterable[int]) -> None:
         """Takes note of what the person pinned and banned."""
