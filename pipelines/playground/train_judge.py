@@ -136,10 +136,11 @@ def build_judge(size: JudgeSize, seed: int) -> BlipForImageTextRetrieval:
 
 
 class Heads(nn.Module):
-    """Outputs that only training uses: the objects of the cells, and which words are met.
+    """Outputs that only training uses: the objects of the cells, where words look, and which are met.
 
     Objects are named by the word embeddings of the text tower. So the state of a cell comes near to the words
-    for its object, where cross-attention finds it.
+    for its object, where cross-attention finds it. The layers of the text tower get one task each: after the
+    first a shape's word knows the place of its objects, after the next ones a word knows whether it is met.
 
     Args:
         width: Width of both towers.
@@ -150,12 +151,17 @@ class Heads(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.met = nn.Linear(width, 1)
+            self.place = nn.Linear(width, 2)
+            self.met = nn.ModuleList(nn.Linear(width, 1) for _ in range(2))
             self.empty = nn.Parameter(0.5 * torch.randn(2, width))
         self.scale = nn.Parameter(torch.tensor(1.0))
         words = vocabulary()
         names = (tuple(world.SHAPES), tuple(world.COLOURS), tuple(world.NUMBERS))
         self.words = [[words[name] for name in group] for group in names]
+
+    def words_met(self, said: list[Tensor]) -> list[Tensor]:
+        """Logits of the words being met, by the last layers but the first: each `(b, k, t)`."""
+        return [head(state)[..., 0] for head, state in zip(self.met, said[1:][-2:])]
 
     def forward(self, embeddings: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of shape (8), colour (11) and number of objects of that shape (4) in each cell.
@@ -180,8 +186,8 @@ def judged(model: BlipForImageTextRetrieval, pixels: Tensor, tokens: Tensor) -> 
         tokens: Captions, shape `(b, k, t)`, padded with zeros.
 
     Returns:
-        Logits of wrong and right `(b, k, 2)`, states of the words `(b, k, t, width)` and of the cells
-        `(b, 64, width)`.
+        Logits of wrong and right `(b, k, 2)`, states of the words after each layer, each
+        `(b, k, t, width)`, and states of the cells `(b, 64, width)`.
     """
     b, k, t = tokens.shape
     seen = model.vision_model(pixel_values=pixels).last_hidden_state
@@ -189,13 +195,40 @@ def judged(model: BlipForImageTextRetrieval, pixels: Tensor, tokens: Tensor) -> 
     real = (tokens != 0).view(b, 1, k * t)
     own = (caption[:, None] == caption[None, :])[None] & real
     mask = torch.zeros(own.shape, device=pixels.device).masked_fill(~own, -1e4)[:, None]
-    said = model.text_encoder(
+    states = model.text_encoder(
         input_ids=tokens.reshape(b, k * t),
         attention_mask=mask,
         position_ids=torch.arange(t, device=tokens.device).repeat(k)[None],
         encoder_hidden_states=seen,
-    ).last_hidden_state.view(b, k, t, -1)
-    return model.itm_head(said[:, :, 0]), said, seen[:, 1:]
+        output_hidden_states=True,
+    ).hidden_states
+    said = [state.view(b, k, t, -1) for state in states[1:]]
+    return model.itm_head(said[-1][:, :, 0]), said, seen[:, 1:]
+
+
+def places_of(tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the objects lie that the words for shapes name.
+
+    Args:
+        tokens: Captions, shape `(b, k, t)`.
+        cells: See `Examples.cells`, shape `(b, 64, 2)`.
+
+    Returns:
+        Which words name a shape that the image has `(b, k, t)`, and the mean place of its objects
+        `(b, k, t, 2)`, right and down in [-1, 1].
+    """
+    words = vocabulary()
+    shape_of = torch.zeros(len(words), dtype=torch.long, device=tokens.device)
+    for i, shape in enumerate(world.SHAPES, start=1):
+        shape_of[words[shape]] = shape_of[words[world.PLURALS[shape]]] = i
+    axis = (torch.arange(judge_data.GRID, device=tokens.device) + 0.5) * 2 / judge_data.GRID - 1
+    grid = torch.stack([axis.repeat(judge_data.GRID), axis.repeat_interleave(judge_data.GRID)], -1)
+    member = F.one_hot(cells[..., 0], len(world.SHAPES) + 1).float()
+    count = member.sum(1)
+    centre = torch.einsum("bcs,cd->bsd", member, grid) / count.clamp(min=1)[..., None]
+    shape = shape_of[tokens]
+    row = torch.arange(len(tokens), device=tokens.device)[:, None, None]
+    return (shape > 0) & (count[row, shape] > 0), centre[row, shape]
 
 
 def weathered(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -370,17 +403,21 @@ def train_judge(
         with torch.autocast(device, torch.bfloat16):
             logits, said, seen = judged(model, x, tokens)
             shape, colour, number = heads(model.get_input_embeddings().weight, seen)
-            word = heads.met(said)[..., 0]
+            met_logits, places = heads.words_met(said), heads.place(said[0])
         verdict = F.cross_entropy(logits.float().flatten(0, 1), right.flatten())
         asks = met >= 0
-        words = F.binary_cross_entropy_with_logits(word.float()[asks], met[asks].float())
+        words = torch.stack(
+            [F.binary_cross_entropy_with_logits(x.float()[asks], met[asks].float()) for x in met_logits]
+        ).mean()
+        known, aimed = places_of(tokens, cells)
+        place = F.mse_loss(places.float()[known], aimed[known])
         shapes, colours = (
             F.cross_entropy(_rows(x), cells[..., k].flatten()) for k, x in enumerate((shape, colour))
         )
         full = cells[..., 0] > 0
         alike = (cells[..., 0][:, :, None] == cells[..., 0][:, None, :]).sum(-1).clamp(max=len(world.NUMBERS))
         numbers = F.cross_entropy(number[full].float(), alike[full] - 1)
-        loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers
+        loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers + 3 * place
         for optimiser in optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -395,6 +432,7 @@ def train_judge(
             "shapes": shapes,
             "colours": colours,
             "numbers": numbers,
+            "place": place,
             "accuracy": hits.mean(),
         }
         return losses if drawn is None else {**losses, "asked": hits[-drawn_count:, 0].mean()}

@@ -24,7 +24,7 @@ from tts_vision.registry import lookup
 from tts_vision.testing.contracts import DifferentiableVerifierContract
 from tts_vision.verifiers.playground_judge import PlaygroundJudge
 
-SIZE = JudgeSize(width=32, vision_layers=1, text_layers=1)
+SIZE = JudgeSize(width=32, vision_layers=1, text_layers=2)
 EVALUATION = [record["prompt"] for record in [*world.load_prompts(), *hard.load_hard_prompts()]]
 
 
@@ -148,6 +148,19 @@ def test_captions_of_one_pass_do_not_see_one_another(examples: Examples) -> None
             mask = (tokens[:, k] != 0).long()
             alone = model(input_ids=tokens[:, k], attention_mask=mask, pixel_values=pixels).itm_score
             assert torch.allclose(together[:, k], alone, atol=1e-5)
+
+
+def test_words_for_shapes_aim_at_their_objects() -> None:
+    circles = [world.Thing("circle", "red", 12, 20, 8), world.Thing("circle", "blue", 12, 44, 8)]
+    scene = world.Scene((*circles, world.Thing("star", "blue", 52, 32, 8)), 128)
+    cells = torch.from_numpy(judge_data.cells_of(judge_data.found_in(scene)))[None].long()
+    assert sorted(map(tuple, cells[0][cells[0, :, 0] > 0].tolist())) == [(1, 1), (1, 5), (7, 5)]
+    ids = build_tokenizer()("two circles left of a star and a ring").input_ids
+    known, places = train_judge.places_of(torch.tensor(ids)[None, None], cells)
+    # "circles" and "star" are there, "ring" is not
+    assert known[0, 0].nonzero()[:, 0].tolist() == [1, 5]
+    assert places[0, 0, 1].tolist() == pytest.approx([-0.625, 0.0], abs=0.13)
+    assert places[0, 0, 5].tolist() == pytest.approx([0.625, 0.0], abs=0.13)
 
 
 def test_a_resumed_judge_equals_an_uninterrupted_one(tmp_path: Path, examples: Examples) -> None:
