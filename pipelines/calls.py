@@ -41,6 +41,7 @@ class Calls:
         self._driver, self._signature = driver, driver.signature
         self._check_names(settings, "pipeline_kwargs")
         self._count_name = next((name for name in self._signature if name in _COUNTS), None)
+        self._text: str | None = None
         # video pipelines have a count but many of them ignore it
         self.lists_texts = self._count_name != "num_images_per_prompt"
 
@@ -53,10 +54,11 @@ class Calls:
         encoded = tuple(part for part in ("", "negative_") if f"{part}prompt_embeds" in given)
         # a pipeline takes a text or its embedding, not both
         settings = {k: v for k, v in self.settings.items() if not _replaced(k, encoded)}
-        return {**settings, **given, "prompt": None if "" in encoded else condition.text}
+        has_text = "" not in encoded and settings.get("prompt_embeds") is None
+        return {**settings, **given, "prompt": condition.text if has_text else None}
 
     def batch(
-        self, conditions: Sequence[Condition], output_type: str, *, lists: bool = False
+        self, conditions: Sequence[Condition], output_type: str, *, lists: bool = False, repeats: bool = False
     ) -> tuple[dict[str, Any], bool]:
         """The arguments of a call for several particles that differ in their texts alone.
 
@@ -64,6 +66,7 @@ class Calls:
             conditions: Of each particle.
             output_type: Of the call.
             lists: Give each text as a list, even if all particles have the same.
+            repeats: Give each input image once for each particle, not once for all.
 
         Returns:
             The arguments, and whether some texts differ.
@@ -75,8 +78,13 @@ class Calls:
         n = len(conditions)
         if mixed or lists or self.lists_texts:
             call |= texts
+        if repeats:
+            call |= {name: _times(value, n) for name, value in call.items() if _is_image(value)}
         if self.lists_texts:
-            call |= {name: call[name].repeat_interleave(n, 0) for name in conditions[0].embeddings}
+            embedded = {k for k in call if k.endswith(_EMBEDDED) and isinstance(call[k], Tensor)}
+            call |= {
+                name: call[name].repeat_interleave(n, 0) for name in {*conditions[0].embeddings, *embedded}
+            }
         elif self._count_name is not None:
             call[self._count_name] = 1 if mixed or lists else n
         return call, mixed
@@ -120,11 +128,23 @@ class Calls:
                     f"the shape {shape}; give those of one prompt."
                 )
         call = self.of(condition)
-        for text in (call["prompt"], condition.negative_text):
-            if text is not None:
-                self._check_length(text, call)
+        for name, text in texts_of(call).items():
+            self._check_length(name, text, call)
+        if self.settings.get("prompt_embeds") is not None and not condition.embeddings:
+            self._check_embedded(condition)
         if condition.overrides:
             self._check_schedule(condition, call)
+
+    def _check_embedded(self, condition: Condition) -> None:
+        """Refuses a second text where an embedding stands for the first."""
+        if self._text is None:
+            self._text = condition.text
+        if condition.text != self._text:
+            raise ConfigError(
+                "prompt_embeds in pipeline_kwargs stand for one prompt, "
+                f"{self._text[:60]!r}, but a particle is to be generated for {condition.text[:60]!r}; leave "
+                "prompt_embeds out, or use an algorithm that keeps the prompt."
+            )
 
     def schedule(self, call: Mapping[str, Any] | None = None) -> Any:
         """A copy of the scheduler as a call will set it, as far as that can be known before one.
@@ -160,16 +180,38 @@ class Calls:
             scheduler.set_timesteps(steps, **extra)
         return scheduler
 
-    def steps(self, scheduler: Any, call: Mapping[str, Any] | None = None) -> int:
-        """The number of steps that a call takes of a `schedule`."""
+    def steps(self, scheduler: Any, call: Mapping[str, Any] | None = None) -> range:
+        """The positions, among the timesteps of a `schedule`, of those that a call takes.
+
+        The pipeline is asked: by its own `get_timesteps`, or where the loop ends early by running it dry.
+
+        Raises:
+            ConfigError: If a call takes none.
+        """
         call = self.settings if call is None else call
-        n = len(scheduler.timesteps)
-        if self._driver.slices_itself:
-            strength = call.get("strength", self._signature["strength"].default)
-            inference = n // getattr(scheduler, "order", 1)
-            kept = min(int(inference * strength), inference)
-            n -= (inference - kept) * getattr(scheduler, "order", 1)
-        return n
+        taken = range(len(scheduler.timesteps))
+        if call.get("denoising_end") is not None:
+            taken = self._driver.dry_plan({**call, "prompt": ""}) or taken
+        elif self._slices:
+            n = self._driver.asked_timesteps(scheduler, self._with_defaults(call))
+            taken = range(len(taken) - n, len(taken))
+        if not taken:
+            given = self._with_defaults(call)
+            raise ConfigError(
+                f"A call must take at least one step but {self.name} takes none with strength "
+                f"{given.get('strength')!r} and num_inference_steps {given.get('num_inference_steps')!r}; "
+                "raise them."
+            )
+        return taken
+
+    @property
+    def _slices(self) -> bool:
+        """Whether the pipeline takes a part of the timesteps by a method of its own (image to image)."""
+        return "strength" in self._signature and hasattr(self._driver.pipe, "get_timesteps")
+
+    def _with_defaults(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        defaults = {k: p.default for k, p in self._signature.items() if p.default is not p.empty}
+        return {**defaults, **call}
 
     def _check_names(self, names: Iterable[str], what: str) -> None:
         for key in names:
@@ -183,7 +225,7 @@ class Calls:
     def _check_schedule(self, condition: Condition, call: Mapping[str, Any]) -> None:
         """Refuses overrides that change the steps, which all particles of a search share."""
         ours, theirs = self.schedule(), self.schedule(call)
-        n, m = self.steps(ours), self.steps(theirs, call)
+        n, m = len(self.steps(ours)), len(self.steps(theirs, call))
         if n == m and all(_same(getattr(ours, k, None), getattr(theirs, k, None)) for k in _SCHEDULE):
             return
         changed = f"makes them {m}" if n != m else "moves them to other timesteps"
@@ -192,12 +234,12 @@ class Calls:
             f"{changed}; set that in pipeline_kwargs, for all particles."
         )
 
-    def _check_length(self, text: str, call: Mapping[str, Any]) -> None:
+    def _check_length(self, name: str, text: str, call: Mapping[str, Any]) -> None:
         """Refuses a text that every tokenizer of the pipeline would cut off."""
         limits = []
         default = self._signature.get("max_sequence_length")
-        for name, tokenizer in self._driver.pipe.components.items():
-            if not name.startswith("tokenizer") or tokenizer is None:
+        for part, tokenizer in self._driver.pipe.components.items():
+            if not part.startswith("tokenizer") or tokenizer is None:
                 continue
             limit = call.get("max_sequence_length") or (default.default if default is not None else None)
             own = getattr(tokenizer, "model_max_length", None) or 10**9
@@ -209,12 +251,14 @@ class Calls:
         if limits and all(tokens > limit for tokens, limit in limits):
             tokens, limit = max(limits, key=lambda pair: pair[1])
             remedy = " or raise max_sequence_length." if default is not None else "."
+            what = "A negative prompt" if name.startswith("negative") else "A prompt"
             raise ConfigError(
-                f"A prompt must have at most {limit} tokens for {self.name} but has {tokens}: "
+                f"{what} must have at most {limit} tokens for {self.name} but has {tokens}: "
                 f"{text[:60]!r}...; shorten it{remedy}"
             )
 
 
+_EMBEDDED = ("prompt_embeds", "prompt_embeds_mask", "prompt_attention_mask", "prompt_embeds_2")
 _SCHEDULE = ("timesteps", "sigmas")
 
 
@@ -230,6 +274,20 @@ def has_media(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(has_media, value))
     return isinstance(value, (Image.Image, Tensor, np.ndarray))
+
+
+def _is_image(value: Any) -> bool:
+    """Whether an argument is one image: of PIL, or a tensor with a batch of one or none."""
+    return isinstance(value, Image.Image) or (
+        isinstance(value, Tensor) and (value.ndim == 3 or (value.ndim > 3 and len(value) == 1))
+    )
+
+
+def _times(image: Any, n: int) -> Any:
+    if isinstance(image, Tensor):
+        image = image if image.ndim > 3 else image[None]
+        return image.repeat(n, *[1] * (image.ndim - 1))
+    return [image] * n
 
 
 def _replaced(name: str, encoded: Sequence[str]) -> bool:

@@ -32,10 +32,10 @@ class DecodeWatch:
         return getattr(pipe, "safety_checker", None) is not None
 
     @staticmethod
-    def autoencoders(pipe: Any) -> list[Any]:
-        """The components of a pipeline that decode latents."""
-        found = [getattr(pipe, name, None) for name in _AUTOENCODERS]
-        return [component for component in found if callable(getattr(component, "decode", None))]
+    def autoencoders(pipe: Any) -> list[tuple[str, Any]]:
+        """The components of a pipeline that decode latents, by name."""
+        found = [(name, getattr(pipe, name, None)) for name in _AUTOENCODERS]
+        return [pair for pair in found if callable(getattr(pair[1], "decode", None))]
 
     def watching(self, decode: Callable[..., Any]) -> Callable[..., Any]:
         """An autoencoder's `decode` that notes which rows of its output are finite."""

@@ -18,34 +18,26 @@ from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.memory import out_of_memory
 from tts_vision.moves import PREVIEW, STEP_NOISE, STEP_NOISE_STD
+from tts_vision.pipelines.callbacks import CALLBACK
 from tts_vision.pipelines.calls import Calls, has_media, texts_of
-from tts_vision.pipelines.decoding import DecodeWatch
+from tts_vision.pipelines.decoding import FLAGGED, DecodeWatch
+from tts_vision.pipelines.encoding import Shapes
+from tts_vision.pipelines.frame_rates import frame_rate
+from tts_vision.pipelines.noise import noise_scale, unit_noise
+from tts_vision.pipelines.proxy import Step, initial_scale
+from tts_vision.pipelines.rows import Inputs, agree
+from tts_vision.pipelines.rules import described, step_rule
 from tts_vision.pipelines.schedule import (
-    draws_noise,
-    is_flow,
+    first_order,
     levels_if_known,
     noise_levels,
+    noisy_steps,
     pack,
     unpack,
 )
-from tts_vision.pipelines.segment import (
-    DENOISERS,
-    Driver,
-    Segment,
-    Shapes,
-    Step,
-    initial_scale,
-    modules,
-)
-from tts_vision.pipelines.stochastic import (
-    Level,
-    ddim_std,
-    ddim_step,
-    diffusion,
-    euler_step,
-    guidance_gain,
-    renoise,
-)
+from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, modules
+from tts_vision.pipelines.stochastic import Level, guidance_gain, renoise
+from tts_vision.pipelines.whole import reason_to_drive_whole
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
 from tts_vision.sampler import RewardFunction, Sampler
@@ -83,6 +75,11 @@ class DiffusersSampler(Sampler):
                 f"preview_size needs a model that decodes at any size but got {options.preview_size} for "
                 f"{type(pipe).__name__}; give it a tiny autoencoder instead (model.preview_vae)."
             )
+        if options.preview != "decode":
+            raise ConfigError(
+                f"preview must be 'decode' for {type(pipe).__name__}, which estimates the end of a sample at "
+                f"every step, but got {options.preview!r}; leave it out."
+            )
         _check_drivable(pipe)
         self.name = type(pipe).__name__
         self._driver = Driver(pipe, NoMeter())
@@ -92,34 +89,63 @@ class DiffusersSampler(Sampler):
         self.modality = "video" if "num_frames" in signature else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
         self._recompute = options.recompute
-        self._step_rule = _step_rule(options, self._driver.scheduler) if options.stochastic else None
-        self._noise = _described(options) if options.stochastic else None
+        self._whole = reason_to_drive_whole(pipe, [m for _, m in modules(pipe, DENOISERS)], settings)
+        if self._whole and options.stochastic:
+            raise ConfigError(
+                f"stochastic=True needs a pipeline that is driven step by step but {self.name} is driven "
+                f"whole, because {self._whole}; leave it out."
+            )
+        self._step_rule = step_rule(options, self._driver.scheduler) if options.stochastic else None
+        self._noise = described(options) if options.stochastic else None
+        self._has_callback = settings.get(CALLBACK) is not None
+        self._native_noise = False
+        self._scale: float | None = None
+        if self._whole:
+            self.num_steps = 1
+            self.capabilities = frozenset({"whole", *(["noise", "moves"] if self._takes_noise else [])})
+        else:
+            self._plan(settings)
+        self._alone: dict[Condition, _Alone] = {}
+        self._takes_lists: dict[Hashable, bool] = {}
+        self._together: dict[Hashable, bool | None] = {}
+        self._forwards: dict[Hashable, Mapping[int, float]] = {}
+
+    def _plan(self, settings: Mapping[str, Any]) -> None:
+        """Finds the steps of a trajectory and the capabilities."""
         scheduler = self._calls.schedule()
-        self.num_steps = self._calls.steps(scheduler)
+        if self._step_rule is not None:
+            first_order(scheduler)
+        self._steps = self._calls.steps(scheduler)
+        self.num_steps = len(self._steps)
         eta = float(settings.get("eta", 0.0) or 0.0)
-        self._native_noise = self._step_rule is None and draws_noise(scheduler, eta)
-        noisy = self._step_rule is not None or self._native_noise
-        self.last_noisy_step = self.num_steps - 2 if noisy else -1
+        drawing = noisy_steps(scheduler, eta) if self._step_rule is None else []
+        noisy = [i - self._steps.start for i in drawing if i in self._steps]
+        self._native_noise = bool(noisy)
         if self._step_rule is not None:
             noise_levels(scheduler)  # raises if the scheduler has none
-        has_levels = self._own_levels(scheduler) is not None
-        has_noise = "latents" in signature and not self._driver.slices_itself
+        ends = self._steps.stop == len(scheduler.timesteps)
+        self.last_noisy_step = (
+            max(noisy, default=-1) if self._step_rule is None else self.num_steps - (2 if ends else 1)
+        )
+        has_levels = levels_if_known(scheduler) is not None
         self.capabilities = frozenset(
             name
             for name, present in {
-                "noise": has_noise,
-                "stochastic": noisy,
+                "noise": self._takes_noise,
+                "stochastic": self.last_noisy_step >= 0,
                 "step_noise": self._step_rule is not None,
-                "moves": has_noise or self._step_rule is not None,
+                "moves": self._takes_noise or self._step_rule is not None,
                 "renoise": has_levels,
                 "preview": has_levels,
                 "differentiable": not self._driver.is_offloaded,
             }.items()
             if present
         )
-        self._alone: dict[Condition, _Alone] = {}
-        self._takes_lists: dict[Hashable, bool] = {}
-        self._forwards: dict[Hashable, Mapping[int, float]] = {}
+
+    @property
+    def _takes_noise(self) -> bool:
+        """Whether the loop starts from noise, and not from a noised image; checked once it has started."""
+        return "latents" in self._driver.signature and "strength" not in self._driver.signature
 
     @staticmethod
     def accepts(pipe: Any) -> bool:
@@ -128,18 +154,22 @@ class DiffusersSampler(Sampler):
 
     def bind(self, meter: Meter) -> None:
         super().bind(meter)
-        self._driver.meter = meter
+        self._driver.bind(meter)
 
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
-        generators = [torch.Generator("cpu").manual_seed(row_seed(seed, uid)) for uid in uids]
-        segment = self._entered(condition, generators)
-        latents = segment.entered
-        assert latents is not None
-        scale = float(initial_scale(segment.proxy.inner))
-        if "noise" in self.capabilities and scale != 1.0:
-            latents = latents / scale
-        carry = _generator_rows(generators, uids) if self._native_noise else {}
-        return State.initial(latents, uids, condition, seed, carry)
+        latents = self._initial(condition, [row_seed(seed, uid) for uid in uids])
+        if "noise" in self.capabilities:
+            assert self._scale is not None
+            latents = unit_noise(latents, self._scale)
+        return State.initial(latents, uids, condition, seed, {_ORIGIN: _numbers(uids)})
+
+    def _initial(self, condition: Condition, seeds: Sequence[int]) -> Tensor:
+        """``(B, ...)`` latents that enter the loop, a row for each seed."""
+        if len(seeds) > 1 and self._rows_together(condition) is None:
+            return torch.cat([self._initial(condition, [seed]) for seed in seeds])
+        entered = self._entered(condition, [_generator(seed) for seed in seeds]).entered
+        # a pipeline that is driven whole may make its latents out of sight
+        return torch.zeros(len(seeds), 1) if entered is None else entered
 
     def recondition(self, state: State) -> State:
         for condition in distinct(state.conditions):
@@ -157,6 +187,13 @@ class DiffusersSampler(Sampler):
 
     def _advanced(self, state: State, steps: int) -> State:
         """`advance` for rows that go through the pipeline together."""
+        condition = state.conditions[0]
+        if len(state) > 1 and self._rows_together(condition) is None:
+            return _joined([self._advanced(state.select([i]), steps) for i in range(len(state))])
+        if self._whole:
+            return self._computed_whole(state)
+        if bool(_flags(state, _INTERRUPTED)[0]):  # by a callback, for which rows are computed one by one
+            return replace(state, step=state.step + steps)
         batch, start, stop = len(state), state.step, state.step + steps
         device = self._device()
         generators = self._generators(state)
@@ -166,8 +203,10 @@ class DiffusersSampler(Sampler):
             start,
             stop,
             latents=state.latents.to(device),
+            scale=self._entry_scale(start, condition),
             history=unpack(dict(state.carry), dict(state.shared), device) if state.shared else None,
             generators=generators,
+            streams=self._streams(state),
             step=rule,
             output_type="latent",
         )
@@ -177,22 +216,75 @@ class DiffusersSampler(Sampler):
                 f"A pipeline's loop must call scheduler.step but {self.name} did not between steps {start} "
                 f"and {stop}; it cannot be driven step by step."
             )
-        latents = proxy.prev_sample
-        output = segment.output
-        same = isinstance(output, Tensor) and output.shape == latents.shape
-        if same and torch.equal(output, latents.to(output.dtype)):
-            latents = output  # the loop may cast the scheduler's result; go on from the cast one, as it does
+        latents = self._left(segment)
         history = proxy.history() if rule is None else {}
         rows, shared = pack(history, proxy.prev_sample.shape)
-        carry: dict[str, Tensor | Rows] = {**rows}
+        carry: dict[str, Tensor | Rows] = {**rows, _ORIGIN: _numbers(_origins(state))}
         if proxy.preview is not None:
             carry[PREVIEW] = proxy.preview
         if proxy.added is not None:
             carry[STEP_NOISE] = proxy.added.to(latents.dtype)
             carry[STEP_NOISE_STD] = torch.full((batch,), proxy.added_std)
-        if self._native_noise and generators is not None:
+        if self._native_noise:
             carry |= _generator_rows(generators, state.uids)
+        if self._has_callback:
+            carry[_INTERRUPTED] = torch.full((batch,), proxy.interrupted)
         return replace(state, latents=latents, step=stop, carry=carry, shared=shared)
+
+    def _left(self, segment: Segment) -> Tensor:
+        """The latents that the loop would carry into its next step.
+
+        They are what a callback sees last: after blending, edits and casts. Where a pipeline has no
+        callbacks, they are the result of the scheduler's step.
+
+        Raises:
+            PipelineError: If the loop changes that result where it cannot be seen.
+        """
+        proxy, output = segment.proxy, segment.output
+        latents = proxy.prev_sample if proxy.latents is None else proxy.latents
+        assert latents is not None
+        same = isinstance(output, Tensor) and output.shape == latents.shape
+        if same and torch.equal(output, latents.to(output.dtype)):
+            return output  # the loop may cast the result; continue from the cast one, as it does
+        if same and proxy.latents is None and "prompt" in self._driver.signature:
+            raise PipelineError(
+                f"A loop without callbacks must continue from the result of its scheduler's step but "
+                f"{self.name} changes it; it cannot be driven step by step."
+            )
+        entered = segment.entered
+        if entered is not None and entered.shape != latents.shape:
+            raise PipelineError(
+                f"A loop must end a step with latents shaped as those that entered it, "
+                f"{tuple(entered.shape)}, but {self.name} ends with {tuple(latents.shape)}; it cannot be "
+                "driven step by step."
+            )
+        return latents
+
+    def _computed_whole(self, state: State) -> State:
+        """The finished samples, as pixels in [0, 1], by the pipeline's own call."""
+        watch, taken = DecodeWatch(), "noise" in self.capabilities
+        segment = self._run(
+            state.conditions,
+            0,
+            None,
+            latents=state.latents.to(self._device()) if taken else None,
+            scale=self._entry_scale(0, state.conditions[0]) if taken else None,
+            generators=self._generators(state),
+            output_type="pt",
+            watch=watch,
+        )
+        pixels = segment.output
+        if isinstance(pixels, (list, tuple)):
+            pixels = torch.stack([torch.as_tensor(item) for item in pixels])
+        if not isinstance(pixels, Tensor):
+            raise PipelineError(
+                f"A pipeline that is driven whole must return tensors for output_type='pt' but {self.name} "
+                f"returned {type(pixels).__name__}; it cannot be searched."
+            )
+        flagged = torch.tensor([reason == FLAGGED for reason in watch.reasons(pixels) or [None] * len(state)])
+        return replace(
+            state, latents=pixels, step=1, carry={_ORIGIN: _numbers(_origins(state)), _FLAGGED: flagged}
+        )
 
     def gradient(self, state: State, steps: int, reward: RewardFunction) -> State:
         x = state.latents.to(self._device()).detach().requires_grad_()
@@ -220,7 +312,9 @@ class DiffusersSampler(Sampler):
         slope: dict[str, Tensor | Rows] = {
             "reward": rewards.detach().double(),
             "gradient": gradient.float(),
-            "gradient_scale": torch.full((len(state),), self._entry_scale(state.step)),
+            "gradient_scale": torch.full(
+                (len(state),), self._entry_scale(state.step, state.conditions[0]) or 1.0
+            ),
         }
         if "preview" in self.capabilities and steps == 1:
             std = ahead.carry.get(STEP_NOISE_STD)
@@ -249,9 +343,10 @@ class DiffusersSampler(Sampler):
         x = state.latents.to(self._device())
         noise = row_noise(state.seed, "renoise", state.uids, to_step, x)
         latents = renoise(x.float(), now, earlier, noise.float()).to(x.dtype)
-        if to_step == 0 and "noise" in self.capabilities:
-            latents = latents / float(initial_scale(self._calls.schedule()))
-        return replace(state, latents=latents, step=to_step, carry={}, shared={})
+        scale = self._entry_scale(to_step, state.conditions[0])
+        latents = latents if scale is None else latents / scale
+        carry: dict[str, Tensor | Rows] = {_ORIGIN: _numbers(_origins(state))}
+        return replace(state, latents=latents, step=to_step, carry=carry, shared={})
 
     def preview(self, state: State) -> list[Decoded]:
         estimate = state.carry.get(PREVIEW)
@@ -275,7 +370,7 @@ class DiffusersSampler(Sampler):
         generators = [torch.Generator("cpu").manual_seed(row_seed(seed, uid)) for uid in uids]
         generator = generators if len(uids) > 1 else generators[0]
         output = self._driver.pipe(**call, generator=generator, return_dict=False)[0]
-        return list(_media(output, float(call.get("frame_rate", 8.0))))
+        return list(_media(output, frame_rate(self.name, call, self._driver.signature)))
 
     def facts(self, condition: Condition) -> dict[str, Any]:
         call, pipe = self._calls.of(condition), self._driver.pipe
@@ -288,6 +383,7 @@ class DiffusersSampler(Sampler):
             "scheduler": type(self._driver.scheduler).__name__,
             "scheduler_config": _json_parts(getattr(self._driver.scheduler, "config", None) or {}),
             "stochastic": self._noise,
+            "driven_whole": self._whole,
             "model_id": getattr(pipe, "name_or_path", None),
             "dtype": str(getattr(pipe, "dtype", "")).removeprefix("torch."),
             "device": self._device().type,
@@ -301,10 +397,10 @@ class DiffusersSampler(Sampler):
         if key not in self._forwards:
             # guidance is decided in the pipeline's loop, so the loop is asked
             call, _ = self._calls.batch([condition], "latent")
-            guess = _guessed_forwards(call, self._driver.signature)
-            counted = self._driver.forwards_per_step(call)
-            self._forwards[key] = counted or dict.fromkeys(range(self.num_steps), guess)
+            self._forwards[key] = self._driver.forwards_per_step(call) or self._driver.measured_forwards(call)
         forwards = self._forwards[key]
+        if self._whole:
+            return Cost(nfe=sum(forwards.values()) * (steps > 0))
         return Cost(nfe=sum(forwards.get(i, 0) for i in range(step, step + steps)))
 
     # Conditions
@@ -319,7 +415,7 @@ class DiffusersSampler(Sampler):
         self._calls.check(condition)
         conditions = (condition,) * len(generators)
         try:
-            segment = self._run(conditions, 0, 0, generators=generators, output_type="latent")
+            segment = self._run_empty(conditions, generators)
         except (TypeError, ValueError, PipelineError) as error:
             given = sorted(condition.arguments())
             if not given:
@@ -327,18 +423,18 @@ class DiffusersSampler(Sampler):
             raise ConfigError(
                 f"A condition must be one that {self.name} can take but: {error}; change {', '.join(given)}."
             ) from error
-        if segment.entered is None:
+        if segment.entered is None and not self._whole:
             raise PipelineError(
                 f"A pipeline must prepare its latents in prepare_latents but {self.name} does not; "
                 "it cannot be driven step by step."
             )
-        if len(segment.entered) != len(generators):
+        if segment.entered is not None and len(segment.entered) != len(generators):
             raise PipelineError(
                 f"A pipeline must draw one latent per prompt but {self.name} drew {len(segment.entered)} "
                 f"for {len(generators)}; set max_batch to 1."
             )
-        total = segment.proxy.total
-        if total is not None and total != self.num_steps:
+        total, offset = segment.proxy.total, segment.proxy.offset
+        if not self._whole and total is not None and total != self.num_steps:
             # a search has planned by the number that was promised
             if condition.overrides:
                 raise ConfigError(
@@ -349,9 +445,74 @@ class DiffusersSampler(Sampler):
                 f"A pipeline must take the steps that its scheduler plans, {self.num_steps}, but {self.name} "
                 f"takes {total}; set num_inference_steps (or timesteps, sigmas) so that they agree."
             )
-        levels = self._own_levels(segment.proxy.inner) or self._own_levels(self._calls.schedule())
-        self._alone[condition] = _Alone(segment.encoded, levels, segment.entered.shape[1:])
+        if "noise" in self.capabilities and self._scale is None:
+            self._find_scale(segment)
+        levels = levels_if_known(segment.proxy.inner) or levels_if_known(self._calls.schedule())
+        self._alone[condition] = _Alone(
+            segment.encoded,
+            None if levels is None or self._whole else levels[offset : offset + self.num_steps + 1],
+            torch.Size([1]) if segment.entered is None else segment.entered.shape[1:],
+        )
         return segment
+
+    def _run_empty(self, conditions: Sequence[Condition], generators: list[torch.Generator]) -> Segment:
+        """An empty segment; of a pipeline that is driven whole, a dry run."""
+        if not self._whole:
+            return self._run(conditions, 0, 0, generators=generators, output_type="latent")
+        call, _ = self._batch(conditions, "latent")
+        return self._driver.dry_segment({**call, "generator": generators})
+
+    def _find_scale(self, segment: Segment) -> None:
+        """Finds the factor on unit noise; latents that are not noise alone have no moves of their noise."""
+        inner = segment.proxy.inner
+        known = [float(initial_scale(inner)), 1.0]
+        known += [float(s) for s in [inner.config.get("sigma_max")] if isinstance(s, (int, float)) and s > 0]
+        if segment.entered is not None and segment.noise is not None:
+            self._scale = noise_scale(segment.entered[0], segment.noise, known)
+        if self._scale is None:
+            self.capabilities -= {"noise"} if self._step_rule is not None else {"noise", "moves"}
+
+    def _rows_together(self, condition: Condition) -> bool | None:
+        """How several rows of a condition go through the pipeline in one call.
+
+        Rows with input images are tried on a silent denoiser: each must get the inputs that it gets alone.
+
+        Returns:
+            Whether input images are repeated for each row; None if rows must go one by one.
+        """
+        if self._whole or self._has_callback:
+            return None
+        call = self._calls.of(condition)
+        if not has_media(call):
+            return False
+        key = self._calls.key(condition), frozenset(texts_of(call))
+        if key not in self._together:
+            alone = [self._first_inputs([condition], [seed], repeats=False) for seed in (1, 2)]
+            self._together[key] = next(
+                (
+                    repeats
+                    for repeats in (False, True)
+                    if agree(alone, self._first_inputs([condition] * 2, [1, 2], repeats=repeats))
+                ),
+                None,
+            )
+        return self._together[key]
+
+    def _first_inputs(
+        self, conditions: Sequence[Condition], seeds: Sequence[int], *, repeats: bool
+    ) -> Inputs | None:
+        """The inputs that rows get from the pipeline, and how their generators are left; None if it fails."""
+        generators = [_generator(seed) for seed in seeds]
+        call, _ = self._calls.batch(conditions, "latent", repeats=repeats)
+        found = self._driver.first_inputs(call, generators)
+        if found is None or found[1] is None:
+            return None
+        return Inputs([found[1], *found[0]], [generator.get_state() for generator in generators])
+
+    def _batch(self, conditions: Sequence[Condition], output_type: str) -> tuple[dict[str, Any], bool]:
+        """The arguments of a call for several rows; see `Calls.batch`."""
+        repeats = len(conditions) > 1 and bool(self._rows_together(conditions[0]))
+        return self._calls.batch(conditions, output_type, repeats=repeats)
 
     def _alone_of(self, condition: Condition) -> _Alone:
         """The facts of a condition; they are found anew after a search was resumed."""
@@ -407,22 +568,26 @@ class DiffusersSampler(Sampler):
         *,
         output_type: str,
         latents: Tensor | None = None,
+        scale: float | None = None,
         history: dict[str, Any] | None = None,
         generators: list[torch.Generator] | None = None,
+        streams: Sequence[Tensor | None] | None = None,
         step: Step | None = None,
         vae: Any = None,
         phase: Phase = "denoise",
         watch: DecodeWatch | None = None,
     ) -> Segment:
-        call, mixed = self._calls.batch(conditions, output_type)
+        call, mixed = self._batch(conditions, output_type)
         with self.meter.phase(phase):
             return self._driver.run(
                 call,
                 start=start,
                 stop=stop,
                 latents=latents,
+                scale=scale,
                 history=history,
                 generators=generators,
+                streams=streams,
                 step=step,
                 vae=vae,
                 encode_by_row=mixed,
@@ -434,10 +599,21 @@ class DiffusersSampler(Sampler):
 
         def work(part: State) -> list[Decoded]:
             call, watch = self._calls.of(part.conditions[0]), DecodeWatch()
+            if len(part) > 1 and self._rows_together(part.conditions[0]) is None:
+                return [sample for i in range(len(part)) for sample in work(part.select([i]))]
             with np.errstate(invalid="ignore"):  # NaN has no 8-bit value; such samples are invalid below
-                output = self._decode(part, vae, output_type, watch)
-            media = _media(output, float(call.get("frame_rate", 8.0)))
+                output = (
+                    _converted(part.latents, self.modality)
+                    if self._whole
+                    else self._decode(part, vae, output_type, watch)
+                )
+            media = _media(output, frame_rate(self.name, call, self._driver.signature))
             reasons = watch.reasons(part.latents)
+            if self._whole:
+                reasons = [
+                    FLAGGED if flag else reason
+                    for flag, reason in zip(_flags(part, _FLAGGED), reasons or [None] * len(part))
+                ]
             if reasons is None:
                 return [sample for i in range(len(part)) for sample in work(part.select([i]))]
             return [m if reason is None else Invalid(reason, m) for m, reason in zip(media, reasons)]
@@ -472,13 +648,13 @@ class DiffusersSampler(Sampler):
         return [items[row] for row in range(len(state))]
 
     def _decode(self, state: State, vae: Any, output_type: str, watch: DecodeWatch | None = None) -> Any:
-        generators = [row_generator(state.seed, "step", uid, self.num_steps, "cpu") for uid in state.uids]
         segment = self._run(
             [state.conditions[0]] * len(state),
             self.num_steps,
             None,
             latents=state.latents.to(self._device()),
-            generators=generators,
+            generators=self._generators(state),
+            streams=self._streams(state),
             vae=vae,
             output_type=output_type,
             phase="decode",
@@ -494,30 +670,42 @@ class DiffusersSampler(Sampler):
             return self._recompute and steps > 1, self._recompute
         return steps > 1, self._device().type != "cpu"
 
-    def _entry_scale(self, step: int) -> float:
-        """The factor on the latents of a state when they enter the loop at `step`."""
-        if step or "noise" not in self.capabilities:
-            return 1.0
-        return float(initial_scale(self._calls.schedule()))
+    def _entry_scale(self, step: int, condition: Condition) -> float | None:
+        """The factor on the latents of a state when they enter the loop at `step`, if they are noise."""
+        if step:
+            return None
+        if self._scale is None:
+            self._alone_of(condition)
+        return self._scale if "noise" in self.capabilities else None
 
     # Noise
 
-    def _generators(self, state: State) -> list[torch.Generator]:
-        """One generator per row: the one its initial noise came from, going on, or a fresh one after a fork.
+    @staticmethod
+    def _generators(state: State) -> list[torch.Generator]:
+        """One generator per row, from the seed that its initial noise came from.
 
-        Only schedulers that draw noise themselves use them. A plain call of the pipeline goes on with one
-        generator too, so it makes an unforked row again from its seed.
+        With these the pipeline prepares the same inputs in every segment. Forks keep those of their parent.
         """
+        return [_generator(row_seed(state.seed, origin)) for origin in _origins(state)]
+
+    def _streams(self, state: State) -> list[Tensor | None] | None:
+        """The generator state of each row from its next step on, where the scheduler draws noise.
+
+        A plain call of the pipeline continues with the generator that it prepared its inputs with, so it
+        makes an unforked row again from its seed. A fork gets a fresh generator.
+        """
+        if not self._native_noise:
+            return None
         states, owners = state.carry.get("rng"), state.carry.get("rng_uid")
-        generators = []
-        for i, uid in enumerate(state.uids):
+        streams: list[Tensor | None] = []
+        for i, (uid, origin) in enumerate(zip(state.uids, _origins(state))):
             if isinstance(states, Tensor) and isinstance(owners, Tensor) and int(owners[i]) == uid:
-                generator = torch.Generator("cpu")
-                generator.set_state(states[i].cpu().clone())  # a view crashes torch
+                streams.append(states[i].cpu())
+            elif state.step == 0 and origin == uid:
+                streams.append(None)
             else:
-                generator = row_generator(state.seed, "step", uid, state.step, "cpu")
-            generators.append(generator)
-        return generators
+                streams.append(row_generator(state.seed, "step", uid, state.step, "cpu").get_state())
+        return streams
 
     def _row_rule(self, state: State) -> Step | None:
         """The stochastic step with noise keyed by the rows of `state`."""
@@ -538,11 +726,6 @@ class DiffusersSampler(Sampler):
 
     def _device(self) -> torch.device:
         return torch.device(self._driver.pipe._execution_device)
-
-    def _own_levels(self, scheduler: Any) -> list[Level] | None:
-        """Noise levels by this sampler's steps; image to image takes only the last of a schedule."""
-        levels = levels_if_known(scheduler)
-        return None if levels is None else levels[-(self.num_steps + 1) :]
 
     def _known_levels(self, condition: Condition) -> list[Level]:
         levels = self._alone_of(condition).levels
@@ -569,51 +752,43 @@ class _Alone:
     shape: torch.Size
 
 
-UNDRIVABLE = {
-    "LatentConsistencyModelPipeline": "decodes a variable of its loop instead of its latents; "
-    "load the checkpoint as StableDiffusionPipeline with LCMScheduler",
-}
+_ORIGIN = "root_uid"  # the particle whose seed the inputs of a row are prepared with
+_INTERRUPTED = "interrupted"
+_FLAGGED = "flagged"
 
 
-@dataclass(frozen=True)
-class _DDIM:
-    eta: float
-
-    def __call__(
-        self, x: Tensor, output: Tensor, x0: Tensor, eps: Tensor, now: Level, then: Level, noise: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        std = ddim_std(now, then, self.eta)
-        prev, added = ddim_step(x0, eps, then, std, noise)
-        return prev, added, std
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
 
 
-@dataclass(frozen=True)
-class _Euler:
-    g: Callable[[float], float]
-    interpolant: str
-
-    def __call__(
-        self, x: Tensor, output: Tensor, x0: Tensor, eps: Tensor, now: Level, then: Level, noise: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        return euler_step(output, x, now.sigma, then.sigma, noise, self.g, self.interpolant)
+def _numbers(values: Sequence[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.long)
 
 
-def _step_rule(options: SamplerOptions, scheduler: Any) -> _DDIM | _Euler:
-    """The stochastic step that `options` ask for."""
-    if options.sde == "ddim":
-        return _DDIM(options.eta)
-    if not is_flow(scheduler):
-        raise ConfigError(
-            f"sde='euler' needs a flow model but the scheduler is {type(scheduler).__name__}; use sde='ddim'."
-        )
-    return _Euler(diffusion(options.diffusion, options.diffusion_norm), options.interpolant)
+def _origins(state: State) -> list[int]:
+    """For each row the particle whose seed its inputs are prepared with: its own, or that of its parent."""
+    origins = state.carry.get(_ORIGIN)
+    return [int(uid) for uid in origins] if isinstance(origins, Tensor) else list(state.uids)
 
 
-def _described(options: SamplerOptions) -> str:
-    """The stochastic step that `options` ask for, in words."""
-    if options.sde == "ddim":
-        return f"ddim, eta={options.eta:g}"
-    return f"euler, diffusion={options.diffusion}, diffusion_norm={options.diffusion_norm:g}"
+def _flags(state: State, name: str) -> list[bool]:
+    flags = state.carry.get(name)
+    return [bool(flag) for flag in flags] if isinstance(flags, Tensor) else [False] * len(state)
+
+
+def _joined(rows: list[State]) -> State:
+    """Rows that were computed one by one, of which a callback may have interrupted some.
+
+    Those have no solver history of the last step, and need none.
+    """
+    lead = next((row for row in rows if not _flags(row, _INTERRUPTED)[0]), rows[0])
+    filled = [
+        row
+        if row.carry.keys() == lead.carry.keys()
+        else replace(row, carry={k: row.carry.get(k, v) for k, v in lead.carry.items()})
+        for row in rows
+    ]
+    return replace(State.cat(filled), shared=lead.shared)
 
 
 def _json_parts(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -638,12 +813,8 @@ def _check_drivable(pipe: Any) -> None:
         raise PipelineError(
             f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler."
         )
-    if name in UNDRIVABLE:
-        raise PipelineError(f"{rule} but {name} {UNDRIVABLE[name]}.")
     if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
         raise PipelineError(f"{rule} but {name} has no such scheduler; it cannot be driven step by step.")
-    if not hasattr(pipe, "prepare_latents"):
-        raise PipelineError(f"{rule} but {name} has no prepare_latents; it cannot be driven step by step.")
     if not modules(pipe, DENOISERS):
         raise PipelineError(
             f"{rule} but {name} has components {sorted(pipe.components)}; it cannot be driven step by step."
@@ -655,19 +826,20 @@ def _check_drivable(pipe: Any) -> None:
         )
 
 
-def _guessed_forwards(call: dict[str, Any], signature: dict[str, inspect.Parameter]) -> int:
-    """Denoiser evaluations per row and step where the pipeline's loop could not be asked."""
-    default = signature["guidance_scale"].default if "guidance_scale" in signature else None
-    scale = call.get("guidance_scale", default)
-    return 2 if isinstance(scale, (int, float)) and scale > 1 else 1
-
-
 def _generator_rows(generators: list[torch.Generator], uids: Sequence[int]) -> dict[str, Tensor | Rows]:
     """The generators as rows that are reindexed with the particles."""
     return {
         "rng": torch.stack([generator.get_state() for generator in generators]),
         "rng_uid": torch.tensor(list(uids), dtype=torch.long),
     }
+
+
+def _converted(pixels: Tensor, modality: str) -> Any:
+    """Pixels in [0, 1] as the pipeline's own image processor converts them; clips stay tensors."""
+    if modality == "video":
+        return pixels
+    values = (pixels.permute(0, 2, 3, 1).float().cpu().numpy() * 255).round().astype("uint8")
+    return [Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value) for value in values]
 
 
 def _media(output: Any, fps: float) -> list[Media]:

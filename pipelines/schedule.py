@@ -28,6 +28,8 @@ def noise_levels(scheduler: Any) -> list[Level]:
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) > n:
         values = [float(s) for s in sigmas[: n + 1]]
+        if is_inverted(scheduler):
+            return [Level(s, 1 - s) for s in values]
         if is_flow(scheduler):
             return [Level(1 - s, s) for s in values]
         if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:
@@ -61,6 +63,42 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
+def is_inverted(scheduler: Any) -> bool:
+    """Whether a flow's sigmas rise from 0 at noise to 1 at data, and its velocity points to the data."""
+    return is_flow(scheduler) and bool(scheduler.config.get("invert_sigmas"))
+
+
+def velocity(scheduler: Any, output: Tensor) -> Tensor:
+    """A flow model's output as the velocity from data to noise."""
+    return -output if is_inverted(scheduler) else output
+
+
+def clipped(scheduler: Any, x0: Tensor) -> Tensor:
+    """An x0 estimate, limited as the scheduler's config asks: dynamic thresholding or a fixed range."""
+    config = scheduler.config
+    if config.get("thresholding") and hasattr(scheduler, "_threshold_sample"):
+        return scheduler._threshold_sample(x0)
+    if config.get("clip_sample"):
+        limit = float(config.get("clip_sample_range", 1.0))
+        return x0.clamp(-limit, limit)
+    return x0
+
+
+def first_order(scheduler: Any) -> None:
+    """Drops the half-steps of a second-order scheduler on which `set_timesteps` was called.
+
+    A stochastic step in the place of the scheduler's own evaluates each noise level once.
+    """
+    if getattr(scheduler, "order", 1) != 2:
+        return
+    scheduler.timesteps = scheduler.timesteps[::2]
+    n = len(scheduler.timesteps)
+    scheduler.sigmas = torch.cat([scheduler.sigmas[: 2 * n : 2], scheduler.sigmas[-1:]])
+    scheduler.order = 1
+    if hasattr(scheduler, "sigmas_interpol"):
+        scheduler.sigmas_interpol = scheduler.sigmas
+
+
 def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """The model's estimates of the finished sample and of the noise, both ``(B, ...)`` float32.
 
@@ -74,8 +112,12 @@ def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tupl
         output = output.chunk(2, dim=1)[0]
     output, x = output.float(), x.float()
     alpha, sigma = level.alpha, level.sigma
+    if hasattr(scheduler, "precondition_outputs"):  # EDM: the output is a residual
+        x0 = scheduler.precondition_outputs(x, output, sigma)
+        return x0, (x - alpha * x0) / sigma
     kind = "flow_prediction" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
     if kind == "flow_prediction":
+        output = velocity(scheduler, output)
         return x - sigma * output, x + alpha * output
     if kind == "epsilon":
         return (x - sigma * output) / alpha, output
@@ -92,32 +134,42 @@ def predictions(scheduler: Any, output: Tensor, x: Tensor, level: Level) -> tupl
     )
 
 
-def draws_noise(scheduler: Any, eta: float) -> bool:
-    """Whether `scheduler.step` draws from its generator; found out by one step on a copy of it.
+def noisy_steps(scheduler: Any, eta: float) -> list[int]:
+    """The steps of a schedule whose result depends on the generator.
+
+    Found by running the schedule on a small sample with a model that answers zeros, each step with two
+    generators.
 
     Args:
         scheduler: A scheduler on which `set_timesteps` was called; it is not changed.
         eta: Passed to the step where it takes one.
     """
-    scheduler = copy.deepcopy(scheduler)
     known = inspect.signature(scheduler.step).parameters
-    if "generator" not in known or len(scheduler.timesteps) < 2:
-        return False
-    generator = torch.Generator("cpu").manual_seed(0)
-    before = generator.get_state()
-    x = torch.ones(1, 4, 4, 4)
+    if "generator" not in known:
+        return []
+    first, second = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
     extra = {"eta": eta} if "eta" in known else {}
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    t = scheduler.timesteps[0]
-    before_it = (None, None) if takes_history(scheduler) else ()
-    try:
-        if hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input(x, t)
-        step(scheduler, torch.zeros_like(x), t, x, before_it, generator=generator, **extra)
-    except (TypeError, ValueError, AttributeError, RuntimeError):
-        return False
-    return not torch.equal(before, generator.get_state())
+    x, found = torch.ones(1, 4, 4, 4), list[int]()
+    history: list[tuple[Any, ...]] = [(None, None), (None, None)] if takes_history(scheduler) else [(), ()]
+    for i, t in enumerate(scheduler.timesteps):
+        results = []
+        for number, one in enumerate((first, second)):
+            if i == 0 and hasattr(one, "set_begin_index"):
+                one.set_begin_index(0)
+            generator = torch.Generator("cpu").manual_seed(2 * i + number)
+            try:
+                if hasattr(one, "scale_model_input"):
+                    one.scale_model_input(x, t)
+                result = step(one, torch.zeros_like(x), t, x, history[number], generator=generator, **extra)
+            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+                return found
+            if history[number]:
+                history[number] = (result[1], t)
+            results.append(result[0])
+        if not torch.equal(*results):
+            found.append(i)
+        x = results[0]
+    return found
 
 
 def takes_history(scheduler: Any) -> bool:

@@ -19,6 +19,7 @@ from tts_vision.config import SamplerOptions
 from tts_vision.errors import ConfigError
 from tts_vision.ledger import Ledger
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
+from tts_vision.pipelines.schedule import levels_if_known
 from tts_vision.rng import row_seed
 from tts_vision.testing.contracts import close
 from tts_vision.types import Media, State, Video
@@ -449,7 +450,7 @@ def test_a_sampler_of_a_resumed_search_finds_out_again_which_rows_go_together() 
     assert torch.equal(fresh.advance(state, 2).latents, sampler.advance(state, 2).latents)
     # the shift of its schedule depends on the size, which is unknown before the first call
     again = sampler_of(build(entry), entry)
-    assert again._own_levels(again._calls.schedule()) != again._known_levels(state.conditions[0])
+    assert levels_if_known(again._calls.schedule()) != again._known_levels(state.conditions[0])
     assert torch.equal(again.renoise(state, 1).latents, sampler.renoise(state, 1).latents)
 
 
@@ -471,7 +472,7 @@ REFUSED = [
     ("flux", {"overrides": {"sigmas": [1.0, 0.5, 0.2]}}, "keep the 6 steps.*makes them 3"),
     ("flux", {"overrides": {"sigmas": [1.0, 0.9, 0.8, 0.7, 0.5, 0.2]}}, "moves them to other timesteps"),
     ("stable_diffusion_img2img", {"overrides": {"strength": 0.4}}, "keep the 4 steps.*makes them 2"),
-    ("stable_diffusion_xl", {"overrides": {"denoising_end": 0.5}}, "can take but.*change denoising_end"),
+    ("stable_diffusion_xl", {"overrides": {"denoising_end": 0.5}}, "keep the 6 steps.*makes them 2"),
     ("stable_diffusion", {"images": Image.new("RGB", (16, 16))}, "Images of a condition.*got 'image'"),
     ("flux", {"images": {"mask": Image.new("L", (16, 16))}}, "Images of a condition.*got 'mask'"),
     (

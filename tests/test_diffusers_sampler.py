@@ -13,7 +13,7 @@ from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.ledger import Budget, Ledger
-from tts_vision.pipelines.diffusers_sampler import UNDRIVABLE, DiffusersSampler
+from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
 from tts_vision.pipelines.schedule import noise_levels
 from tts_vision.rng import row_seed
 from tts_vision.types import State
@@ -183,7 +183,7 @@ def test_renoised_states_have_the_noise_level_of_the_step(name, scheduler):
     sampler = sampler_of(build(entry, scheduler), entry)
     state = sampler.advance(sampler.init(PROMPT, list(range(4)), seed=5), 4)
     back = sampler.renoise(state, 2)
-    assert back.step == 2 and not back.carry
+    assert back.step == 2 and set(back.carry) == {"root_uid"}
     levels = sampler._known_levels(PROMPT)
     now, earlier = levels[4], levels[2]
     kept = earlier.alpha / now.alpha
@@ -424,7 +424,23 @@ def test_a_prompt_that_would_be_cut_off_is_refused():
 def test_what_cannot_be_driven_says_why():
     with pytest.raises(PipelineError, match="no diffusers pipeline"):
         DiffusersSampler(object())
-    pipe = TINY["latent_consistency"].build()
-    with pytest.raises(PipelineError, match="LCMScheduler"):
-        DiffusersSampler(pipe)
-    assert "LatentConsistencyModelPipeline" in UNDRIVABLE
+
+
+def test_a_loop_that_cannot_be_continued_is_driven_whole():
+    """LCM's own loop decodes a variable that its latents do not hold."""
+    entry = TINY["latent_consistency"]
+    pipe = entry.build()
+    sampler = sampler_of(pipe, entry)
+    assert sampler.num_steps == 1 and sampler.capabilities == {"whole", "noise", "moves"}
+    state = sampler.init(PROMPT, [0, 3], seed=5)
+    expected_nfe = sampler.cost(PROMPT, 0, 1).nfe
+    ledger = Ledger()
+    sampler.bind(ledger)
+    finished = sampler.advance(state)
+    assert ledger.spent.nfe == 2 * expected_nfe == 2 * STEPS
+    for image, uid in zip(sampler.decode(finished), (0, 3)):
+        expected = plain(pipe, entry, seed=row_seed(5, uid), output_type="pil")[0]
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
+    assert "decodes a variable" in sampler.facts(PROMPT)["driven_whole"]
+    with pytest.raises(ConfigError, match="driven whole, because it decodes a variable"):
+        sampler_of(pipe, entry, stochastic=True)
