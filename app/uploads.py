@@ -45,10 +45,10 @@ def decode(data: bytes, name: str = "the upload") -> Media:
     if data[:4] == _EBML or data[4:8] == _FTYP:
         return _decoded_clip(data, name)
     try:
+        if data[:4] == b"GIF8":
+            _check_gif(data, name)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image.size, 1, name)
-            if image.format == "GIF":
-                _check_gif(data, name)
             frames = int(getattr(image, "n_frames", 1))
             _check_pixels(image.size, frames, name)
             if frames > 1:
@@ -102,6 +102,7 @@ def _check_pixels(size: tuple[int, int], frames: int, name: str) -> None:
 def _check_gif(data: bytes, name: str) -> None:
     """Checks the frames of a GIF by its blocks alone: none leaves the screen, and there are not too many."""
     width, height = struct.unpack_from("<HH", data, 6)
+    _check_pixels((width, height), 1, name)
     for frames, (right, bottom) in enumerate(_gif_frames(data), start=1):
         if right > width or bottom > height:
             raise ConfigError(
@@ -119,9 +120,9 @@ def _gif_frames(data: bytes) -> Iterator[tuple[int, int]]:
             at += 1 + data[at]
         return at + 1
 
-    flags = data[10]
-    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     try:
+        flags = data[10]
+        at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
         while data[at] != 0x3B:
             if data[at] == 0x21:
                 at = after_blocks(at + 2)
