@@ -113,8 +113,8 @@ def measure(setup: Setup) -> Speed:
     batched = ([], [], []) if batch == 1 or is_slow else _times(setup, batch)
     condition = sampler.condition_of(setup.prompt)
     scored = Cost(decodes=1, verifier_calls=sum(verifier.calls(1).values()))
-    rates = [Rate.of(one, many) for one, many in zip(single, batched)]
-    return Speed(*rates, sample=sampler.cost(condition, 0, sampler.num_steps) + scored)
+    compute, decode, call = (Rate.of(one, many) for one, many in zip(single, batched))
+    return Speed(compute, decode, call, sampler.cost(condition, 0, sampler.num_steps) + scored)
 
 
 def _start(setup: Setup, rows: int) -> State:

@@ -159,7 +159,7 @@ def _decoded_clip(data: bytes, name: str) -> Video:
     frames: list[Any] = []
     try:
         form = "matroska" if data[:4] == _EBML else "mp4"
-        with av.open(io.BytesIO(data), format=form) as file:
+        with av.open(io.BytesIO(data), "r", format=form) as file:
             stream = file.streams.video[0]
             _check_pixels((stream.codec_context.width, stream.codec_context.height), 1, name)
             for frame in file.decode(stream):

@@ -34,6 +34,7 @@ SIZES = {
     "beam_search": "width",
     "best_of_n": "n",
     "das": "n",
+    "draft": "",
     "evosearch": "particles",
     "fk_steering": "n",
     "gradient_guidance": "n",
@@ -42,6 +43,7 @@ SIZES = {
     "reno": "iterations",
     "search_over_paths": "n",
     "tts_var": "n",
+    "variations": "n",
     "zero_order": "n",
 }
 

@@ -71,18 +71,19 @@ class Human(Verifier):
     nothing twice and has the same result.
 
     Args:
+        person: Answers questions; None as an answer says that the person cannot tell. Without one, the person
+            at the page of the app.
         how: ``pairs``: samples that are scored together meet in pairs, those of equal standing first; values
             are log-strengths after Bradley and Terry (1952), comparable from one scoring to the next by the
             best sample so far, which takes part. ``rate``: each sample gets a number from 0 to 1.
         rounds: Pairs that each sample of a scoring is in; one that has met all others rests.
-        person: Answers questions; None for one who cannot tell. In the app the one at the page.
     """
 
     name = "human"
     accepts: frozenset[Modality] = frozenset({"image", "video"})
 
     def __init__(
-        self, *, how: Literal["pairs", "rate"] = "pairs", rounds: int = 3, person: Person | None = None
+        self, person: Person | None = None, *, how: Literal["pairs", "rate"] = "pairs", rounds: int = 3
     ) -> None:
         if how not in ("pairs", "rate"):
             raise ConfigError(f"how must be pairs or rate but got {how!r}; change it.")
