@@ -1,10 +1,10 @@
-# `make demo` and `make test` work on a fresh machine; both set up .venv first.
+# `make demo`, `make app` and `make test` work on a fresh machine; they set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint docs bench clean
+.PHONY: setup demo app test lint docs bench clean
 
 setup: $(READY)
 
@@ -16,6 +16,9 @@ $(READY): pyproject.toml requirements.lock
 
 demo: setup
 	$(BIN)/tts-vision generate "two red circles left of a blue star" --algorithm evosearch --seed 2
+
+app: setup
+	$(BIN)/tts-vision app
 
 test: setup
 	$(BIN)/python -m pytest
