@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from tts_vision.app.models import Models
+from tts_vision.app.models import Models, free_memory
 from tts_vision.app.rules import Rules
 from tts_vision.app.watch import Particle, Point, Spending, Watch, thumbnail, thumbnail_of
 from tts_vision.config import RunConfig
@@ -372,6 +372,7 @@ class Job:
             self._move("running")
         self._recorded = None
         state, error = self._outcome()
+        free_memory()  # states of a search refer to each other in circles
         with self._moved:
             self._question, self._wanted = None, ""
             self._move(state, error)

@@ -25,6 +25,7 @@ from PIL import Image  # noqa: E402
 from tts_vision.app.guard import LOOPBACK, Guard  # noqa: E402
 from tts_vision.app.http import serve_jobs  # noqa: E402
 from tts_vision.app.jobs import Jobs  # noqa: E402
+from tts_vision.app.models import Models  # noqa: E402
 from tts_vision.config import RunConfig  # noqa: E402
 from tts_vision.results import load_result  # noqa: E402
 from tts_vision.runner import run  # noqa: E402
@@ -71,13 +72,22 @@ def client(server: Server) -> Any:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
-def searched(folder: Path, **settings: Any) -> bytes:
+@pytest.fixture(scope="module")
+def cli() -> Models:
+    """The model and the verifier of a process of its own, loaded once for several searches."""
+    return Models()
+
+
+def searched(cli: Models, folder: Path, **settings: Any) -> bytes:
     """The best sample that the command line makes."""
-    run(RunConfig(**{"prompt": PROMPT, "budget": "2x", **settings}), output=folder)
+    config = RunConfig(**{"prompt": PROMPT, "budget": "2x", **settings})
+    run(config, cli.live(config), output=folder)
     return (folder / "best.png").read_bytes()
 
 
-def test_the_clients_of_openai_get_the_bytes_of_the_command_line(client: Any, tmp_path: Path) -> None:
+def test_the_clients_of_openai_get_the_bytes_of_the_command_line(
+    client: Any, cli: Models, tmp_path: Path
+) -> None:
     answer = client.images.generate(
         prompt=PROMPT,
         n=2,
@@ -89,7 +99,7 @@ def test_the_clients_of_openai_get_the_bytes_of_the_command_line(client: Any, tm
     for i, image in enumerate(answer.data):
         sized = {"pipeline_kwargs": {"width": 64, "height": 64}}
         settings = {"algorithm": "evosearch", "budget": "4x", "seed": 3 + i, "sampler_options": sized}
-        assert base64.b64decode(image.b64_json) == searched(tmp_path / str(i), **settings)
+        assert base64.b64decode(image.b64_json) == searched(cli, tmp_path / str(i), **settings)
         assert image.model_extra["seed"] == 3 + i and 0 < image.model_extra["score"] < 1
 
 
@@ -150,7 +160,7 @@ def test_a_request_without_a_prompt_or_as_no_json_is_refused(server: Server) -> 
 JSON = {"Content-Type": "application/json"}
 
 
-def test_eight_at_once_get_the_bytes_of_the_command_line(client: Any, tmp_path: Path) -> None:
+def test_eight_at_once_get_the_bytes_of_the_command_line(client: Any, cli: Models, tmp_path: Path) -> None:
     def ask(seed: int) -> bytes:
         extra = {"budget": "2x", "seed": seed}
         return base64.b64decode(client.images.generate(prompt=PROMPT, extra_body=extra).data[0].b64_json)
@@ -159,7 +169,7 @@ def test_eight_at_once_get_the_bytes_of_the_command_line(client: Any, tmp_path: 
         answers = list(pool.map(ask, range(8)))
     assert len(set(answers)) > 1
     for seed in range(0, 8, 3):
-        assert answers[seed] == searched(tmp_path / str(seed), seed=seed)
+        assert answers[seed] == searched(cli, tmp_path / str(seed), seed=seed)
 
 
 def test_progress_is_streamed(server: Server) -> None:
@@ -221,8 +231,8 @@ def png(color: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_scores_are_json_by_base64_and_by_form(server: Server, tmp_path: Path) -> None:
-    image = searched(tmp_path / "cli", budget="1x")
+def test_scores_are_json_by_base64_and_by_form(server: Server, cli: Models, tmp_path: Path) -> None:
+    image = searched(cli, tmp_path / "cli", budget="1x")
     verifiers = ["playground_clip", "playground_oracle"]
     images = [base64.b64encode(content).decode() for content in (image, png("red"))]
     images[1] = f"data:image/png;base64,{images[1]}"
