@@ -21,6 +21,8 @@ from tts_vision.pipelines.playground.world import Group, Scene, Spec, Thing
 CAPTIONS = 8
 GRID = 8
 WAYS = ("count", "colour", "shape", "relation", "exchange")
+# How often each is made wrong: those that are learnt last most.
+_SHARES = {"count": 2, "colour": 1, "shape": 1, "relation": 3, "exchange": 3}
 COUNTS = ((1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2))
 _IGNORED = -1
 # Smaller than the world's smallest in crowded scenes: samples err to that side too.
@@ -341,7 +343,7 @@ def captions_of(rng: np.random.Generator, asked: Spec, detections: Sequence[Dete
     known = len(specs)
     while len(specs) < CAPTIONS:
         base = specs[0] if rng.random() < 0.6 else specs[rng.integers(known)]
-        ways = ways_of(base)
+        ways = [way for way in ways_of(base) for _ in range(_SHARES[way])]
         spec = altered(base, rng, ways[rng.integers(len(ways))])
         if not kept_out(spec):
             specs.append(spec)

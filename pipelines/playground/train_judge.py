@@ -140,7 +140,8 @@ class Heads(nn.Module):
 
     Objects are named by the word embeddings of the text tower. So the state of a cell comes near to the words
     for its object, where cross-attention finds it. The layers of the text tower get one task each: after the
-    first a shape's word knows the place of its objects, after the next ones a word knows whether it is met.
+    first a shape's word knows place, colour and number of its objects, after the next ones each word knows
+    whether it is met.
 
     Args:
         width: Width of both towers.
@@ -152,6 +153,8 @@ class Heads(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.place = nn.Linear(width, 2)
+            self.colour = nn.Linear(width, len(world.COLOURS))
+            self.number = nn.Linear(width, len(world.NUMBERS))
             self.met = nn.ModuleList(nn.Linear(width, 1) for _ in range(2))
             self.empty = nn.Parameter(0.5 * torch.randn(2, width))
         self.scale = nn.Parameter(torch.tensor(1.0))
@@ -206,16 +209,29 @@ def judged(model: BlipForImageTextRetrieval, pixels: Tensor, tokens: Tensor) -> 
     return model.itm_head(said[-1][:, :, 0]), said, seen[:, 1:]
 
 
-def places_of(tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the objects lie that the words for shapes name.
+@dataclass(frozen=True)
+class Named:
+    """The objects that the words of captions for shapes name.
+
+    Attributes:
+        known: Which words name a shape that the image has, shape `(b, k, t)`.
+        place: Mean place of its objects, right and down in [-1, 1], shape `(b, k, t, 2)`.
+        colour: Their colour, 0 to 9, or -1 if they have several, shape `(b, k, t)`.
+        number: Their number less one, at most 3, shape `(b, k, t)`.
+    """
+
+    known: Tensor
+    place: Tensor
+    colour: Tensor
+    number: Tensor
+
+
+def named(tokens: Tensor, cells: Tensor) -> Named:
+    """Looks up the objects that captions name.
 
     Args:
         tokens: Captions, shape `(b, k, t)`.
         cells: See `Examples.cells`, shape `(b, 64, 2)`.
-
-    Returns:
-        Which words name a shape that the image has `(b, k, t)`, and the mean place of its objects
-        `(b, k, t, 2)`, right and down in [-1, 1].
     """
     words = vocabulary()
     shape_of = torch.zeros(len(words), dtype=torch.long, device=tokens.device)
@@ -224,11 +240,16 @@ def places_of(tokens: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     axis = (torch.arange(judge_data.GRID, device=tokens.device) + 0.5) * 2 / judge_data.GRID - 1
     grid = torch.stack([axis.repeat(judge_data.GRID), axis.repeat_interleave(judge_data.GRID)], -1)
     member = F.one_hot(cells[..., 0], len(world.SHAPES) + 1).float()
+    painted = F.one_hot(cells[..., 1], len(world.COLOURS) + 1)[..., 1:].float()
     count = member.sum(1)
-    centre = torch.einsum("bcs,cd->bsd", member, grid) / count.clamp(min=1)[..., None]
+    place = torch.einsum("bcs,cd->bsd", member, grid) / count.clamp(min=1)[..., None]
+    most, colour = torch.einsum("bcs,bcd->bsd", member, painted).max(-1)
+    colour = colour.masked_fill(most < count, -1)
     shape = shape_of[tokens]
     row = torch.arange(len(tokens), device=tokens.device)[:, None, None]
-    return (shape > 0) & (count[row, shape] > 0), centre[row, shape]
+    number = count.long().clamp(1, len(world.NUMBERS)) - 1
+    known = (shape > 0) & (count[row, shape] > 0)
+    return Named(known, place[row, shape], colour[row, shape], number[row, shape])
 
 
 def weathered(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -403,21 +424,26 @@ def train_judge(
         with torch.autocast(device, torch.bfloat16):
             logits, said, seen = judged(model, x, tokens)
             shape, colour, number = heads(model.get_input_embeddings().weight, seen)
-            met_logits, places = heads.words_met(said), heads.place(said[0])
+            met_logits, first = heads.words_met(said), said[0]
+            place, hue, many = heads.place(first), heads.colour(first), heads.number(first)
         verdict = F.cross_entropy(logits.float().flatten(0, 1), right.flatten())
         asks = met >= 0
         words = torch.stack(
             [F.binary_cross_entropy_with_logits(x.float()[asks], met[asks].float()) for x in met_logits]
         ).mean()
-        known, aimed = places_of(tokens, cells)
-        place = F.mse_loss(places.float()[known], aimed[known])
+        aim = named(tokens, cells)
+        known = aim.known
+        places = F.mse_loss(place.float()[known], aim.place[known])
+        hues = F.cross_entropy(hue.float()[known], aim.colour[known], ignore_index=-1)
+        many = F.cross_entropy(many.float()[known], aim.number[known])
         shapes, colours = (
             F.cross_entropy(_rows(x), cells[..., k].flatten()) for k, x in enumerate((shape, colour))
         )
         full = cells[..., 0] > 0
         alike = (cells[..., 0][:, :, None] == cells[..., 0][:, None, :]).sum(-1).clamp(max=len(world.NUMBERS))
         numbers = F.cross_entropy(number[full].float(), alike[full] - 1)
-        loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers + 3 * place
+        loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers
+        loss = loss + 3 * places + 0.5 * hues + 0.5 * many
         for optimiser in optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -432,7 +458,9 @@ def train_judge(
             "shapes": shapes,
             "colours": colours,
             "numbers": numbers,
-            "place": place,
+            "places": places,
+            "hues": hues,
+            "many": many,
             "accuracy": hits.mean(),
         }
         return losses if drawn is None else {**losses, "asked": hits[-drawn_count:, 0].mean()}

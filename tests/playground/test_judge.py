@@ -156,11 +156,13 @@ def test_words_for_shapes_aim_at_their_objects() -> None:
     cells = torch.from_numpy(judge_data.cells_of(judge_data.found_in(scene)))[None].long()
     assert sorted(map(tuple, cells[0][cells[0, :, 0] > 0].tolist())) == [(1, 1), (1, 5), (7, 5)]
     ids = build_tokenizer()("two circles left of a star and a ring").input_ids
-    known, places = train_judge.places_of(torch.tensor(ids)[None, None], cells)
+    aim = train_judge.named(torch.tensor(ids)[None, None], cells)
     # "circles" and "star" are there, "ring" is not
-    assert known[0, 0].nonzero()[:, 0].tolist() == [1, 5]
-    assert places[0, 0, 1].tolist() == pytest.approx([-0.625, 0.0], abs=0.13)
-    assert places[0, 0, 5].tolist() == pytest.approx([0.625, 0.0], abs=0.13)
+    assert aim.known[0, 0].nonzero()[:, 0].tolist() == [1, 5]
+    assert aim.place[0, 0, 1].tolist() == pytest.approx([-0.625, 0.0], abs=0.13)
+    assert aim.place[0, 0, 5].tolist() == pytest.approx([0.625, 0.0], abs=0.13)
+    assert aim.colour[0, 0, [1, 5]].tolist() == [-1, list(world.COLOURS).index("blue")]
+    assert aim.number[0, 0, [1, 5]].tolist() == [1, 0]
 
 
 def test_a_resumed_judge_equals_an_uninterrupted_one(tmp_path: Path, examples: Examples) -> None:
