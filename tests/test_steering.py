@@ -431,4 +431,3 @@ def test_a_sampler_that_can_neither_renoise_nor_mutate_has_no_variations() -> No
     sampler.capabilities = frozenset({"preview"})
     with pytest.raises(CapabilityError, match="can renoise or mutate"):
         variations(toy_context(sampler), lineage='[{"uid": 0, "step": 0, "origin": "init"}]')
-

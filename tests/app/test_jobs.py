@@ -499,7 +499,7 @@ def test_twenty_queued_searches_finish_in_flat_memory(tmp_path: Path) -> None:
             assert job.wait(120) == "finished", job.error
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
         assert len({job.folder for job in waiting}) == 20
-        assert peaks[-1] - peaks[4] < 40, f"MB after each search: {peaks}"
+        assert peaks[-1] - peaks[4] < 20, f"MB after each search: {peaks}"
     finally:
         jobs.close()
 
