@@ -35,6 +35,7 @@ from tts_vision.verifiers._threads import preprocessing_threads
 from tts_vision.verifiers._weights import from_pretrained, processor_from
 
 DetectorName: TypeAlias = Literal["mask2former", "grounding_dino"]
+MASK2FORMER_CHECKPOINT = "facebook/mask2former-swin-small-coco-instance"
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
 NOUNS = 1024
 """Nouns whose class, or embeddings in all colours, are remembered."""
@@ -268,7 +269,7 @@ class GroundingDino(ObjectDetector):
 
 
 DETECTORS: dict[str, tuple[type[ObjectDetector], str]] = {
-    "mask2former": (Mask2Former, "facebook/mask2former-swin-small-coco-instance"),
+    "mask2former": (Mask2Former, MASK2FORMER_CHECKPOINT),
     "grounding_dino": (GroundingDino, "IDEA-Research/grounding-dino-tiny"),
 }
 

@@ -22,7 +22,7 @@ from tts_vision.eval.geneval.self_test import (
 from tts_vision.eval.geneval.task import GenEvalTask, demands_of
 from tts_vision.registry import register
 from tts_vision.verifiers._detections import Findings
-from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DETECTORS, ObjectJudge
+from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, MASK2FORMER_CHECKPOINT, ObjectJudge
 from tts_vision.verifiers._mmdet import is_mmdet
 from tts_vision.verifiers._predicates import Demands, from_text
 
@@ -38,7 +38,7 @@ SATURATED = (
     "evaluator",
     "geneval",
     paper="GenEval (Ghosh et al. 2023); Mask2Former (Cheng et al. 2022)",
-    notes={"weights": f"{DETECTORS['mask2former'][1]} or mmdet's, {CLIP_CHECKPOINT}", "licence": "MIT"},
+    notes={"weights": f"{MASK2FORMER_CHECKPOINT} or mmdet's, {CLIP_CHECKPOINT}", "licence": "MIT"},
 )
 class GenEval(GenEvalTask):
     """GenEval with its rules, its prompts and a Mask2Former of transformers, in batches, on CPU or CUDA.
@@ -67,7 +67,7 @@ class GenEval(GenEvalTask):
         self,
         *,
         data: str | None = None,
-        checkpoint: str = DETECTORS["mask2former"][1],
+        checkpoint: str = MASK2FORMER_CHECKPOINT,
         colours: str = CLIP_CHECKPOINT,
         threshold: float = 0.3,
         counting_threshold: float = 0.9,

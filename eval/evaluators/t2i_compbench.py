@@ -32,7 +32,7 @@ UNJUDGED = {
     "numeracy": "UniDet",
     "complex": "the mean of three judges, one of them UniDet",
 }
-CLIP = "clip_score:model=ViT-B-32-quickgelu,pretrained=openai"
+CLIP = "clip_score:model=ViT-B-32-quickgelu;pretrained=openai"  # ";" as commas do not fit into a spec
 _NUMBERED = re.compile(r"(.+)_(\d+)")
 
 
@@ -71,7 +71,7 @@ class T2ICompBench(Evaluator):
         category: str = "",
         phrases: PhraseRule = "rule",
         checkpoint: str = CHECKPOINT,
-        clip: str = CLIP.replace(",", ";"),
+        clip: str = CLIP,
         device: str | None = None,
         batch_size: int = 8,
     ) -> None:
