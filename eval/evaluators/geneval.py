@@ -26,7 +26,8 @@ from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, MASK2FORMER_CHECKPO
 from tts_vision.verifiers._mmdet import is_mmdet
 from tts_vision.verifiers._predicates import Demands, from_text
 
-SIZE, OBJECTS = 800, 16
+SIZE = 800
+OBJECTS = 16
 WINDOW = 4
 """Batches whose masks are in memory at once, so that CLIP has a batch of crops as well."""
 SATURATED = (
