@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 
 TITLE = "tts-vision"
 _STATIC = Path(__file__).parent / "static"
-_SCRIPTS = ("base", "curve", "tree", "tiles", "detail", "follow", "panel", "drafts", "compare", "gallery")
+_SCRIPTS = (
+    "base",
+    "curve",
+    "tree",
+    "tiles",
+    "detail",
+    "follow",
+    "parameters",
+    "panel",
+    "drafts",
+    "compare",
+    "gallery",
+)
 
 
 def build(jobs: Jobs) -> gr.Blocks:

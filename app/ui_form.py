@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from tts_vision.app.jobs import Jobs
 from tts_vision.app.ui_words import for_artists, label_of
-from tts_vision.catalogue import Listing, Setting, listings
+from tts_vision.catalogue import Setting, listings
 from tts_vision.config import RunConfig, default_model, override
+from tts_vision.errors import ConfigError
 
+_FIRST = "best_of_n"
 _CHOICES = {"bool": ["true", "false"]}
 
 
@@ -33,7 +35,7 @@ def model_control(jobs: Jobs) -> gr.Dropdown:
 
 def algorithm_control(label: str = "Algorithm") -> gr.Dropdown:
     """The choice of an algorithm."""
-    return gr.Dropdown(searches(), value="best_of_n", label=label, interactive=True, info=about("best_of_n"))
+    return gr.Dropdown(searches(), value=_FIRST, label=label, interactive=True, info=about(_FIRST))
 
 
 def verifier_control(jobs: Jobs, *, several: bool = False, label: str = "Verifier") -> gr.Dropdown:
@@ -62,24 +64,49 @@ def about(algorithm: str) -> str:
     return "" if found is None else for_artists(found.summary)
 
 
-def parameter_controls(algorithm: str) -> tuple[list[str], list[gr.Component]]:
-    """A control for each parameter of an algorithm, with its docstring as help; empty means the default.
+def parameters_control() -> gr.HTML:
+    """The parameters of the chosen algorithm, with their docstrings as help.
 
-    Returns:
-        The names of the parameters, and the controls in the same order.
+    Its value is the ``algorithm`` and the ``values`` that are written, as texts by name; what is empty is at
+    its default. All algorithms are in the page, so that no answer of the server is waited for.
     """
-    found: dict[str, Listing] = {listing.name: listing for listing in listings("algorithm")}
-    settings = found[algorithm].parameters if algorithm in found else ()
-    return [setting.name for setting in settings], [_control(setting) for setting in settings]
+    return gr.HTML(
+        {"algorithm": _FIRST, "values": {}},
+        html_template='<div class="tv-params"></div>',
+        js_on_load="ttsVision.parameters(element, {watch, props})",
+        elem_id="tv-parameters",
+        apply_default_css=False,
+        settings={
+            listing.name: [_described(setting) for setting in listing.parameters]
+            for listing in listings("algorithm")
+        },
+    )
 
 
-def _control(setting: Setting) -> gr.Component:
-    choices = _CHOICES.get(setting.type) or _literals(setting.type)
-    help = for_artists(setting.help)
-    if choices:
-        empty = f"default ({setting.default})"
-        return gr.Dropdown([(empty, ""), *choices], value="", label=label_of(setting), info=help)
-    return gr.Textbox(label=label_of(setting), info=help, placeholder=setting.default, max_lines=1)
+def parameters_of(algorithm: str, written: Any) -> dict[str, str]:
+    """The parameters that are written in the control.
+
+    Raises:
+        ConfigError: If they are those of another algorithm.
+    """
+    given = {name: str(value) for name, value in written["values"].items() if str(value).strip()}
+    if given and written["algorithm"] != algorithm:
+        raise ConfigError(
+            f"Parameters must be of the algorithm {algorithm!r} but got those of {written['algorithm']!r}; "
+            "choose the algorithm again."
+        )
+    return given
+
+
+def _described(setting: Setting) -> dict[str, Any]:
+    """A parameter as the script of the page needs it."""
+    return {
+        "name": setting.name,
+        "label": label_of(setting),
+        "help": for_artists(setting.help),
+        "default": "by the budget" if setting.default == "None" and setting.name == "n" else setting.default,
+        "choices": _CHOICES.get(setting.type) or _literals(setting.type),
+    }
 
 
 def _literals(kind: str) -> list[str]:
@@ -141,8 +168,6 @@ def _whole(number: float) -> int | float:
 
 
 def _is_allowed(jobs: Jobs, name: str, kind: str) -> bool:
-    from tts_vision.errors import ConfigError
-
     try:
         if kind == "model":
             jobs.rules.check_model(name)
@@ -151,8 +176,3 @@ def _is_allowed(jobs: Jobs, name: str, kind: str) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def texts(names: Sequence[str], values: Sequence[Any]) -> dict[str, str]:
-    """Parameters by name."""
-    return {name: str(value or "") for name, value in zip(names, values, strict=True)}

@@ -101,7 +101,7 @@ class LiveView:
             "stop": job.stop,
             "pin": lambda: _toggle(job, _number(request, "uid"), "pinned"),
             "ban": lambda: _toggle(job, _number(request, "uid"), "banned"),
-            "answer": lambda: job.answer(_number(request, "question"), request.get("value")),
+            "answer": lambda: job.answer(_number(request, "question"), _given(request, "answer")),
             "more": lambda: self._jobs.more_like(job, _number(request, "uid")),
             "pick": lambda: job.pick(_numbers(request, "uids")),
         }
@@ -192,6 +192,13 @@ def text_of(request: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{name} of a request must be a text but got {value!r}; reload the page.")
     return value
+
+
+def _given(request: dict[str, Any], name: str) -> Any:
+    """A value in a request, which may be null."""
+    if name not in request:
+        raise ConfigError(f"A request must give {name} but has none; reload the page.")
+    return request[name]
 
 
 def _number(request: Any, name: str) -> int:

@@ -14,8 +14,8 @@ from tts_vision.app.ui_form import (
     algorithm_control,
     config_of,
     model_control,
-    parameter_controls,
-    texts,
+    parameters_control,
+    parameters_of,
     verifier_control,
 )
 from tts_vision.app.ui_live import live_view
@@ -101,44 +101,48 @@ def add(jobs: Jobs, page: gr.Blocks) -> Search:
                     info="One KEY=VALUE a line, as '--set' of the command line takes them.",
                 )
 
-                @gr.render(inputs=algorithm)
-                def parameters(name: str) -> None:
-                    names, controls = parameter_controls(name)
-                    fixed = [prompt, model, algorithm, verifier, budget, seed, until, target, settings]
-
-                    def submit(*values: Any) -> tuple[Any, str]:
-                        return _submit(jobs, names, values)
-
-                    def forecast(*values: Any) -> str:
-                        return _forecast(jobs, names, values)
-
-                    def forecast_if_light(*values: Any) -> str:
-                        return forecast(*values) if values[1] == default_model() else noted(_BEFORE)
-
-                    gr.on(
-                        [go.click, prompt.submit],
-                        submit,
-                        [*fixed, *controls],
-                        [live, said],
-                        show_progress="hidden",
-                        api_visibility="private",
-                    )
-                    changes = [each.change for each in (model, verifier, seed)] + [budget.blur, budget.submit]
-                    inputs = [*fixed, *controls]
-                    ask.click(forecast, inputs, estimate, show_progress="minimal", api_visibility="private")
-                    gr.on(
-                        changes,
-                        forecast_if_light,
-                        inputs,
-                        estimate,
-                        show_progress="hidden",
-                        trigger_mode="always_last",
-                        api_visibility="private",
-                    )
-
+                parameters = parameters_control()
         with gr.Column(scale=5, min_width=320):
             live = live_view(jobs, "The search", _HINT, "tv-live", script=_SCRIPT)
 
+    inputs = [prompt, model, algorithm, verifier, budget, seed, until, target, settings, parameters]
+
+    def submit(*values: Any) -> tuple[Any, str]:
+        return _submit(jobs, values)
+
+    def forecast(*values: Any) -> str:
+        return _forecast(jobs, values)
+
+    def forecast_if_light(*values: Any) -> str:
+        return forecast(*values) if values[1] == default_model() else noted(_BEFORE)
+
+    gr.on(
+        [go.click, prompt.submit],
+        submit,
+        inputs,
+        [live, said],
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    ask.click(forecast, inputs, estimate, show_progress="minimal", api_visibility="private")
+    changes = [each.change for each in (model, algorithm, verifier)] + [budget.blur, budget.submit]
+    gr.on(
+        changes,
+        forecast_if_light,
+        inputs,
+        estimate,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+    algorithm.change(
+        None,
+        algorithm,
+        parameters,
+        js="(algorithm) => ({algorithm, values: {}})",
+        show_progress="hidden",
+        api_visibility="private",
+    )
     until.change(
         lambda kind: gr.Textbox(visible=kind == "score"),
         until,
@@ -162,9 +166,9 @@ def add(jobs: Jobs, page: gr.Blocks) -> Search:
     return tab
 
 
-def _config(names: list[str], values: tuple[Any, ...]) -> RunConfig:
-    """The settings of the form; values of parameters come after those of the fixed controls."""
-    prompt, model, algorithm, verifier, budget, seed, until, target, settings = values[:9]
+def _config(values: tuple[Any, ...]) -> RunConfig:
+    """The settings of the form."""
+    prompt, model, algorithm, verifier, budget, seed, until, target, settings, parameters = values
     if until == "score" and not (target or "").strip():
         raise ConfigError(
             "A search that stops at a score must be told it but got none; write it, such as 0.9."
@@ -177,23 +181,23 @@ def _config(names: list[str], values: tuple[Any, ...]) -> RunConfig:
         budget=budget,
         seed=seed,
         until=target if until == "score" else until,
-        parameters=texts(names, values[9:]),
+        parameters=parameters_of(algorithm, parameters),
         settings=settings,
     )
 
 
-def _submit(jobs: Jobs, names: list[str], values: tuple[Any, ...]) -> tuple[Any, str]:
+def _submit(jobs: Jobs, values: tuple[Any, ...]) -> tuple[Any, str]:
     """Starts a search; the id of its job, or a message."""
     try:
-        return jobs.submit(_config(names, values)).id, ""
+        return jobs.submit(_config(values)).id, ""
     except TTSVisionError as error:
         return gr.skip(), told(error)
 
 
-def _forecast(jobs: Jobs, names: list[str], values: tuple[Any, ...]) -> str:
+def _forecast(jobs: Jobs, values: tuple[Any, ...]) -> str:
     """The forecast of a search, as HTML."""
     try:
-        config = _config(names, ("-", *values[1:]))
+        config = _config(("-", *values[1:]))
         return noted(str(jobs.estimate(config)))
     except TTSVisionError as error:
         return told(error)

@@ -1,0 +1,124 @@
+"""A headless Chromium on a page of the app, and what a person does there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+    from tts_vision.app.jobs import Jobs
+
+LIVE = "#tv-live .tv-panel"
+PROMPT = "two red circles left of a blue star"
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+class Served:
+    """A server of the app.
+
+    Attributes:
+        jobs: Its searches.
+        address: Its address.
+    """
+
+    def __init__(self, jobs: Jobs, address: str) -> None:
+        self.jobs, self.address = jobs, address
+
+    def folder(self, job: str) -> Path:
+        """The folder of a job."""
+        return self.jobs.output / job
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium of this machine."""
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+
+
+class opened:
+    """A page of its own session, closed at the end of the block.
+
+    Args:
+        browser: The browser.
+        address: The address.
+        width: Width of the window in pixels.
+        height: Height of it.
+    """
+
+    def __init__(self, browser: Browser, address: str, width: int = 1280, height: int = 900) -> None:
+        self._context = browser.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True
+        )
+        self._address = address
+        self._errors: list[str] = []
+
+    def __enter__(self) -> Page:
+        page = self._context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: self._errors.append(str(error)))
+        page.on("console", lambda said: self._errors.append(said.text) if said.type == "error" else None)
+        page.goto(self._address)
+        page.wait_for_selector("#tv-go")
+        page.wait_for_selector("#tv-live .tv-bar")
+        return page
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._context.close()
+        if kind is None:
+            assert not self._errors, self._errors
+
+
+def choose(page: Page, label: str, value: str) -> None:
+    """Sets a control of a list by its label, in the tab that is open."""
+    control = page.locator(f"input[aria-label='{label}']:visible")
+    control.click()
+    control.fill(value)
+    control.press("Enter")
+    control.press("Tab")
+
+
+def write(page: Page, label: str, value: str) -> None:
+    """Fills a field by its label, in the tab that is open."""
+    page.get_by_role("textbox", name=label).locator("visible=true").fill(value)
+
+
+def open_tab(page: Page, name: str) -> None:
+    """Opens a tab."""
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def search(page: Page, prompt: str, *, algorithm: str = "", verifier: str = "", budget: str = "4x") -> str:
+    """Starts a search; returns its job."""
+    before = page.get_attribute(LIVE, "data-job")
+    page.fill("#tv-prompt textarea", prompt)
+    if algorithm:
+        choose(page, "Algorithm", algorithm)
+    if verifier:
+        choose(page, "Verifier", verifier)
+    write(page, "Budget", budget)
+
+    page.click("#tv-go")
+    page.wait_for_selector(f"{LIVE}[data-job]:not([data-job='']):not([data-job='{before}'])")
+    return str(page.get_attribute(LIVE, "data-job"))
+
+
+def wait_for(page: Page, state: str, panel: str = LIVE) -> None:
+    """Waits until a live view is in a state."""
+    page.wait_for_selector(f"{panel}[data-state='{state}']")
+
+
+def act(page: Page, name: str, panel: str = LIVE) -> None:
+    """Presses a button of a live view."""
+    page.locator(panel).get_by_role("button", name=name, exact=True).click()
+
+
+def points(page: Page) -> int:
+    """Points of the curve."""
+    return int(page.get_attribute(f"{LIVE} .tv-curvebox", "data-points") or 0)
+
+
+def tiles(page: Page, panel: str = LIVE) -> Locator:
+    """The samples that are shown."""
+    return page.locator(f"{panel} .tv-tile")

@@ -1,0 +1,352 @@
+"""The page of the app in a real browser."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from browsing import (
+    LIVE,
+    PROMPT,
+    Served,
+    act,
+    choose,
+    open_tab,
+    opened,
+    points,
+    search,
+    tiles,
+    wait_for,
+    write,
+)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+def plain_best(folder: Path, tmp_path: Path) -> bytes:
+    """The best sample of the search in a folder, searched for again without the app."""
+    from tts_vision.config import RunConfig
+    from tts_vision.runner import run
+
+    run(RunConfig.load(folder / "config.yaml"), output=tmp_path / "again")
+    return (tmp_path / "again" / "best.png").read_bytes()
+
+
+def vote_until_finished(page: Page) -> int:
+    """Votes for the sample with the higher number of each pair; returns how often it was asked."""
+    asked, deadline = 0, time.monotonic() + 60
+    while page.get_attribute(LIVE, "data-state") == "running" and time.monotonic() < deadline:
+        right = page.locator(f"{LIVE} .tv-choice").nth(1)
+        if right.is_visible():
+            asked += 1
+            right.click()
+        page.wait_for_timeout(200)
+    wait_for(page, "finished")
+    return asked
+
+
+def events(folder: Path, what: str) -> list[dict]:
+    lines = map(json.loads, (folder / "trace.jsonl").read_text().splitlines())
+    return [line for line in lines if line.get("what") == what]
+
+
+def test_a_search_to_its_end(page: Page, served: Served) -> None:
+    job = search(page, PROMPT, algorithm="zero_order", budget="16x")
+    seen = set()
+    while page.get_attribute(LIVE, "data-state") != "finished":
+        seen.add(points(page))
+        time.sleep(0.05)
+    assert max(seen) > min(seen), "the curve did not grow"
+    page.wait_for_selector(f"{LIVE} .tv-bestbox img")
+    assert tiles(page).count() == 16
+    assert page.locator(f"{LIVE} .tv-open.tv-loaded").count() == 16
+    best = json.loads((served.folder(job) / "result.json").read_text())["best"]
+    assert f"sample {best['uid']}" in page.inner_text(f"{LIVE} .tv-bestbox")
+    assert page.locator(f"{LIVE} .tv-best[data-uid='{best['uid']}'] .tv-score").inner_text() == (
+        f"{best['score']:.4f}"
+    )
+    assert "416 of 416 nfe" in page.inner_text(f"{LIVE} .tv-spent")
+
+
+def test_a_node_of_the_lineage_tells_where_a_sample_came_from(page: Page) -> None:
+    search(page, PROMPT, algorithm="zero_order", budget="12x")
+    wait_for(page, "finished")
+    page.locator(f"{LIVE} .tv-row[data-uid='11'] .tv-end").click()
+    facts = page.locator(f"{LIVE} .tv-facts")
+    assert "Sample 11" in facts.inner_text() and "It is finished." in facts.inner_text()
+    parent = facts.get_by_role("button")
+    name = parent.inner_text()
+    parent.click()
+    page.wait_for_function(
+        "name => document.querySelector('.tv-facts h4').textContent === name", arg=name.capitalize()
+    )
+    assert "Drawn from fresh noise." in facts.inner_text()
+    page.locator(f"{LIVE} .tv-tree").press("ArrowDown")
+    assert facts.locator("h4").inner_text() != name.capitalize()
+
+
+def test_pause_and_resume_change_nothing(page: Page, served: Served, tmp_path: Path) -> None:
+    job = search(page, PROMPT, algorithm="zero_order", budget="32x")
+    page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
+    act(page, "Pause")
+    wait_for(page, "paused")
+    before = tiles(page).count()
+    page.wait_for_timeout(700)
+    assert tiles(page).count() == before < 32
+    act(page, "Resume")
+    wait_for(page, "finished")
+    assert tiles(page).count() == 32
+    assert (served.folder(job) / "best.png").read_bytes() == plain_best(served.folder(job), tmp_path)
+
+
+def test_stop_keeps_the_best_so_far_and_can_go_on(page: Page, served: Served) -> None:
+    job = search(page, PROMPT, algorithm="zero_order", budget="200x")
+    page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
+    act(page, "Stop")
+    wait_for(page, "stopped")
+    result = json.loads((served.folder(job) / "result.json").read_text())
+    assert result["stopped"] and (served.folder(job) / "best.png").is_file()
+    made = tiles(page).count()
+    act(page, "Resume")
+    wait_for(page, "running")
+    page.wait_for_function("n => document.querySelectorAll('#tv-live .tv-tile').length > n", arg=made)
+    act(page, "Stop")
+    wait_for(page, "stopped")
+
+
+def test_a_reload_in_the_middle_finds_the_search_again(page: Page, served: Served) -> None:
+    job = search(page, PROMPT, algorithm="zero_order", budget="200x")
+    page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
+    page.reload()
+    page.wait_for_selector(f"{LIVE}[data-job='{job}'][data-state='running']")
+    page.wait_for_function("document.querySelectorAll('#tv-live .tv-tile').length > 8")
+    assert page.input_value("#tv-prompt textarea") == PROMPT
+    assert page.locator("input[aria-label='Algorithm']:visible").input_value() == "zero_order"
+    act(page, "Stop")
+    wait_for(page, "stopped")
+    assert json.loads((served.folder(job) / "result.json").read_text())["stopped"]
+
+
+def test_two_tabs_at_once_do_not_mix(page: Page, browser: Browser, served: Served) -> None:
+    first = search(page, PROMPT, budget="4x")
+    with opened(browser, served.address) as other:
+        second = search(other, "a green square", budget="2x")
+        wait_for(page, "finished")
+        wait_for(other, "finished")
+        assert first != second
+        assert (tiles(page).count(), tiles(other).count()) == (4, 2)
+        assert page.get_attribute(LIVE, "data-job") == first
+        assert served.jobs.get(second).config.prompt == "a green square"
+
+
+def test_votes_guide_a_search_and_what_is_banned_never_wins(page: Page, served: Served) -> None:
+    job = search(page, PROMPT, verifier="human", budget="4x")
+    page.wait_for_selector(f"{LIVE} .tv-choice")
+    page.locator(f"{LIVE} .tv-tile[data-uid='1'] [data-act='pin']").click()
+    page.locator(f"{LIVE} .tv-tile[data-uid='2'] [data-act='ban']").click()
+    page.wait_for_selector(f"{LIVE} .tv-pinned[data-uid='1']")
+    page.wait_for_selector(f"{LIVE} .tv-banned[data-uid='2']")
+    asked = vote_until_finished(page)
+    assert asked >= 2
+    decided = events(served.folder(job), "steering")[-1]["value"]
+    assert decided == {"pinned": [1], "banned": [2]}
+    answers = [event["value"]["answer"] for event in events(served.folder(job), "part")]
+    assert answers == ["second"] * asked
+    assert json.loads((served.folder(job) / "result.json").read_text())["best"]["uid"] != 2
+    assert page.locator(f"{LIVE} .tv-tile[data-uid='2'] .tv-note").inner_text() == "banned"
+
+
+def test_more_like_this(page: Page, served: Served) -> None:
+    first = search(page, PROMPT, budget="2x")
+    wait_for(page, "finished")
+    page.locator(f"{LIVE} .tv-tile[data-uid='1'] [data-act='more']").click()
+    page.wait_for_selector(f"{LIVE}:not([data-job='{first}'])[data-state='finished']")
+    found = served.jobs.get(str(page.get_attribute(LIVE, "data-job")))
+    assert found.config.algorithm == "variations" and tiles(page).count() >= 8
+
+
+def test_draft_and_finish_two(page: Page, served: Served) -> None:
+    panel = "#tv-drafts .tv-panel"
+    open_tab(page, "Draft")
+    page.fill("#tv-draft-prompt textarea", PROMPT)
+    page.get_by_label("number input for How many drafts").fill("8")
+    page.click("#tv-draft-go")
+    page.wait_for_selector(f"{panel}[data-drafts='yes']")
+    assert tiles(page, panel).count() == 8
+    for uid in (3, 5):
+        page.locator(f"{panel} .tv-tile[data-uid='{uid}'] [data-act='choose']").click()
+    act(page, "Finish the chosen 2", panel)
+    page.wait_for_selector(f"{panel} .tv-finished[data-uid='5']")
+    page.wait_for_selector(f"{panel}[data-drafts='yes']")
+    folder = served.folder(str(page.get_attribute(panel, "data-job")))
+    finished = sorted(path.name[:5] for path in folder.glob("population/0*.png"))
+    assert finished == ["00003", "00005"]
+    page.reload()
+    open_tab(page, "Draft")
+    page.wait_for_selector(f"{panel} .tv-finished[data-uid='3']")
+
+
+def test_the_best_drafts_by_the_verifier(page: Page) -> None:
+    panel = "#tv-drafts .tv-panel"
+    open_tab(page, "Draft")
+    page.fill("#tv-draft-prompt textarea", PROMPT)
+    page.get_by_label("number input for How many drafts").fill("8")
+    page.click("#tv-draft-go")
+    page.wait_for_selector(f"{panel}[data-drafts='yes']")
+    page.fill("#tv-count", "2")
+    act(page, "Choose the best", panel)
+    scores = [float(text) for text in page.locator(f"{panel} .tv-score").all_inner_texts()]
+    chosen = page.locator(f"{panel} .tv-tile:has([aria-pressed='true']) .tv-score").all_inner_texts()
+    assert sorted(map(float, chosen)) == sorted(scores)[-2:]
+
+
+def test_compare(page: Page, served: Served) -> None:
+    panel = "#tv-compare .tv-panel"
+    open_tab(page, "Compare")
+    page.fill("#tv-compare-prompts textarea", f"{PROMPT}\na green square")
+    write(page, "Budget", "4x")
+    page.click("#tv-compare-go")
+    wait_for(page, "finished", panel)
+    names = page.locator(f"{panel} tbody th").all_inner_texts()
+    assert names == ["plain", "best_of_n", "evosearch"]
+    assert "6 of 6 searches" in page.inner_text(panel)
+    assert page.locator(f"{panel} .tv-line").count() == 3
+    folder = next(served.jobs.output.glob("comparison-*"))
+    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    shown = page.locator(f"{panel} tbody tr td:nth-child(2)").all_inner_texts()
+    assert shown == [f"{row['score']:.4f}" for row in rows]
+
+
+def test_the_gallery_makes_a_run_again_to_the_same_bytes(page: Page, served: Served) -> None:
+    first = search(page, "a green square", algorithm="zero_order", budget="6x")
+    wait_for(page, "finished")
+    open_tab(page, "Gallery")
+    page.fill("#tv-find", "green square")
+    card = page.locator(f"#tv-gallery li[data-job='{first}'] button")
+    card.click()
+    act(page, "Replay", "#tv-gallery")
+    page.wait_for_selector("#tv-gallery [data-difference='0']")
+    with page.expect_download() as download:
+        page.locator("#tv-gallery [data-file='best.png']").click()
+    assert Path(download.value.path()).read_bytes() == (served.folder(first) / "best.png").read_bytes()
+    assert "tts-vision generate 'a green square'" in page.inner_text("#tv-gallery")
+    act(page, "Run again", "#tv-gallery")
+    page.wait_for_selector(f"{LIVE}:not([data-job='{first}'])[data-state='finished']")
+    second = str(page.get_attribute(LIVE, "data-job"))
+    for name in ("best.png", "trace.jsonl", "config.yaml"):
+        one, two = ((served.folder(job) / name).read_bytes() for job in (first, second))
+        assert name == "trace.jsonl" or one == two, name
+
+
+def test_scores_name_the_demands_that_are_not_met(page: Page, served: Served) -> None:
+    job = search(page, "two red circles", budget="1x")
+    wait_for(page, "finished")
+    open_tab(page, "Score")
+    page.set_input_files("#tv-score-files input[type=file]", served.folder(job) / "best.png")
+    page.fill("#tv-score-prompt textarea", "three blue squares")
+    choose(page, "Verifiers", "playground_oracle")
+    page.wait_for_selector("#tv-score-files .file-preview")
+    page.click("#tv-score-go")
+    page.wait_for_selector("#tv-scores tbody td")
+    assert "Not as asked: expected square>=3" in page.inner_text("#tv-scores")
+
+
+def test_markup_in_a_prompt_is_text(page: Page) -> None:
+    prompt = "<img src=x onerror='window.broken=1'> two ${window.broken=1} {{red}} circles"
+    search(page, prompt, budget="1x")
+    wait_for(page, "finished")
+    open_tab(page, "Gallery")
+    page.locator("#tv-gallery li[data-job] button").first.click()
+    page.wait_for_selector("#tv-gallery .tv-code")
+    assert prompt in page.inner_text("#tv-gallery")
+    assert page.evaluate("window.broken") is None
+
+
+def test_refusals_are_told_beside_the_button(page: Page) -> None:
+    page.click("#tv-go")
+    page.wait_for_selector(".tv-told[role='alert']")
+    assert "A prompt must say what to generate" in page.inner_text(".tv-said")
+    page.fill("#tv-prompt textarea", PROMPT)
+    choose(page, "Verifier", "nonsense.py@f")
+    page.click("#tv-go")
+    page.wait_for_function("document.querySelector('.tv-said').textContent.includes('nonsense')")
+
+
+def test_parameters_of_the_algorithm_reach_the_search(page: Page, served: Served) -> None:
+    choose(page, "Algorithm", "zero_order")
+    page.get_by_role("button", name="Advanced").click()
+    starts = page.get_by_label("Starts")
+    starts.wait_for()
+    assert "Random noises whose best is the first pivot" in page.inner_text(".tv-form:visible")
+    starts.fill("2")
+    job = search(page, PROMPT, budget="4x")
+    assert served.jobs.get(job).config.algorithm_params["starts"] == 2
+    wait_for(page, "finished")
+
+
+def test_the_time_is_told_before_the_start(page: Page) -> None:
+    page.get_by_role("button", name="Estimate").click()
+    page.wait_for_function("/about [0-9.]+ s/.test(document.querySelector('#tv-estimate').textContent)")
+    assert "416 nfe" in page.inner_text("#tv-estimate")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(browser: Browser, served: Served, width: int) -> None:
+    with opened(browser, served.address, width) as page:
+        for name in ("Search", "Draft", "Compare", "Gallery", "Score"):
+            open_tab(page, name)
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            assert page.evaluate(_CUT_OFF) == [], name
+            assert page.evaluate(_NAMELESS) == [], name
+            assert "particle" not in page.inner_text("body").lower(), name
+
+
+def test_the_keyboard_alone_starts_a_search(page: Page) -> None:
+    page.locator("#tv-prompt textarea").focus()
+    page.keyboard.type("a green square")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "tv-go"
+    write(page, "Budget", "2x")
+    page.locator("#tv-go").focus()
+    page.keyboard.press("Enter")
+    wait_for(page, "finished")
+
+
+def test_nothing_jumps_while_a_search_runs(page: Page) -> None:
+    page.evaluate(
+        "new PerformanceObserver(list => { for (const e of list.getEntries()) "
+        "if (!e.hadRecentInput) window.shift = (window.shift || 0) + e.value; })"
+        ".observe({type: 'layout-shift'})"
+    )
+    search(page, PROMPT, algorithm="zero_order", budget="12x")
+    wait_for(page, "finished")
+    page.wait_for_timeout(500)
+    assert (page.evaluate("window.shift") or 0) < 0.02
+
+
+def test_first_paint_takes_less_than_two_seconds(browser: Browser, served: Served) -> None:
+    with opened(browser, served.address):
+        pass  # the files of the page are read once
+    times = []
+    for _ in range(3):
+        with opened(browser, served.address) as page:
+            times.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+    assert min(times) < 2000
+
+
+_CUT_OFF = """[...document.querySelectorAll('button, label, h1, h2, h3, h4, p, figcaption')]
+  .filter(e => e.checkVisibility() && e.getBoundingClientRect().width > 0)
+  .filter(e => { const r = e.getBoundingClientRect(); return r.right > innerWidth + 1 || r.left < -1; })
+  .filter(e => !e.closest('.tab-container'))
+  .map(e => e.outerHTML.slice(0, 120))"""
+
+_NAMELESS = """[...document.querySelectorAll('button, input, textarea, select, progress')]
+  .filter(e => e.checkVisibility() && e.getBoundingClientRect().width > 0 && e.type !== 'file')
+  .filter(e => !(e.textContent.trim() || e.ariaLabel || e.title || (e.labels && e.labels.length)
+                 || e.getAttribute('aria-labelledby')))
+  .map(e => e.outerHTML.slice(0, 160))"""
