@@ -44,6 +44,7 @@ class StepEnd:
             before = _plain(pipe)
             outputs = self._users(pipe, step, timestep, {name: tensors[name] for name in self._inputs})
             self._check(pipe, before, outputs, tensors)
+        self._proxy.before = self._proxy.latents
         self._proxy.latents = outputs.get("latents", tensors["latents"])
         self._proxy.interrupted = bool(getattr(pipe, "_interrupt", False))
         return outputs

@@ -37,7 +37,7 @@ from tts_vision.pipelines.schedule import (
 )
 from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, modules
 from tts_vision.pipelines.stochastic import Level, guidance_gain, renoise
-from tts_vision.pipelines.whole import reason_to_drive_whole
+from tts_vision.pipelines.whole import UNDRIVABLE, reason_to_drive_whole
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
 from tts_vision.sampler import RewardFunction, Sampler
@@ -86,7 +86,7 @@ class DiffusersSampler(Sampler):
         signature = self._driver.signature
         settings = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
         self._calls = Calls(self._driver, settings)
-        self.modality = "video" if "num_frames" in signature else "image"
+        self.modality = "video" if _makes_videos(self.name, signature) else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
         self._recompute = options.recompute
         self._whole = reason_to_drive_whole(pipe, [m for _, m in modules(pipe, DENOISERS)], settings)
@@ -220,12 +220,13 @@ class DiffusersSampler(Sampler):
         history = proxy.history() if rule is None else {}
         rows, shared = pack(history, proxy.prev_sample.shape)
         carry: dict[str, Tensor | Rows] = {**rows, _ORIGIN: _numbers(_origins(state))}
-        if proxy.preview is not None:
-            carry[PREVIEW] = proxy.preview
+        preview = self._laid_out(state, segment, latents)
+        if preview is not None:
+            carry[PREVIEW] = preview
         if proxy.added is not None:
             carry[STEP_NOISE] = proxy.added.to(latents.dtype)
             carry[STEP_NOISE_STD] = torch.full((batch,), proxy.added_std)
-        if self._native_noise:
+        if self._native_noise or proxy.draws or "rng" in state.carry:
             carry |= _generator_rows(generators, state.uids)
         if self._has_callback:
             carry[_INTERRUPTED] = torch.full((batch,), proxy.interrupted)
@@ -259,6 +260,20 @@ class DiffusersSampler(Sampler):
                 "driven step by step."
             )
         return latents
+
+    def _laid_out(self, state: State, segment: Segment, latents: Tensor) -> Tensor | None:
+        """The x0 estimate of the last step, laid out as the loop's latents; None where there is none."""
+        proxy = segment.proxy
+        preview = proxy.preview
+        if preview is None or preview.shape == latents.shape:
+            return preview
+        entered, scale = state.latents.to(self._device()), self._entry_scale(state.step, state.conditions[0])
+        entry = (entered, scale) if proxy.before is None else (proxy.before, None)
+        call, _ = self._batch(state.conditions, "latent")
+        call["generator"] = self._generators(state)
+        last = proxy.start + proxy.done - 1
+        found = self._driver.laid_out(call, last, entry, preview)
+        return found if found is not None and found.shape == latents.shape else None
 
     def _computed_whole(self, state: State) -> State:
         """The finished samples, as pixels in [0, 1], by the pipeline's own call."""
@@ -352,8 +367,9 @@ class DiffusersSampler(Sampler):
         estimate = state.carry.get(PREVIEW)
         if not isinstance(estimate, Tensor):
             raise CapabilityError(
-                "A preview needs at least one step since the noise was last changed but the state is at "
-                f"step {state.step} without one; advance it first."
+                "A preview needs at least one step since the noise was last changed, and an x0 estimate laid "
+                f"out as the latents, but the state of {self.name} at step {state.step} has none; advance "
+                "it first, or use an algorithm that scores finished samples."
             )
         return self._decoded(replace(state, latents=estimate), self._preview_vae)
 
@@ -689,12 +705,12 @@ class DiffusersSampler(Sampler):
         return [_generator(row_seed(state.seed, origin)) for origin in _origins(state)]
 
     def _streams(self, state: State) -> list[Tensor | None] | None:
-        """The generator state of each row from its next step on, where the scheduler draws noise.
+        """The generator state of each row from its next step on, where the loop draws noise.
 
         A plain call of the pipeline continues with the generator that it prepared its inputs with, so it
         makes an unforked row again from its seed. A fork gets a fresh generator.
         """
-        if not self._native_noise:
+        if not self._native_noise and "rng" not in state.carry:
             return None
         states, owners = state.carry.get("rng"), state.carry.get("rng_uid")
         streams: list[Tensor | None] = []
@@ -813,6 +829,8 @@ def _check_drivable(pipe: Any) -> None:
         raise PipelineError(
             f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler."
         )
+    if name in UNDRIVABLE:
+        raise PipelineError(f"{rule} but {name} {UNDRIVABLE[name]}; use another class for the checkpoint.")
     if scheduler is None or not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
         raise PipelineError(f"{rule} but {name} has no such scheduler; it cannot be driven step by step.")
     if not modules(pipe, DENOISERS):
@@ -832,6 +850,11 @@ def _generator_rows(generators: list[torch.Generator], uids: Sequence[int]) -> d
         "rng": torch.stack([generator.get_state() for generator in generators]),
         "rng_uid": torch.tensor(list(uids), dtype=torch.long),
     }
+
+
+def _makes_videos(name: str, signature: Mapping[str, Any]) -> bool:
+    """Whether the samples of a pipeline are clips."""
+    return bool({"num_frames", "video_length", "video"} & signature.keys()) or "Video" in name
 
 
 def _converted(pixels: Tensor, modality: str) -> Any:

@@ -64,8 +64,10 @@ class SchedulerProxy:
             the state that preparing left.
         rule: Replaces the scheduler's step, if given.
         skip: Tells the pipeline whether to skip the next step, if it can.
+        result: The result of every step, if given; nothing is computed then.
 
     Attributes:
+        before: The loop's latents before the last computed step; None if those that entered.
         latents: ``(B, ...)`` of the loop after the last computed step, as a callback sees them; None if the
             pipeline has no callbacks.
         prev_sample: ``(B, ...)`` result of the last computed scheduler step.
@@ -75,6 +77,7 @@ class SchedulerProxy:
         offset: Position of the loop's first timestep among the scheduler's.
         done: Number of computed steps.
         skipping: Whether the current step is outside the segment.
+        draws: Whether the computed steps drew from the generators.
         interrupted: Whether a callback of the user ended the loop.
     """
 
@@ -89,9 +92,11 @@ class SchedulerProxy:
         streams: Sequence[Tensor | None] | None = None,
         rule: Step | None = None,
         skip: Callable[[bool], None] | None = None,
+        result: Tensor | None = None,
     ) -> None:
         self.inner = scheduler
         self.start, self.stop = start, stop
+        self.before: Tensor | None = None
         self.latents: Tensor | None = None
         self.prev_sample: Tensor | None = None
         self.preview: Tensor | None = None
@@ -101,9 +106,11 @@ class SchedulerProxy:
         self.total: int | None = None
         self.offset = 0
         self.done = 0
-        self.skipping = self.interrupted = False
+        self.skipping = self.interrupted = self.draws = False
         self.generators, self._streams = generators, streams
         self._history, self._rule, self._skip = history, rule, skip
+        self._result = result
+        self._at_start: list[Tensor] = []
         self._fresh: dict[str, Any] = {}
         self._loose_history: dict[str, Any] = {}
         self._at: int | None = None
@@ -154,11 +161,15 @@ class SchedulerProxy:
         self.skipping = not inside or self.interrupted
         if self._skip is not None:
             self._skip(self.skipping)
+        if not self.skipping:
+            self.continue_streams()
 
     def loop_ends(self) -> None:
         """The loop has seen all timesteps."""
         self._step_ends()
         self.continue_streams()
+        now = [generator.get_state() for generator in self.generators or ()]
+        self.draws = any(not torch.equal(a, b) for a, b in zip(now, self._at_start))
         self.skipping = False
         if self._skip is not None:
             self._skip(False)
@@ -169,6 +180,8 @@ class SchedulerProxy:
             if state is not None:
                 generator.set_state(state.clone())  # a view crashes torch
         self._streams = None
+        if not self._at_start:
+            self._at_start = [generator.get_state() for generator in self.generators or ()]
 
     def _step_ends(self) -> None:
         self.done += self._stepped
@@ -222,8 +235,9 @@ class SchedulerProxy:
             )
         if self.skipping:
             return StepResult((sample, sample))
-        self.continue_streams()
         self._stepped = True
+        if self._result is not None:
+            return StepResult((self._result, self._result))
         index = self.index
         x0 = eps = None
         last = self.stop is None or self._at == self.stop - 1

@@ -30,6 +30,7 @@ from tts_vision.types import Cost, Meter, NoMeter
 DENOISERS = ("unet", "transformer", "prior", "denoiser", "dit")
 ENCODERS = ("text_encoder", "image_encoder")
 BESIDE = ("controlnet", "adapter")
+_CALL = "_compiled_call_impl"  # what torch calls in the place of hooks and forward, where it is set
 
 
 @dataclass
@@ -166,6 +167,32 @@ class Driver:
             )
         return Segment(output[0], entry.entered, entry.noise, proxy, tuple(self.encoders.inputs))
 
+    def laid_out(
+        self, call: Mapping[str, Any], step: int, entry: tuple[Tensor, float | None], x0: Tensor
+    ) -> Tensor | None:
+        """An x0 estimate in the layout of the loop's latents, by the loop's own code after a step.
+
+        For loops whose scheduler sees another layout, or only a part: the step is run with a silent denoiser
+        and a scheduler that answers `x0`. None where the loop does not run so.
+
+        Args:
+            call: Arguments of the pipeline, with generators.
+            step: The step after which the estimate was made.
+            entry: Latents before that step, and the factor on them.
+            x0: The estimate, as the scheduler sees samples.
+        """
+        if self._silence is None and self.forwards_per_step(call) is None:
+            return None
+        skip = self._interrupt if self.interruptible else None
+        proxy = SchedulerProxy(copy.deepcopy(self.scheduler), step, step + 1, skip=skip, result=x0)
+        proxy.generators = call["generator"]
+        kind, into = self._silence or KINDS[0], _Entry(*entry)
+        try:
+            self._call_dry(call, proxy, into, lambda module: _silent(module, kind, into), entry[0])
+        except Exception:  # whatever the zeros led to, in code that is not ours
+            return None
+        return proxy.latents
+
     def forwards_per_step(self, call: Mapping[str, Any]) -> dict[int, float] | None:
         """How many rows each step evaluates for one particle, found out without evaluating any.
 
@@ -219,7 +246,11 @@ class Driver:
         pipe = self.pipe
         names = inspect.signature(pipe.get_timesteps).parameters
         given = {**arguments, "device": pipe._execution_device}
-        given["timesteps"], given["sigmas"] = scheduler.timesteps, getattr(scheduler, "sigmas", None)
+        # without the sigma of the finished sample
+        given["timesteps"], given["sigmas"] = (
+            scheduler.timesteps,
+            getattr(scheduler, "sigmas", scheduler.timesteps)[:-1],
+        )
         own = pipe.__dict__.get("scheduler", _MISSING)
         pipe.__dict__["scheduler"] = scheduler
         try:
@@ -278,12 +309,13 @@ class Driver:
         entry = entry or _Entry(None)
 
         def silent(module: nn.Module) -> Callable[..., Any]:
+            silence = _silent(module, kind, entry)
+
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if see is not None:
                     see(args, kwargs)
                 counts[proxy.position] += len(denoised(args, kwargs))
-                row = None if entry.entered is None else entry.entered.shape[1:]
-                return answer(module, args, kwargs, kind, row)
+                return silence(*args, **kwargs)
 
             return forward
 
@@ -299,10 +331,11 @@ class Driver:
         proxy: SchedulerProxy,
         entry: _Entry,
         denoiser: Callable[[nn.Module], Callable[..., Any]],
+        entering: Tensor | None = None,
     ) -> None:
-        """Runs the whole loop with a stand-in of the denoiser, uncharged and without the user's callback."""
+        """Runs the loop with a stand-in of the denoiser, uncharged and without the user's callback."""
         call = {**call, "return_dict": False, "generator": proxy.generators, "output_type": "latent"}
-        self._watch_steps(call, proxy, None, runs_users=False)
+        self._watch_steps(call, proxy, entering, runs_users=False)
         self.encoders.by_row = False
         meter = self.meter
         self.bind(NoMeter())
@@ -418,12 +451,12 @@ class Driver:
             for name, module in modules(pipe, ENCODERS):
                 put(module, "forward", self.encoders.remembering(name, module))
             for _, module in modules(pipe, DENOISERS):
-                if denoiser is not None:
-                    put(module, "forward", denoiser(module))
-                else:
-                    put_forward = self._forward(module, proxy, entry)
-                    if put_forward is not None:
-                        put(module, "forward", put_forward)
+                if self._recomputes_steps and denoiser is None:
+                    put(module, "forward", _checkpointed(module.forward))
+                if denoiser is not None:  # past hooks, which may count, or move weights between devices
+                    put(module, _CALL, denoiser(module))
+                elif not self.interruptible:
+                    put(module, _CALL, self._unless_skipping(module, proxy, entry))
                 handles.append(module.register_forward_pre_hook(self._counting(proxy), with_kwargs=True))
             if not self.interruptible:
                 for name, module in modules(pipe, BESIDE):
@@ -438,20 +471,15 @@ class Driver:
                 else:
                     owner.__dict__[name] = value
 
-    def _forward(self, module: nn.Module, proxy: SchedulerProxy, entry: _Entry) -> Callable[..., Any] | None:
-        """The forward pass of a denoiser in a segment; None if it is its own."""
-        forward = _checkpointed(module.forward) if self._recomputes_steps else module.forward
-        if self.interruptible:
-            return forward if self._recomputes_steps else None
+    def _unless_skipping(self, module: nn.Module, proxy: SchedulerProxy, entry: _Entry) -> Callable[..., Any]:
+        """A denoiser that answers zeros in the steps that a loop cannot skip."""
+        own = getattr(module, _CALL, None) or module._call_impl
+        silence = _silent(module, self._silence or KINDS[0], entry)
 
-        @functools.wraps(forward)
-        def compute(*args: Any, **kwargs: Any) -> Any:
-            if proxy.skipping and self._silence is not None:
-                row = None if entry.entered is None else entry.entered.shape[1:]
-                return answer(module, args, kwargs, self._silence, row)
-            return forward(*args, **kwargs)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return silence(*args, **kwargs) if proxy.skipping else own(*args, **kwargs)
 
-        return compute
+        return call
 
     def _beside_it(
         self, name: str, module: nn.Module, proxy: SchedulerProxy, entry: _Entry
@@ -498,6 +526,16 @@ class Driver:
             return (entry.entered, *result[1:]) if several else entry.entered
 
         return enter
+
+
+def _silent(module: nn.Module, kind: str, entry: _Entry) -> Callable[..., Any]:
+    """The forward pass of a denoiser that answers zeros."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        row = None if entry.entered is None else entry.entered.shape[1:]
+        return answer(module, args, kwargs, kind, row)
+
+    return forward
 
 
 def _continued(own: Tensor, entry: _Entry) -> Tensor:

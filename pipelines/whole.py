@@ -20,6 +20,11 @@ WHOLE = {
     "LTX2ConditionPipeline": "its loop denoises sound beside the picture, by a second scheduler",
 }
 
+UNDRIVABLE = {
+    "StableDiffusionPanoramaPipeline": "exchanges the state of its scheduler between the views of an image",
+}
+"""Pipelines that cannot be driven at all, with the reason."""
+
 
 def reason_to_drive_whole(pipe: Any, denoisers: list[nn.Module], settings: Mapping[str, Any]) -> str | None:
     """Why a pipeline is driven whole, from noise to sample in one step; None if it need not be.
