@@ -113,7 +113,8 @@ class DiffusersSampler(Sampler):
     def _plan(self, settings: Mapping[str, Any]) -> None:
         """Finds the steps of a trajectory and the capabilities."""
         scheduler = self._calls.schedule()
-        if self._step_rule is not None:
+        self._driver.halves = self._step_rule is None
+        if not self._driver.halves:
             first_order(scheduler)
         self._steps = self._calls.steps(scheduler)
         self.num_steps = len(self._steps)

@@ -65,6 +65,7 @@ class SchedulerProxy:
         rule: Replaces the scheduler's step, if given.
         skip: Tells the pipeline whether to skip the next step, if it can.
         result: The result of every step, if given; nothing is computed then.
+        halves: Whether the half-steps of a second-order scheduler are taken.
 
     Attributes:
         before: The loop's latents before the last computed step; None if those that entered.
@@ -93,6 +94,7 @@ class SchedulerProxy:
         rule: Step | None = None,
         skip: Callable[[bool], None] | None = None,
         result: Tensor | None = None,
+        halves: bool = True,
     ) -> None:
         self.inner = scheduler
         self.start, self.stop = start, stop
@@ -109,7 +111,7 @@ class SchedulerProxy:
         self.skipping = self.interrupted = self.draws = False
         self.generators, self._streams = generators, streams
         self._history, self._rule, self._skip = history, rule, skip
-        self._result = result
+        self._result, self._halves = result, halves
         self._at_start: list[Tensor] = []
         self._fresh: dict[str, Any] = {}
         self._loose_history: dict[str, Any] = {}
@@ -211,7 +213,7 @@ class SchedulerProxy:
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.inner.set_timesteps(*args, **kwargs)
-        if self._rule is not None:
+        if not self._halves:
             first_order(self.inner)
         self._fresh = {k: list(v) if isinstance(v, list) else v for k, v in vars(self.inner).items()}
         if self._history:

@@ -77,6 +77,7 @@ class Driver:
     Attributes:
         pipe: The user's pipeline.
         meter: Where network evaluations are reported before they run.
+        halves: Whether the half-steps of a second-order scheduler are taken.
     """
 
     pipe: Any
@@ -90,6 +91,7 @@ class Driver:
         self.scheduler: Any = copy.deepcopy(getattr(self.pipe, "scheduler", None))
         self.interruptible = _checks_for_interrupts(type(self.pipe).__call__)
         self.encoders = EncoderCache(self.meter)
+        self.halves = True
         self._silence: str | None = None
         self._beside: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
 
@@ -134,8 +136,7 @@ class Driver:
         Raises:
             PipelineError: If the loop does not take the steps.
         """
-        proxy = SchedulerProxy(
-            copy.deepcopy(self.scheduler),
+        proxy = self._proxy(
             start,
             stop,
             history=history,
@@ -184,7 +185,7 @@ class Driver:
         if self._silence is None and self.forwards_per_step(call) is None:
             return None
         skip = self._interrupt if self.interruptible else None
-        proxy = SchedulerProxy(copy.deepcopy(self.scheduler), step, step + 1, skip=skip, result=x0)
+        proxy = self._proxy(step, step + 1, skip=skip, result=x0)
         proxy.generators = call["generator"]
         kind, into = self._silence or KINDS[0], _Entry(*entry)
         try:
@@ -278,7 +279,7 @@ class Driver:
                 inputs.extend(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
 
         entry = _Entry(None)
-        proxy = SchedulerProxy(copy.deepcopy(self.scheduler), 0, None, generators=generators)
+        proxy = self._proxy(0, None, generators=generators)
         if self._silence is None or not self._dry_run(call, self._silence, proxy, entry, see):
             return None
         return inputs, entry.entered
@@ -294,7 +295,7 @@ class Driver:
     def _dry_proxy(self, call: Mapping[str, Any]) -> SchedulerProxy:
         given = call.get("generator") or [torch.Generator("cpu")]
         generators = [torch.Generator("cpu").manual_seed(g.initial_seed()) for g in given]
-        return SchedulerProxy(copy.deepcopy(self.scheduler), 0, None, generators=generators)
+        return self._proxy(0, None, generators=generators)
 
     def _dry_run(
         self,
@@ -357,6 +358,9 @@ class Driver:
     def _known(self, call: dict[str, Any]) -> dict[str, Any]:
         """The arguments that the pipeline's call has; a few have no `output_type` or `generator`."""
         return {k: v for k, v in call.items() if k in self.signature}
+
+    def _proxy(self, start: int, stop: int | None, **options: Any) -> SchedulerProxy:
+        return SchedulerProxy(copy.deepcopy(self.scheduler), start, stop, halves=self.halves, **options)
 
     def _interrupt(self, value: bool) -> None:
         self.pipe._interrupt = value

@@ -15,6 +15,7 @@ WHOLE = {
     "LatentConsistencyModelImg2ImgPipeline": "it decodes a variable of its loop instead of its latents",
     "TextToVideoSDPipeline": "its scheduler sees frames in the place of samples",
     "VideoToVideoSDPipeline": "its scheduler sees frames in the place of samples",
+    "LTXConditionPipeline": "its loop blends with a copy of the latents that it started from",
     "LTX2Pipeline": "its loop denoises sound beside the picture, by a second scheduler",
     "LTX2ImageToVideoPipeline": "its loop denoises sound beside the picture, by a second scheduler",
     "LTX2ConditionPipeline": "its loop denoises sound beside the picture, by a second scheduler",

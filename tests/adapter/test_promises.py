@@ -1,0 +1,354 @@
+"""A search keeps what a pipeline's own call does: edits, plans, texts, frame rates, caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from contract import SEED, STEPS, Subject, cost_is_what_hooks_count, stepwise_equals_whole
+from families import FAMILIES, photo
+from test_diffusers_sampler import PROMPT, stepwise
+
+import tts_vision
+from tiny_pipelines import TINY, with_scheduler
+from tts_vision.condition import Condition
+from tts_vision.config import SamplerOptions
+from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
+from tts_vision.pipelines.frame_rates import frame_rate
+from tts_vision.pipelines.noise import noise_scale, unit_noise
+from tts_vision.pipelines.schedule import clipped, first_order, noise_levels, noisy_steps, predictions
+from tts_vision.rng import row_seed
+from tts_vision.types import Video
+
+BASE = {**TINY["stable_diffusion"].kwargs, "num_inference_steps": STEPS}
+
+
+def sampler_of(pipe: Any, settings: dict[str, Any], **options: Any) -> DiffusersSampler:
+    return DiffusersSampler(pipe, options=SamplerOptions(pipeline_kwargs=settings, **options))
+
+
+def own(pipe: Any, settings: dict[str, Any], uid: int = 0, **more: Any) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(row_seed(SEED, uid))
+    call = {"prompt": PROMPT.text, **settings, **more}
+    return pipe(**call, generator=generator, output_type="latent", return_dict=False)[0]
+
+
+# Callbacks
+
+
+def test_edits_of_a_callback_are_in_the_state() -> None:
+    pipe = TINY["stable_diffusion"].build()
+    steps: list[int] = []
+
+    def brighten(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        return {"latents": tensors["latents"] + 0.1 * (step + 1)}
+
+    settings = {**BASE, "callback_on_step_end": brighten}
+    expected = own(pipe, settings, uid=3)
+    assert not torch.equal(expected, own(pipe, BASE, uid=3))
+    steps.clear()
+    sampler = sampler_of(pipe, settings)
+    state = stepwise(sampler, sampler.init(PROMPT, [0, 3], seed=SEED).select([1, 0]))
+    assert torch.equal(state.latents[:1], expected)
+    assert sorted(steps) == sorted([*range(STEPS)] * 2)  # rows one by one, each step once
+
+
+def test_a_callback_that_interrupts_ends_its_row_alone() -> None:
+    pipe = TINY["stable_diffusion"].build()
+
+    def stop(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 1 and float(tensors["latents"].mean()) > float(limit)
+        return {}
+
+    settings = {**BASE, "callback_on_step_end": stop}
+    limit = float("inf")
+    means = [float(own(pipe, {**BASE, "num_inference_steps": STEPS}, uid=uid).mean()) for uid in (0, 3)]
+    limit = sum(means) / 2
+    expected = [own(pipe, settings, uid=uid) for uid in (0, 3)]
+    sampler = sampler_of(pipe, settings)
+    state = stepwise(sampler, sampler.init(PROMPT, [0, 3], seed=SEED))
+    for row, latents in zip(state.latents, expected):
+        assert torch.equal(row, latents[0])
+
+
+def test_a_callback_that_edits_other_tensors_is_driven_whole() -> None:
+    pipe = TINY["stable_diffusion"].build()
+
+    def unguided(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[-1]}
+        return {}
+
+    settings = {**BASE, "callback_on_step_end": unguided}
+    sampler = sampler_of(pipe, settings)
+    with pytest.raises(KeyError):  # it did not ask for the tensor that it reads
+        own(pipe, settings)
+    settings["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    sampler = sampler_of(pipe, settings)
+    assert "whole" in sampler.capabilities
+    image = sampler.decode(sampler.advance(sampler.init(PROMPT, [3], seed=SEED)))[0]
+    generator = torch.Generator("cpu").manual_seed(row_seed(SEED, 3))
+    assert np.array_equal(image, pipe(PROMPT.text, **settings, generator=generator).images[0])
+
+
+def test_an_edit_that_the_next_segment_would_lose_is_refused() -> None:
+    pipe = TINY["stable_diffusion"].build()
+
+    def unguided(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._guidance_scale = 7.0
+        return {}
+
+    sampler = sampler_of(pipe, {**BASE, "callback_on_step_end": unguided})
+    with pytest.raises(PipelineError, match="edits _guidance_scale; name what it edits"):
+        sampler.advance(sampler.init(PROMPT, [0], seed=SEED))
+
+
+def test_a_step_leaves_the_state_that_it_starts_from() -> None:
+    """Some loops write into the latents that enter them."""
+    pipe = TINY["stable_diffusion"].build()
+
+    class InPlace(diffusers.DDIMScheduler):
+        def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+            sample.copy_(super().step(model_output, timestep, sample, return_dict=False)[0])
+            return (sample,)
+
+    pipe.scheduler = InPlace.from_config(pipe.scheduler.config)
+    sampler = sampler_of(pipe, BASE)
+    state = sampler.advance(sampler.init(PROMPT, [0], seed=SEED))
+    before = state.latents.clone()
+    sampler.advance(state)
+    assert torch.equal(state.latents, before)
+
+
+# Plans
+
+
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "HeunDiscreteScheduler"])
+def test_image_to_image_takes_the_steps_that_its_own_method_says(scheduler: str) -> None:
+    entry = TINY["stable_diffusion_img2img"]
+    pipe = entry.build()
+    config = {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")}
+    pipe.scheduler = getattr(diffusers, scheduler).from_config({**config, "skip_prk_steps": True})
+    settings = {**entry.kwargs, "num_inference_steps": 7, "strength": 0.55}
+    sampler = sampler_of(pipe, settings)
+    state = stepwise(sampler, sampler.init(PROMPT, [0], seed=SEED))
+    assert torch.equal(state.latents, own(pipe, settings))
+
+
+def test_a_call_without_steps_is_refused_by_what_makes_it_so() -> None:
+    entry = TINY["stable_diffusion_img2img"]
+    with pytest.raises(ConfigError, match=r"at least one step.*strength 0\.05"):
+        sampler_of(entry.build(), {**entry.kwargs, "strength": 0.05, "num_inference_steps": 10})
+
+
+@pytest.mark.parametrize("name", ["FluxControlPipeline", "FluxFillPipeline"])
+def test_a_budget_counts_models_that_concatenate_channels(name: str) -> None:
+    """A wrong price would plan more samples than can be finished, or fewer than were paid for."""
+    subject = Subject.of(FAMILIES[name])
+    cost_is_what_hooks_count(subject)
+    entry = FAMILIES[name]
+    result = tts_vision.search(
+        entry.build(),
+        PROMPT.text,
+        verifier=lambda images, prompts: [float(np.asarray(i).mean()) for i in images],
+        budget="3x",
+        pipeline_kwargs={"num_inference_steps": 3, **entry.kwargs},
+    )
+    assert len(result.population) == 3 and result.spent.nfe == 9
+
+
+# Rows
+
+
+def test_the_winner_of_an_edit_is_made_again_by_its_seed() -> None:
+    """The image is encoded with randomness of its row, wherever the row is in the batch."""
+    entry = FAMILIES["FluxImg2ImgPipeline"]
+    subject = Subject.of(entry)
+    state = subject.sampler.advance(subject.started(0, 3, 7), subject.sampler.num_steps)
+    for row, uid in zip(state.latents, (0, 3, 7)):
+        torch.testing.assert_close(row, subject.own(uid, "latent")[0], rtol=0, atol=1e-4)
+
+
+def test_images_are_encoded_once_for_all_segments() -> None:
+    entry = TINY["stable_diffusion_img2img"]
+    pipe = entry.build()
+    encode, ran = pipe.vae.encode, []
+    pipe.vae.encode = lambda *args, **kwargs: (ran.append(1), encode(*args, **kwargs))[1]
+    sampler = sampler_of(pipe, {**entry.kwargs, "num_inference_steps": STEPS})
+    stepwise(sampler, sampler.init(PROMPT, [0], seed=SEED))
+    assert len(ran) == 1
+
+
+# Noise
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "noisy"),
+    [
+        (diffusers.KDPM2AncestralDiscreteScheduler, [1, 3, 5]),
+        (diffusers.EulerAncestralDiscreteScheduler, [0, 1, 2]),
+        (diffusers.KDPM2DiscreteScheduler, []),
+        (diffusers.DDIMScheduler, []),
+    ],
+)
+def test_which_steps_draw_noise_is_found_over_the_whole_schedule(scheduler: Any, noisy: list[int]) -> None:
+    one = scheduler()
+    one.set_timesteps(4)
+    assert noisy_steps(one, 0.0) == noisy
+
+
+def test_a_scheduler_that_draws_in_its_half_steps_is_driven_from_the_seed() -> None:
+    entry = TINY["stable_diffusion"]
+    pipe = entry.build()
+    pipe.scheduler = diffusers.KDPM2AncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    sampler = sampler_of(pipe, BASE)
+    assert "stochastic" in sampler.capabilities
+    state = stepwise(sampler, sampler.init(PROMPT, [3], seed=SEED))
+    assert torch.equal(state.latents, own(pipe, BASE, uid=3))
+
+
+@pytest.mark.parametrize("scheduler", ["heun", "kdpm2"])
+def test_stochastic_steps_pay_for_no_half_steps(scheduler: str) -> None:
+    pipe = TINY["stable_diffusion"].build()
+    if scheduler == "heun":
+        with_scheduler(pipe, "heun")
+    else:
+        pipe.scheduler = diffusers.KDPM2DiscreteScheduler.from_config(pipe.scheduler.config)
+    sampler = sampler_of(pipe, BASE, stochastic=True)
+    assert sampler.num_steps == STEPS and sampler.cost(PROMPT, 0, STEPS).nfe == 2 * STEPS
+    state = sampler.init(PROMPT, [0], seed=SEED)
+    for _ in range(STEPS - 1):
+        state = sampler.advance(state)
+        assert float(state.carry["step_noise_std"][0]) > 0
+    assert torch.isfinite(sampler.advance(state).latents).all()
+
+
+def test_first_order_keeps_the_levels_of_whole_steps() -> None:
+    half = diffusers.HeunDiscreteScheduler()
+    whole = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012)
+    for one in (half, whole):
+        one.set_timesteps(5)
+    first_order(half)
+    torch.testing.assert_close(half.sigmas.float(), whole.sigmas.float(), rtol=1e-4, atol=1e-4)
+    assert len(half.timesteps) == 5 and half.order == 1
+
+
+def test_stochastic_steps_clip_as_the_scheduler_does() -> None:
+    """At eta 0 the step of a clipping DDIM is its own."""
+    pipe = TINY["stable_diffusion"].build()
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, clip_sample=True, clip_sample_range=0.5, set_alpha_to_one=False
+    )
+    still, plain = sampler_of(pipe, BASE, stochastic=True, eta=0.0), sampler_of(pipe, BASE)
+    start = plain.init(PROMPT, [0], seed=SEED)
+    a, b = still.advance(start, STEPS).latents, plain.advance(start, STEPS).latents
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert float(clipped(pipe.scheduler, torch.tensor([-2.0, 0.2])).min()) == -0.5
+
+
+def test_a_schedule_from_zero_to_one_is_read_as_noise_to_data() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(4)
+    levels = noise_levels(scheduler)
+    assert levels[0].sigma > levels[1].sigma > levels[-1].sigma == 0
+    x0, noise = torch.full((1, 4), 2.0), torch.full((1, 4), -1.0)
+    level = levels[1]
+    x = level.alpha * x0 + level.sigma * noise
+    found, eps = predictions(scheduler, x0 - noise, x, level)
+    torch.testing.assert_close(found, x0)
+    torch.testing.assert_close(eps, noise)
+    # the scheduler's own step goes the same way
+    scheduler.set_begin_index(1)
+    step = scheduler.step(x0 - noise, scheduler.timesteps[1], x, return_dict=False)[0]
+    torch.testing.assert_close(step, levels[2].alpha * x0 + levels[2].sigma * noise)
+
+
+def test_the_factor_on_the_noise_is_measured() -> None:
+    generator = torch.Generator("cpu").manual_seed(3)
+    state = generator.get_state()
+    noise = torch.randn(4, 8, 8, generator=generator)
+    packed = (noise * 80.0).permute(1, 2, 0)
+    assert noise_scale(packed, state, [80.0, 1.0]) == 80.0
+    blended = torch.cat([packed[:4], torch.zeros_like(packed[4:])])
+    assert noise_scale(blended, state, [80.0, 1.0]) is None
+    for scale in (14.6146, 80.0, 0.3):
+        entered = noise * scale
+        assert torch.equal(unit_noise(entered, scale) * scale, entered)
+
+
+# Texts
+
+
+def test_embeddings_of_the_prompt_are_taken_as_settings() -> None:
+    pipe = TINY["stable_diffusion"].build()
+    positive, negative = pipe.encode_prompt("a blue star", "cpu", 1, True, "blurry")
+    settings = {**BASE, "prompt_embeds": positive, "negative_prompt_embeds": negative}
+    sampler = sampler_of(pipe, settings)
+    state = stepwise(sampler, sampler.init(PROMPT, [0], seed=SEED))
+    expected = own(pipe, BASE, prompt="a blue star", negative_prompt="blurry")
+    assert torch.equal(state.latents, expected)
+    with pytest.raises(ConfigError, match="stand for one prompt, 'two red circles'"):
+        sampler.init(Condition("a green square"), [0], seed=SEED)
+
+
+def test_a_negative_prompt_that_would_be_cut_is_refused() -> None:
+    pipe = TINY["stable_diffusion"].build()
+    sampler = sampler_of(pipe, {**BASE, "negative_prompt": "red circle " * 60})
+    with pytest.raises(ConfigError, match="A negative prompt must have at most 77 tokens"):
+        sampler.init(PROMPT, [0], seed=SEED)
+
+
+# Frame rates
+
+
+def test_clips_have_the_frame_rate_of_their_call_or_model() -> None:
+    entry = TINY["ltx"]
+    for given, expected in (({}, 25.0), ({"frame_rate": 12}, 12.0)):
+        pipe = entry.build()
+        sampler = sampler_of(pipe, {**entry.kwargs, **given, "num_inference_steps": 2})
+        clip = sampler.decode(sampler.advance(sampler.init(PROMPT, [0], seed=SEED), 2))[0]
+        assert isinstance(clip, Video) and clip.fps == expected
+    assert frame_rate("WanImageToVideoPipeline", {}, {}) == 16.0
+    assert frame_rate("SomethingPipeline", {"fps": 30}, {}) == 30.0
+
+
+# Caches
+
+
+def test_a_cache_of_activations_keeps_its_effect() -> None:
+    """Its state would be reset by the call of each segment."""
+    entry = TINY["flux"]
+    pipe = entry.build()
+    settings = {**entry.kwargs, "num_inference_steps": 6}
+    plain = own(pipe, settings)
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
+    sampler = sampler_of(pipe, settings)
+    assert "whole" in sampler.capabilities and "FirstBlockCache" in sampler.facts(PROMPT)["driven_whole"]
+    assert not torch.equal(own(pipe, settings), plain)
+    state = sampler.advance(sampler.init(PROMPT, [0, 3], seed=SEED))
+    for i, uid in enumerate((0, 3)):
+        generator = torch.Generator("cpu").manual_seed(row_seed(SEED, uid))
+        image = pipe(PROMPT.text, **settings, generator=generator).images[0]
+        assert np.array_equal(sampler.decode(state)[i], image)
+
+
+def test_a_class_that_trades_its_scheduler_is_refused() -> None:
+    parts = {k: v for k, v in TINY["stable_diffusion"].build().components.items() if k != "image_encoder"}
+    pipe = diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(PipelineError, match="between the views of an image"):
+        sampler_of(pipe, BASE)
+
+
+def test_stepwise_is_checked_against_the_own_call() -> None:
+    """The contract notices a sampler that loses what a loop does after its step."""
+    subject = Subject.of(FAMILIES["StableDiffusionInpaintPipeline"])
+    subject.sampler._left = lambda segment: segment.proxy.prev_sample  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        stepwise_equals_whole(subject)
+    assert photo().size == (16, 16)
