@@ -176,6 +176,10 @@ def _motion(parts: Parts) -> Mapping[str, Any]:
     }
 
 
+def _motion_xl(parts: Parts) -> Mapping[str, Any]:
+    return {"motion_adapter": _motion(parts)["motion_adapter"]}
+
+
 def _linear_shift(parts: Parts) -> Mapping[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -275,6 +279,21 @@ def _sd15() -> list[TinyPipeline]:
             media={"video": functools.partial(frames, 3)},
             modality="video",
         ),
+        _entry(
+            "StableDiffusionControlNetPAGInpaintPipeline",
+            base,
+            {**_GUIDED, "strength": 0.7},
+            lambda p: {**_controlnet(p), "pag_applied_layers": "down"},
+            media={**_EDIT, "control_image": functools.partial(photo, 1)},
+        ),
+        _entry(
+            "AnimateDiffControlNetPipeline",
+            base,
+            {**_GUIDED, "num_frames": 3},
+            lambda p: {**_motion(p), **_controlnet(p)},
+            media={"conditioning_frames": functools.partial(frames, 3)},
+            modality="video",
+        ),
         _entry("StableDiffusionSAGPipeline", base, {**_GUIDED, "sag_scale": 0.0}),
     ]
 
@@ -355,6 +374,14 @@ def _sdxl() -> list[TinyPipeline]:
             lambda p: {**_controlnet(p), "pag_applied_layers": "down"},
             media={"image": photo},
         ),
+        _entry(
+            "StableDiffusionXLControlNetPAGImg2ImgPipeline",
+            base,
+            {**_GUIDED, **_STRENGTH},
+            lambda p: {**_controlnet(p), "pag_applied_layers": "down", **refined},
+            media={"image": photo, "control_image": functools.partial(photo, 1)},
+        ),
+        _entry("AnimateDiffSDXLPipeline", base, {**_GUIDED, "num_frames": 3}, _motion_xl, modality="video"),
         _entry("StableDiffusionXLAdapterPipeline", base, _GUIDED, _adapter, media={"image": photo}),
     ]
 
@@ -444,6 +471,12 @@ def _flux() -> list[TinyPipeline]:
             {**plain, "strength": 0.7},
             _flux_controlnet,
             media={**_EDIT, **control},
+        ),
+        _entry(
+            "FluxKontextInpaintPipeline",
+            base,
+            {**plain, "strength": 0.7, "max_area": 256, "_auto_resize": False},
+            media=_EDIT,
         ),
         _entry(
             "FluxKontextPipeline",
@@ -545,6 +578,11 @@ def _videos() -> list[TinyPipeline]:
         ),
         video(
             "WanImageToVideoPipeline", tiny.wan, clip, _transformer(in_channels=36), media={"image": photo}
+        ),
+        video(
+            "Kandinsky5T2VPipeline",
+            tiny.kandinsky5,
+            {**tiny._LARGE, "num_frames": 1, "max_sequence_length": 32},
         ),
         video("SkyReelsV2Pipeline", tiny.wan, clip),
         video("LTXImageToVideoPipeline", tiny.ltx, ltx, media={"image": functools.partial(photo, 0, 32)}),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
-from contract import CHECKS, Subject
+from contract import CHECKS, NotPromised, Subject
 from families import FAMILIES
 
 
@@ -11,4 +13,5 @@ from families import FAMILIES
 def test_a_pipeline_is_driven_as_its_own_call_runs(name: str) -> None:
     subject = Subject.of(FAMILIES[name])
     for check in CHECKS.values():
-        check(subject)
+        with suppress(NotPromised):
+            check(subject)
