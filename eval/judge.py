@@ -183,13 +183,14 @@ def one_thing_wrong(prompts: Sequence[Prompt], seed: int = 0) -> Pairs:
     return Pairs(texts, ways, world.render_batch(right), world.render_batch(wrong))
 
 
-def draw_samples(prompts: Sequence[Prompt], n: int, seed: int = 0) -> Samples:
+def draw_samples(prompts: Sequence[Prompt], n: int, seed: int = 0, mixed: bool = False) -> Samples:
     """Draws samples of the bundled flow at its own settings and judges them by the exact checker.
 
     Args:
         prompts: Prompts of the playground.
         n: Samples a prompt.
         seed: Sample k of prompt i has the seed ``seed + 1000 * i + k``.
+        mixed: Compute in bfloat16 where that is safe; faster on many processors, not bit-equal.
     """
     from tts_vision.pipelines.playground import DEFAULTS, load_pipeline
     from tts_vision.pipelines.playground.measure import draw
@@ -200,7 +201,7 @@ def draw_samples(prompts: Sequence[Prompt], n: int, seed: int = 0) -> Samples:
     texts = [prompt.text for prompt in prompts for _ in range(n)]
     seeds = [seed + 1000 * i + k for i in range(len(prompts)) for k in range(n)]
     steps, guidance = int(DEFAULTS["num_inference_steps"]), DEFAULTS["guidance_scale"]
-    return judged(prompts, draw(pipe, texts, seeds, steps, guidance, mixed=True))
+    return judged(prompts, draw(pipe, texts, seeds, steps, guidance, mixed=mixed))
 
 
 def judged(prompts: Sequence[Prompt], images: np.ndarray) -> Samples:
@@ -272,7 +273,7 @@ def reliability_table(rows: Sequence[tuple[float, float, int, float, float]]) ->
     return "\n".join(lines)
 
 
-def report(track: Track, prompts: Sequence[Prompt], n: int, seed: int = 0) -> str:
+def report(track: Track, prompts: Sequence[Prompt], n: int, seed: int = 0, mixed: bool = False) -> str:
     """Measures the verifiers on a track.
 
     Args:
@@ -280,11 +281,12 @@ def report(track: Track, prompts: Sequence[Prompt], n: int, seed: int = 0) -> st
         prompts: Its prompts.
         n: Samples a prompt.
         seed: Seed of scenes and samples.
+        mixed: As in `draw_samples`.
 
     Returns:
         Tables with headings, as Markdown.
     """
-    pairs, samples = one_thing_wrong(prompts, seed), draw_samples(prompts, n, seed)
+    pairs, samples = one_thing_wrong(prompts, seed), draw_samples(prompts, n, seed, mixed)
     texts = [prompt.text for prompt in prompts for _ in range(n)]
     images = samples.images.reshape(-1, *samples.images.shape[2:])
     verifiers = {name: lookup("verifier", name).target() for name in VERIFIERS}
@@ -315,10 +317,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=150, help="of each track; the easy one has 123")
     parser.add_argument("--samples", type=int, default=16, help="of each prompt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed", action="store_true", help="draw in bfloat16: faster, not bit-equal")
     options = parser.parse_args(arguments)
     for track in options.tracks:
         prompts = evaluation_prompts(options.prompts, track)
-        print(report(track, prompts, options.samples, options.seed), end="\n\n", flush=True)
+        print(report(track, prompts, options.samples, options.seed, options.mixed), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
