@@ -180,7 +180,9 @@ class Heads(nn.Module):
         return shape, colour, number
 
 
-def judged(model: BlipForImageTextRetrieval, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def judged(
+    model: BlipForImageTextRetrieval, pixels: Tensor, tokens: Tensor
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Judges several captions of each image in one pass, in which each caption sees itself and the image.
 
     Args:
@@ -235,8 +237,8 @@ def named(tokens: Tensor, cells: Tensor) -> Named:
     """
     words = vocabulary()
     shape_of = torch.zeros(len(words), dtype=torch.long, device=tokens.device)
-    for i, shape in enumerate(world.SHAPES, start=1):
-        shape_of[words[shape]] = shape_of[words[world.PLURALS[shape]]] = i
+    for i, name in enumerate(world.SHAPES, start=1):
+        shape_of[words[name]] = shape_of[words[world.PLURALS[name]]] = i
     axis = (torch.arange(judge_data.GRID, device=tokens.device) + 0.5) * 2 / judge_data.GRID - 1
     grid = torch.stack([axis.repeat(judge_data.GRID), axis.repeat_interleave(judge_data.GRID)], -1)
     member = F.one_hot(cells[..., 0], len(world.SHAPES) + 1).float()
