@@ -35,6 +35,8 @@ docs: setup
 bench: setup
 	$(BIN)/python -m tts_vision.eval.overhead
 	$(BIN)/python -m tts_vision.eval.playground
+	$(BIN)/python -m tts_vision.eval.playground --track hard
+	$(BIN)/python -m tts_vision.eval.judge --mixed
 	$(BIN)/python -m tts_vision.eval.verifiers
 	$(BIN)/python -m tts_vision.eval.gradients
 	$(BIN)/python -m tts_vision.eval.var_costs
