@@ -579,11 +579,6 @@ def _videos() -> list[TinyPipeline]:
         video(
             "WanImageToVideoPipeline", tiny.wan, clip, _transformer(in_channels=36), media={"image": photo}
         ),
-        video(
-            "Kandinsky5T2VPipeline",
-            tiny.kandinsky5,
-            {**tiny._LARGE, "num_frames": 1, "max_sequence_length": 32},
-        ),
         video("SkyReelsV2Pipeline", tiny.wan, clip),
         video("LTXImageToVideoPipeline", tiny.ltx, ltx, media={"image": functools.partial(photo, 0, 32)}),
         video(
