@@ -57,12 +57,18 @@ def looks() -> dict[str, Any]:
     mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
     theme = gr.themes.Default(
         primary_hue="blue", neutral_hue="slate", radius_size="md", font=fonts, font_mono=mono
+    ).set(
+        # Gradio's own are too pale to read on white
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
     )
     scripts = "\n".join(_read(f"{name}.js") for name in _SCRIPTS)
     return {
         "theme": theme,
-        "css": _read("page.css"),
-        "head": f"<script>\n{scripts}\n</script>",
+        # not as css, which Gradio rewrites: it splits selectors such as :is(td, th) at their commas
+        "head": f"<style>\n{_read('page.css')}\n</style>\n<script>\n{scripts}\n</script>",
         "footer_links": [],
         "run_history": False,
     }

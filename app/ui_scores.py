@@ -83,7 +83,9 @@ def _row(row: ScoredUpload, verifiers: Sequence[str]) -> str:
         if row.image
         else ""
     )
-    cells = "".join(f"<td>{_cell(row.scores[name])}</td>" for name in verifiers)
+    cells = "".join(
+        f'<td data-label="{html.escape(name)}">{_cell(row.scores[name])}</td>' for name in verifiers
+    )
     return f'<tr><th scope="row">{image}<span>{html.escape(row.name)}</span></th>{cells}</tr>'
 
 

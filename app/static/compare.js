@@ -13,7 +13,7 @@
     const several = new Set(view.rows.map((row) => row.verifier)).size > 1;
     const macs = view.rows.some((row) => row.macs > 0);
     const head = ["Algorithm", ...(several ? ["Verifier"] : []), "Best score", "Gain", ...(view.evaluator ? [view.evaluator] : []),
-      macs ? "GMAC" : "nfe", "Seconds", "Searches"];
+      macs ? "GMAC" : "nfe", "Seconds"];
     const top = Math.max(...view.rows.map((row) => row.score ?? -Infinity));
     const line = (row) => el("tr", { class: row.score === top ? "tv-top-row" : null },
       el("th", { scope: "row" }, row.algorithm),
@@ -24,7 +24,6 @@
         ...(view.evaluator ? [interval(row.evaluation, row.evaluation_low, row.evaluation_high)] : []),
         macs ? (row.macs / 1e9).toPrecision(4) : ttsVision.amount(row.nfe),
         row.seconds.toFixed(1),
-        String(row.searches),
       ].map((cell) => el("td", { class: "tv-number" }, cell)));
     return el("table", { class: "tv-table" },
       el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),

@@ -41,7 +41,7 @@ def add(jobs: Jobs, search: Search, drafts: gr.HTML) -> None:
             server_functions=_functions(runs, page_of),
             apply_default_css=False,
         )
-    visits = gr.State(0)
+        visits = gr.State(0)
 
     def visited(number: int) -> tuple[int, str]:
         return number + 1, str(number + 1)

@@ -75,8 +75,13 @@ def choose(page: Page, label: str, value: str) -> None:
     control = page.locator(f"input[aria-label='{label}']:visible")
     control.click()
     control.fill(value)
-    control.press("Enter")
-    control.press("Tab")
+    option = page.get_by_role("option", name=value, exact=True)
+    if option.count():
+        option.first.click()
+    else:
+        control.press("Enter")
+    control.press("Escape")
+    control.blur()
 
 
 def write(page: Page, label: str, value: str) -> None:

@@ -299,13 +299,25 @@ def test_the_time_is_told_before_the_start(page: Page) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(browser: Browser, served: Served, width: int) -> None:
     with opened(browser, served.address, width) as page:
-        for name in ("Search", "Draft", "Compare", "Gallery", "Score"):
+        for name in _TABS:
             open_tab(page, name)
             page.wait_for_timeout(300)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
             assert page.evaluate(_CUT_OFF) == [], name
             assert page.evaluate(_NAMELESS) == [], name
+            assert page.get_by_role("tab").all_inner_texts() == _TABS
             assert "particle" not in page.inner_text("body").lower(), name
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_words_can_be_read(browser: Browser, served: Served, theme: str) -> None:
+    with opened(browser, f"{served.address}/?__theme={theme}") as page:
+        search(page, "a green square", budget="2x")
+        wait_for(page, "finished")
+        for name in _TABS:
+            open_tab(page, name)
+            page.wait_for_timeout(400)
+            assert page.evaluate(_PALE) == [], name
 
 
 def test_the_keyboard_alone_starts_a_search(page: Page) -> None:
@@ -341,6 +353,8 @@ def test_first_paint_takes_less_than_two_seconds(browser: Browser, served: Serve
     assert min(times) < 2000
 
 
+_TABS = ["Search", "Draft", "Compare", "Gallery", "Score"]
+
 _CUT_OFF = """[...document.querySelectorAll('button, label, h1, h2, h3, h4, p, figcaption')]
   .filter(e => e.checkVisibility() && e.getBoundingClientRect().width > 0)
   .filter(e => { const r = e.getBoundingClientRect(); return r.right > innerWidth + 1 || r.left < -1; })
@@ -352,3 +366,28 @@ _NAMELESS = """[...document.querySelectorAll('button, input, textarea, select, p
   .filter(e => !(e.textContent.trim() || e.ariaLabel || e.title || (e.labels && e.labels.length)
                  || e.getAttribute('aria-labelledby')))
   .map(e => e.outerHTML.slice(0, 160))"""
+
+# texts whose contrast to what is behind them is below 4.5, the limit of WCAG 2 for small ones
+_PALE = """(() => {
+  const parse = (text) => (text.match(/[0-9.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length === 3 || c[3] === 1) return c;
+    }
+    return [255, 255, 255];
+  };
+  const words = (e) => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+  return [...document.querySelectorAll('.gradio-container *')]
+    .filter(e => words(e) && e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}))
+    .filter(e => !e.closest('[disabled], style, script, svg') && e.getBoundingClientRect().width > 1)
+    .map(e => {
+      const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+      return [(a + 0.05) / (b + 0.05), e];
+    })
+    .filter(([contrast, e]) => contrast < (e.closest('button') ? 3 : 4.5))
+    .map(([contrast, e]) => contrast.toFixed(2) + ' ' + e.outerHTML.slice(0, 140));
+})()"""
