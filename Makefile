@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo app test lint docs bench clean
+.PHONY: setup demo app test lint docs support-table bench clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ lint: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+support-table: setup
+	$(BIN)/python tests/adapter/support_table.py
 
 bench: setup
 	$(BIN)/python -m tts_vision.eval.overhead
