@@ -45,7 +45,7 @@ def scored(found: Any, n: int = 3) -> list[Score]:
         (value for value in (0.5, 1.0, -2.0)),
         [Score(value=0.5), 1.0, np.array([-2.0])],
     ],
-    ids=str,
+    ids=lambda found: type(found).__name__,
 )
 def test_a_column_is_taken_like_a_list(found: Any) -> None:
     scores = scored(found)

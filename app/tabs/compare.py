@@ -29,7 +29,11 @@ def add(jobs: Jobs) -> None:
         return answered(lambda: comparisons.look(text_of(request, "id")))
 
     def stop_comparison(request: Any) -> dict[str, Any]:
-        return answered(lambda: comparisons.stop(text_of(request, "id")) or {})
+        def stop() -> dict[str, Any]:
+            comparisons.stop(text_of(request, "id"))
+            return {}
+
+        return answered(stop)
 
     with gr.Tab("Compare", id="compare"), gr.Row(elem_classes="tv-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tv-form"):
