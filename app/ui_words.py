@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 
+from tts_vision.app.estimate import Estimate
 from tts_vision.catalogue import Setting
 from tts_vision.errors import TTSVisionError
 
@@ -37,3 +38,29 @@ def told(error: TTSVisionError | str) -> str:
 def noted(text: str) -> str:
     """A remark as HTML."""
     return f'<p class="tv-noted">{html.escape(for_artists(text))}</p>'
+
+
+def forecast_of(estimate: Estimate) -> str:
+    """A forecast as HTML: seconds, their range, and what is spent."""
+    if estimate.seconds is None or estimate.low is None or estimate.high is None:
+        return noted(estimate.note)
+    cost = [
+        f"{value:,.0f} {unit}"
+        for value, unit in (
+            (estimate.nfe, "network evaluations"),
+            (estimate.macs, "multiply-accumulates"),
+            (estimate.verifier_calls, "verifier calls"),
+        )
+        if value
+    ]
+    spread = f"{duration(estimate.low)} to {duration(estimate.high)}"
+    return noted(f"About {duration(estimate.seconds)} ({spread}): {', '.join(cost)}.")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two digits."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7170 else f"{seconds / 3600:.1f} h"

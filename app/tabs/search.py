@@ -19,7 +19,7 @@ from tts_vision.app.ui_form import (
     verifier_control,
 )
 from tts_vision.app.ui_live import live_view
-from tts_vision.app.ui_words import noted, told
+from tts_vision.app.ui_words import forecast_of, noted, told
 from tts_vision.config import RunConfig, default_model
 from tts_vision.errors import ConfigError, TTSVisionError
 
@@ -198,7 +198,7 @@ def _forecast(jobs: Jobs, values: tuple[Any, ...]) -> str:
     """The forecast of a search, as HTML."""
     try:
         config = _config(("-", *values[1:]))
-        return noted(str(jobs.estimate(config)))
+        return forecast_of(jobs.estimate(config))
     except TTSVisionError as error:
         return told(error)
 

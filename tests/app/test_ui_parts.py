@@ -21,7 +21,7 @@ from tts_vision.app.ui_live import LiveView
 from tts_vision.app.ui_recipe import FROM_FILE, command, snippet
 from tts_vision.app.ui_runs import Runs
 from tts_vision.app.ui_scores import score_uploads, table
-from tts_vision.app.ui_words import for_artists, told
+from tts_vision.app.ui_words import for_artists, forecast_of, told
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError
 from tts_vision.media import write_media
@@ -251,6 +251,14 @@ def test_parameters_of_another_algorithm_are_refused() -> None:
     with pytest.raises(ConfigError, match="must be of the algorithm 'best_of_n'"):
         parameters_of("best_of_n", written)
     assert parameters_of("best_of_n", {"algorithm": "zero_order", "values": {"n": ""}}) == {}
+
+
+def test_forecasts_in_words() -> None:
+    from tts_vision.app.estimate import Estimate
+
+    told = forecast_of(Estimate(nfe=1200, verifier_calls=8, seconds=130, low=8.24, high=7300))
+    assert "About 2 min (8.2 s to 2.0 h): 1,200 network evaluations, 8 verifier calls." in told
+    assert "not &lt;now&gt;" in forecast_of(Estimate(note="not <now>"))
 
 
 def test_words_for_artists() -> None:
