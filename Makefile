@@ -20,8 +20,9 @@ demo: setup
 app: setup
 	$(BIN)/tts-vision app
 
+# two processes of one thread each: most tests are too small for two threads
 test: setup
-	$(BIN)/python -m pytest
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
