@@ -62,11 +62,10 @@ def test_a_search_to_its_end(page: Page, served: Served) -> None:
         seen.add(points(page))
         time.sleep(0.05)
     assert max(seen) > min(seen), "the curve did not grow"
-    page.wait_for_selector(f"{LIVE} .tv-bestbox img")
-    assert tiles(page).count() == 12
-    assert page.locator(f"{LIVE} .tv-open.tv-loaded").count() == 12
     best = json.loads((served.folder(job) / "result.json").read_text())["best"]
-    assert f"sample {best['uid']}" in page.inner_text(f"{LIVE} .tv-bestbox")
+    page.wait_for_selector(f"{LIVE} .tv-bestbox:has(img) :text('sample {best['uid']},')")
+    page.wait_for_function("document.querySelectorAll('#tv-live .tv-open.tv-loaded').length === 12")
+    assert tiles(page).count() == 12
     assert page.locator(f"{LIVE} .tv-best[data-uid='{best['uid']}'] .tv-score").inner_text() == (
         f"{best['score']:.4f}"
     )
