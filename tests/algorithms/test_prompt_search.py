@@ -176,7 +176,7 @@ def test_lines_of_an_answer() -> None:
     ("parameters", "message"),
     [
         ({"rewrites": ["{prompt}", " "]}, "needs other wordings of 'x'"),
-        ({"rewriter": "shakespeare"}, "did you mean|must be one of chat, phrasings"),
+        ({"rewriter": "shakespeare"}, "did you mean|must be one of chat, .*phrasings"),
         ({"rewriter": "phrasings(x)"}, "has no members"),
         ({"rewriter": "chat:base_url=ftp://x,model=m"}, "base_url|http"),
         ({"rewriter": "chat:model=m"}, "needs base_url"),
