@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from tts_vision.app.ui_words import for_artists
 from tts_vision.comparisons import Cell, Comparison, compare
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, StopSearch, TTSVisionError
+from tts_vision.runs.task import json_value
 
 SEARCHES = 2000
 """Searches of one comparison, at most."""
@@ -163,7 +163,7 @@ class Comparisons:
             "error": None if running.error is None else for_artists(running.error),
             "evaluator": running.plan.evaluator,
             "unit": "multiply-accumulates" if found.counts_macs else "network evaluations (nfe)",
-            "rows": [_plain(asdict(row)) for row in found.rows()] if _has_plain(found) else [],
+            "rows": [json_value(asdict(row)) for row in found.rows()] if _has_plain(found) else [],
             "curves": _curves(found) if running.outcome is not None else [],
             "folder": running.id,
         }
@@ -246,7 +246,3 @@ def _curves(found: Comparison) -> list[dict[str, Any]]:
             lines.append({"name": name, "points": [list(point) for point in zip(spent, best)]})
         charts.append({"verifier": verifier, "lines": lines})
     return charts
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -26,7 +26,7 @@ from tts_vision.runs.engine import Progress, Run, run_tasks
 from tts_vision.runs.executors import Executor
 from tts_vision.runs.grid import PLAIN, PLAIN_ALGORITHM, grid
 from tts_vision.runs.manifest import MANIFEST
-from tts_vision.runs.task import Record, Task, digest_of, prompt_key, slug
+from tts_vision.runs.task import Record, Task, digest_of, json_value, prompt_key, slug
 
 EVALUATION = "evaluation.json"
 IMAGES = "images"
@@ -111,7 +111,7 @@ class Evaluation:
         """Writes ``evaluation.json`` and ``table.md``."""
         from tts_vision.eval.tables import markdown
 
-        values = _json({**asdict(self), "kind": "evaluation", "folder": None})
+        values = json_value({**asdict(self), "kind": "evaluation", "folder": None})
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         replace_file(self.folder / "table.md", lambda part: part.write_text(markdown(self)), "The table")
         replace_file(self.folder / EVALUATION, lambda part: part.write_text(text), "The evaluation")
@@ -159,7 +159,7 @@ def evaluate(
         VerifierError: If the judge fails its self-test.
     """
     _check_output(output)
-    items, complaints = _chosen(evaluator, limit, shard, note)
+    items = _chosen(evaluator, limit, shard, note)
     asked = {item.id: evaluator.samples_of(item) if samples is None else samples for item in items}
     count = max(asked.values())
     if count < 1 or not algorithms:
@@ -178,7 +178,7 @@ def evaluate(
     )
     tasks = [task for task in tasks if task.config.seed - base.seed < asked[task.prompt_id]]
     run = _run(tasks, output, total, count, executor, progress)
-    complaints += [f"{each.task.name}: no sample: {each.error}" for each in run.failed]
+    complaints = [f"{each.task.name}: no sample: {each.error}" for each in run.failed]
     by_id = {item.id: item for item in items}
     judgements = Judgements(evaluator, output, note)
     arms: list[Arm] = []
@@ -330,8 +330,8 @@ def _run(
 
 def _chosen(
     evaluator: Evaluator, limit: int | None, shard: tuple[int, int], note: Callable[[str], None]
-) -> tuple[list[Item], list[str]]:
-    """The prompts to take, each once, and a complaint for those that come twice."""
+) -> list[Item]:
+    """The prompts to take, each once."""
     part, parts = shard
     if not 1 <= part <= parts:
         raise ConfigError(f"--shard is written part/parts, such as 2/4, but got {part}/{parts}; change it.")
@@ -346,7 +346,7 @@ def _chosen(
     items = list(distinct.values())
     if limit is not None and limit < len(items):
         items = spread(items, limit)
-    return items[part - 1 :: parts], []
+    return items[part - 1 :: parts]
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
@@ -452,12 +452,3 @@ def _check_output(root: Path) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _json(value: Any) -> Any:
-    """The value as JSON has it; null for numbers that it does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _json(item) for key, item in value.items()}
-    return [_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -27,6 +27,16 @@ class Record:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+def decoded(raw: bytes) -> str:
+    """The text of a file in UTF-8 or, with a byte order mark, UTF-16.
+
+    Raises:
+        UnicodeDecodeError: If it is in another encoding.
+    """
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return raw.decode("utf-16" if utf16 else "utf-8-sig")
+
+
 def read_records(path: Path | str) -> list[Record]:
     """Prompts from a file: one per line, a JSON list, JSON lines, or CSV with a column ``prompt``.
 
@@ -38,9 +48,7 @@ def read_records(path: Path | str) -> list[Record]:
     """
     file = Path(path).expanduser()
     try:
-        raw = file.read_bytes()
-        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
+        text = decoded(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Prompts must be a readable text file in UTF-8 but {str(path)!r}: {error}; check it."

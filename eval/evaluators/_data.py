@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import io
@@ -14,6 +13,7 @@ from typing import Any
 
 from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluator import Item
+from tts_vision.prompt_files import decoded
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def read_data(path: Path | str | None, published: Published) -> DataFile:
     file = Path(path).expanduser()
     try:
         raw = file.read_bytes()
-        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
+        text = decoded(raw)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import warnings
@@ -14,6 +13,7 @@ import numpy as np
 
 from tts_vision.errors import ConfigError, SearchWarning
 from tts_vision.pipelines.playground.world import RELATIONS
+from tts_vision.prompt_files import decoded
 from tts_vision.verifiers._mmdet import COCO
 from tts_vision.verifiers._predicates import COLOURS, from_record
 
@@ -78,9 +78,7 @@ def read_records(file: str | Path) -> list[Record]:
     """
     path = Path(file).expanduser()
     try:
-        raw = path.read_bytes()
-        is_wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = raw.decode("utf-16" if is_wide else "utf-8-sig")
+        text = decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data must be a readable file of JSON lines in UTF-8 but {str(file)!r}: {error}; check the path "

@@ -110,7 +110,7 @@ class Record:
 
     def dump(self) -> str:
         """One line of JSON."""
-        return json.dumps(_plain_numbers(asdict(self)), ensure_ascii=False)
+        return json.dumps(json_value(asdict(self)), ensure_ascii=False)
 
     @classmethod
     def load(cls, line: str) -> Record:
@@ -199,6 +199,15 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def json_value(value: Any) -> Any:
+    """The value as JSON has it: null for numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_value(item) for key, item in value.items()}
+    return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def prompt_key(prompt: Prompt) -> str:
     """Stands for a prompt with the facts that verifiers know of it."""
     return json.dumps([prompt.text, plain(prompt.metadata)], sort_keys=True)
@@ -229,12 +238,3 @@ def distinct(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 
 def _short_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-
-
-def _plain_numbers(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain_numbers(item) for key, item in value.items()}
-    return [_plain_numbers(item) for item in value] if isinstance(value, list | tuple) else value
