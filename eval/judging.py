@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_vision.eval.evaluator import Evaluator, Item, Judged, Sample, Verdict
-from tts_vision.files import append_to, is_file, read_file, storage
+from tts_vision.files import append_lines, is_file, read_file, storage
 from tts_vision.runs.task import Record, digest_of, path_in, prompt_key, slug
 
 BATCH = 16
@@ -83,7 +83,7 @@ class Judgements:
             return
         with storage(self.path, "The verdicts"):
             text = read_file(self.path).decode("utf-8", "replace")
-        for line in text.splitlines():
+        for line in text.split("\n"):
             try:
                 entry = json.loads(line)
                 yield str(entry.pop("key")), Verdict(**entry)
@@ -96,9 +96,7 @@ class Judgements:
             for key, verdict in verdicts.items()
         ]
         with storage(self.path, "The verdicts"):
-            torn = is_file(self.path) and read_file(self.path)[-1:] not in (b"", b"\n")
-            with append_to(self.path) as file:
-                file.write((("\n" if torn else "") + "\n".join(lines) + "\n").encode())
+            append_lines(self.path, "\n".join(lines) + "\n")
         self._known |= verdicts
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ def test_a_damaged_manifest_is_made_good_from_the_folders(damage: str, tmp_path:
     assert run_tasks(tasks(), tmp_path).records == first.records
     found = Manifest(tmp_path).read()
     assert [found[task.name] for task in tasks()] == first.records
+
+
+def test_a_manifest_is_read_as_it_grows_whatever_a_prompt_holds(tmp_path: Path) -> None:
+    record = run_tasks(tasks()[:1], tmp_path / "run").records[0]
+    odd = [
+        replace(record, name=f"n{i}", prompt=text) for i, text in enumerate(["a\u2028b", "c\x85d", "e\nf"])
+    ]
+    ours, theirs = Manifest(tmp_path), Manifest(tmp_path)
+    for i, each in enumerate(odd):
+        ours.add(each)
+        assert list(theirs.read().values()) == odd[: i + 1]
+    theirs.add(odd[0])
+    assert len((tmp_path / MANIFEST).read_text().split("\n")) == len(odd) + 1, "each is there once"
 
 
 def test_a_manifest_leads_nowhere_else(tmp_path: Path) -> None:

@@ -128,6 +128,23 @@ def append_to(path: Path) -> BinaryIO:
     return os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 
+def append_lines(path: Path, lines: str) -> None:
+    """Appends whole lines in one write; first ends a line that a killed process left half written.
+
+    Raises:
+        StorageError: If something else is in the file's place.
+        OSError: If it cannot be written.
+    """
+    with os.fdopen(open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            lines = lines if file.read(1) == b"\n" else "\n" + lines
+        # one write, so that lines of two processes do not mix
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def replace_file(path: Path, write: Callable[[Path], Any], what: str) -> None:
     """Lets `write` make a file that is seen only when it is whole."""
     part = part_of(path)

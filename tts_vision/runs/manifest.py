@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tts_vision.files import append_to, is_file, read_file, storage
+from tts_vision.files import append_lines, is_file, open_file, storage
 from tts_vision.runs.task import Record
 
 MANIFEST = "manifest.jsonl"
@@ -23,38 +23,38 @@ class Manifest:
 
     def __init__(self, root: Path) -> None:
         self.path = root / MANIFEST
+        self._known: dict[str, Record] = {}
+        self._read = 0  # bytes, up to the end of a line
 
     def read(self) -> dict[str, Record]:
         """The records by the names of their searches; of several with one name, the first.
 
+        Only what was appended since the last time is read.
+
         Raises:
             StorageError: If it cannot be read.
         """
-        found: dict[str, Record] = {}
         if not is_file(self.path):
-            return found
-        with storage(self.path, "The manifest"):
-            text = read_file(self.path).decode("utf-8", "replace")
-        for line in text.splitlines():
+            return {}
+        with storage(self.path, "The manifest"), os.fdopen(open_file(self.path, os.O_RDONLY), "rb") as file:
+            file.seek(self._read)
+            new, end, _ = file.read().rpartition(b"\n")
+        self._read += len(new) + len(end)
+        for line in new.decode("utf-8", "replace").split("\n"):
             try:
                 record = Record.load(line)
             except ValueError:
                 continue
-            found.setdefault(record.name, record)
-        return found
+            self._known.setdefault(record.name, record)
+        return dict(self._known)
 
     def add(self, record: Record) -> None:
-        """Appends a finished search.
+        """Appends a finished search, unless it is there.
 
         Raises:
             StorageError: If it cannot be written.
         """
+        if record.name in self.read():
+            return
         with storage(self.path, "The manifest"):
-            if record.name in self.read():
-                return
-            whole = not is_file(self.path) or read_file(self.path)[-1:] in (b"", b"\n")
-            with append_to(self.path) as file:
-                # one write, so that lines of two processes do not mix
-                file.write(("" if whole else "\n").encode() + record.dump().encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_lines(self.path, record.dump() + "\n")
