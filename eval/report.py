@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tts_vision.errors import ConfigError, StorageError
+from tts_vision.eval.statistics import Arm, Figure
+from tts_vision.eval.tables import cost_rows, figure_rows, written
 from tts_vision.eval.thumbnails import thumbnail
 from tts_vision.files import read_file, replace_file
 from tts_vision.runs.task import path_in
@@ -71,8 +73,8 @@ def _section(folder: Path, most: int) -> str:
 
 
 def _evaluation(data: Mapping[str, Any], folder: Path, most: int) -> str:
-    settings, arms, rows = data["settings"], data["arms"], data["rows"]
-    names = [arm["name"] for arm in arms]
+    settings, arms, rows = data["settings"], [Arm.load(each) for each in data["arms"]], data["rows"]
+    names = [arm.name for arm in arms]
     facts = {k: v for k, v in settings.items() if v not in (None, "", "1/1") and k != "self_test"}
     parts = [
         f"<section><h2>{_text(settings['benchmark'])}</h2>",
@@ -80,8 +82,8 @@ def _evaluation(data: Mapping[str, Any], folder: Path, most: int) -> str:
         _command(data["command"]),
         _list("Read this first", data["notes"]),
         _list(f"Missing or not judged ({len(data['complaints'])})", data["complaints"][:200]),
-        _table("figure", names, _figures(arms)),
-        _table("cost of a search", names, _costs(arms)),
+        _table("figure", names, figure_rows(arms)),
+        _table("cost of a search", names, cost_rows(arms, phases=False)),
         _split(arms),
         _plots(arms, data["metric"]),
         _faults(rows, names),
@@ -141,46 +143,17 @@ def _bests(folder: Path) -> list[Path]:
     return sorted(folder.glob("best.*")) if folder.is_dir() else []
 
 
-def _figures(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    labels = dict.fromkeys(label for arm in arms for label in arm["figures"])
-    rows = [[label, *(_figure(arm["figures"].get(label)) for arm in arms)] for label in labels]
-    extra = {
-        "rejected winners": lambda arm: arm["rejected"],
-        "held-out score": lambda arm: arm["holdout"],
-        "area under quality by seconds": lambda arm: (arm["by_seconds"] or {}).get("area"),
-    }
-    for label, value in extra.items():
-        values = [value(arm) for arm in arms]
-        if any(v is not None for v in values):
-            rows.append([label, *(_number(v, ".3f") for v in values)])
-    return rows
-
-
-def _costs(arms: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    if all(arm["nfe"] is None for arm in arms):
-        return []
-    rows = [["samples", *(str(arm["samples"]) for arm in arms)]]
-    for label, key, form in (
-        ("nfe", "nfe", ".0f"),
-        ("verifier calls", "verifier_calls", ".1f"),
-        ("seconds", "seconds", ".2f"),
-    ):
-        rows.append([label, *(_number(arm[key], form) for arm in arms)])
-    shares = [None if arm["topped_up"] is None else 100 * arm["topped_up"] for arm in arms]
-    return [*rows, ["topped up, %", *(_number(share, ".0f") for share in shares)]]
-
-
-def _split(arms: Sequence[Mapping[str, Any]]) -> str:
+def _split(arms: Sequence[Arm]) -> str:
     """Bars of the seconds of a search by phase."""
-    totals = [(arm["name"], arm["phases"], arm["seconds"]) for arm in arms if arm["phases"]]
+    totals = [(arm.name, arm.phases, arm.seconds) for arm in arms if arm.phases]
     if not totals:
         return ""
-    longest = max(max(seconds or 0.0, sum(phases.values())) for _, phases, seconds in totals) or 1.0
+    longest = max(max(seconds, sum(phases.values())) for _, phases, seconds in totals) or 1.0
     kinds = list(dict.fromkeys(kind for _, phases, _ in totals for kind in phases))
     lines = ["<h3>Seconds of a search by phase</h3><div class=bars>"]
     for name, phases, seconds in totals:
         parts = [(kind, phases.get(kind, 0.0)) for kind in kinds]
-        parts.append(("rest", max(0.0, (seconds or 0.0) - sum(value for _, value in parts))))
+        parts.append(("rest", max(0.0, seconds - sum(value for _, value in parts))))
         pieces = "".join(
             f'<span class="p{kinds.index(kind) if kind in kinds else "rest"}" '
             f'style="width:{100 * value / longest:.2f}%" title="{_text(kind)} {value:.3f} s"></span>'
@@ -192,27 +165,29 @@ def _split(arms: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, f'</div><ul class=legend>{keys}<li><i class="prest"></i>rest</li></ul>'])
 
 
-def _plots(arms: Sequence[Mapping[str, Any]], metric: str) -> str:
+def _plots(arms: Sequence[Arm], metric: str) -> str:
     """Quality against seconds and compute, and the rejected share against compute."""
-    panels = [("by_seconds", "quality", "seconds of a search", metric)]
-    panels += [("by_compute", "quality", "compute of a search", metric)]
-    panels += [("by_compute", "rejected", "compute of a search", "winners rejected by the judge")]
-    panels = [p for p in panels if any((arm[p[0]] or {}).get(p[1]) for arm in arms)]
+    seconds = {arm.name: arm.by_seconds for arm in arms if arm.by_seconds}
+    compute = {arm.name: arm.by_compute for arm in arms if arm.by_compute}
+    rejected = {name: (c.spent, c.rejected) for name, c in compute.items() if c.rejected}
+    panels = [
+        ("seconds of a search", metric, {name: (c.spent, c.quality) for name, c in seconds.items()}),
+        ("compute of a search", metric, {name: (c.spent, c.quality) for name, c in compute.items()}),
+        ("compute of a search", "winners rejected by the judge", rejected),
+    ]
+    panels = [panel for panel in panels if panel[2]]
     if not panels:
         return ""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
     found = []
-    for key, what, xlabel, ylabel in panels:
+    for xlabel, ylabel, lines in panels:
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tts-vision"}):
-            figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+            figure = Drawing(figsize=(4.6, 3.1), layout="constrained")
             axis = figure.subplots()
-            for arm in arms:
-                curve = arm[key]
-                if curve and curve[what]:
-                    values = [math.nan if v is None else v for v in curve[what]]
-                    axis.plot(curve["spent"], values, label=arm["name"], drawstyle="steps-post")
+            for name, (spent, values) in lines.items():
+                axis.plot(spent, values, label=name, drawstyle="steps-post")
             axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
             axis.legend(fontsize=8)
             buffer = io.StringIO()
@@ -323,16 +298,9 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{_text(name)} <b>{_text(value)}</b>" for name, value in facts.items())
 
 
-def _figure(figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["value"] is None:
-        return "-"
-    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    return f"{figure['value']:.3f}{interval}"
-
-
 def _interval(row: Mapping[str, Any], name: str) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    return _figure({"value": value, "low": low, "high": high})
+    ends = [row[key] for key in (name, f"{name}_low", f"{name}_high")]
+    return written(Figure(*(math.nan if end is None else end for end in ends)))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,26 @@ class Arm:
     topped_up: float = math.nan
     by_compute: Curve | None = None
     by_seconds: Curve | None = None
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> Arm:
+        """Reads an arm of an ``evaluation.json``, where null stands for NaN.
+
+        Raises:
+            KeyError, TypeError: If it is something else.
+        """
+        known = _numbers({**values, "by_compute": None, "by_seconds": None})
+        curves = {name: values[name] for name in ("by_compute", "by_seconds")}
+        return cls(
+            **{
+                **known,
+                "figures": {label: Figure(**each) for label, each in known["figures"].items()},
+                **{
+                    name: None if curve is None else Curve(**_numbers(curve))
+                    for name, curve in curves.items()
+                },
+            }
+        )
 
 
 def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figure]:
@@ -202,3 +223,12 @@ def _interval(draws: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _numbers(value: Any) -> Any:
+    """The value as `json_value` had it."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return math.nan if value is None else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,10 @@ def markdown(evaluation: Evaluation) -> str:
     """Figures, costs, notes and complaints."""
     lines = [f"# {evaluation.settings['benchmark']}", ""]
     lines += [f"    {' '.join(evaluation.command)}", ""] if evaluation.command else []
-    lines += _table("figure", [arm.name for arm in evaluation.arms], figure_rows(evaluation))
-    if any(arm.nfe == arm.nfe for arm in evaluation.arms):
-        lines += [
-            "",
-            *_table("cost of a search", [arm.name for arm in evaluation.arms], cost_rows(evaluation)),
-        ]
+    names = [arm.name for arm in evaluation.arms]
+    lines += _table("figure", names, figure_rows(evaluation.arms))
+    if costs := cost_rows(evaluation.arms):
+        lines += ["", *_table("cost of a search", names, costs)]
     for title, found in (("Notes", evaluation.notes), ("Missing or not judged", evaluation.complaints)):
         lines += ["", f"{title}:", "", *(f"- {line}" for line in found)] if found else []
     versions = ", ".join(f"{name} {value}" for name, value in evaluation.versions.items())
@@ -40,40 +38,41 @@ def terminal(evaluation: Evaluation) -> Table:
     table.add_column("")
     for arm in evaluation.arms:
         table.add_column(Text(arm.name), justify="right")
-    costs = cost_rows(evaluation) if any(arm.nfe == arm.nfe for arm in evaluation.arms) else []
-    figures = figure_rows(evaluation)
-    for i, row in enumerate([*figures, *costs]):
+    figures = figure_rows(evaluation.arms)
+    for i, row in enumerate([*figures, *cost_rows(evaluation.arms)]):
         table.add_row(*map(Text, row), end_section=i == len(figures) - 1)
     return table
 
 
-def figure_rows(evaluation: Evaluation) -> list[list[str]]:
+def figure_rows(arms: Sequence[Arm]) -> list[list[str]]:
     """A row for each figure: its label and its value in each arm."""
-    labels = dict.fromkeys(label for arm in evaluation.arms for label in arm.figures)
-    rows = [[label, *(written(arm.figures.get(label)) for arm in evaluation.arms)] for label in labels]
-    rows += _row("rejected winners", evaluation, lambda arm: arm.rejected, "{:.3f}")
-    rows += _row("held-out score", evaluation, lambda arm: arm.holdout, "{:.4f}")
+    labels = dict.fromkeys(label for arm in arms for label in arm.figures)
+    rows = [[label, *(written(arm.figures.get(label)) for arm in arms)] for label in labels]
+    rows += _row("rejected winners", arms, lambda arm: arm.rejected, "{:.3f}")
+    rows += _row("held-out score", arms, lambda arm: arm.holdout, "{:.4f}")
     rows += _row(
         "area under quality by seconds",
-        evaluation,
+        arms,
         lambda arm: math.nan if arm.by_seconds is None else arm.by_seconds.area,
         "{:.3f}",
     )
     return rows
 
 
-def cost_rows(evaluation: Evaluation) -> list[list[str]]:
-    """A row for each cost of a search."""
+def cost_rows(arms: Sequence[Arm], *, phases: bool = True) -> list[list[str]]:
+    """A row for each cost of a search, its seconds by phase included; none where nothing was searched for."""
+    if all(math.isnan(arm.nfe) for arm in arms):
+        return []
     rows = [
-        *_row("samples", evaluation, lambda arm: float(arm.samples), "{:.0f}"),
-        *_row("nfe", evaluation, lambda arm: arm.nfe, "{:.0f}"),
-        *_row("GMAC", evaluation, lambda arm: arm.macs / 1e9 or math.nan, "{:.4g}"),
-        *_row("verifier calls", evaluation, lambda arm: arm.verifier_calls, "{:.1f}"),
-        *_row("seconds", evaluation, lambda arm: arm.seconds, "{:.2f}"),
+        *_row("samples", arms, lambda arm: float(arm.samples), "{:.0f}"),
+        *_row("nfe", arms, lambda arm: arm.nfe, "{:.0f}"),
+        *_row("GMAC", arms, lambda arm: arm.macs / 1e9 or math.nan, "{:.4g}"),
+        *_row("verifier calls", arms, lambda arm: arm.verifier_calls, "{:.1f}"),
+        *_row("seconds", arms, lambda arm: arm.seconds, "{:.2f}"),
     ]
-    for phase in dict.fromkeys(phase for arm in evaluation.arms for phase in arm.phases):
-        rows += _row(f"  {phase}", evaluation, partial(_seconds, phase), "{:.2f}")
-    return rows + _row("topped up, %", evaluation, lambda arm: 100 * arm.topped_up, "{:.0f}")
+    for phase in dict.fromkeys(phase for arm in arms for phase in arm.phases if phases):
+        rows += _row(f"  {phase}", arms, partial(_seconds, phase), "{:.2f}")
+    return rows + _row("topped up, %", arms, lambda arm: 100 * arm.topped_up, "{:.0f}")
 
 
 def _seconds(phase: str, arm: Arm) -> float:
@@ -88,9 +87,9 @@ def written(figure: Figure | None) -> str:
     return f"{figure.value:.3f}{interval}"
 
 
-def _row(label: str, evaluation: Evaluation, value: Callable[[Arm], float], form: str) -> list[list[str]]:
+def _row(label: str, arms: Sequence[Arm], value: Callable[[Arm], float], form: str) -> list[list[str]]:
     """The row of a number, if any arm has it."""
-    values = [value(arm) for arm in evaluation.arms]
+    values = [value(arm) for arm in arms]
     if all(map(math.isnan, values)):
         return []
     return [[label, *("-" if math.isnan(v) else form.format(v) for v in values)]]
