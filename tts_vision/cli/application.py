@@ -8,17 +8,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError
-
-if TYPE_CHECKING:
-    pass
-
 
 INCOMPLETE, _USAGE, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
 

@@ -8,9 +8,8 @@ import typer
 
 from tts_vision.cli.application import INCOMPLETE, app, collect_garbage, explained
 from tts_vision.cli.options import Guidance, Overrides, Steps, plugin_names
-from tts_vision.cli.settings import pipeline_arguments, with_nested
-from tts_vision.config import RunConfig, override
-from tts_vision.errors import ConfigError
+from tts_vision.cli.settings import generator_settings, pipeline_arguments
+from tts_vision.config import RunConfig
 
 if TYPE_CHECKING:
     from tts_vision.self_check import Line
@@ -51,13 +50,7 @@ def check(
     from tts_vision.self_check import PROMPT
     from tts_vision.self_check import check as run_check
 
-    base = override({}, overrides or [])
-    if foreign := sorted(set(base) - {"model_options", "sampler_options"}):
-        raise ConfigError(
-            f"--set of 'check' takes model.KEY and pipeline.KEY but got {foreign[0]!r}; leave it out."
-        )
-    arguments = pipeline_arguments(steps, guidance_scale, None)
-    base = with_nested(base, ("sampler_options", "pipeline_kwargs"), arguments)
+    base = generator_settings("check", overrides, pipeline_arguments(steps, guidance_scale, None))
     settings = RunConfig(prompt=prompt or PROMPT, model=model, verifier="-", **base)
     if verifier is None:
         entry = registered_model(model)

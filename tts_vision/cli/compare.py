@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tts_vision.cli.application import app, collect_garbage, explained, interrupted
 from tts_vision.cli.options import (
+    Algorithms,
     Guidance,
     MaxBatch,
     Model,
@@ -22,18 +23,15 @@ from tts_vision.cli.options import (
 )
 from tts_vision.cli.settings import (
     free_folder,
+    generator_settings,
     pipeline_arguments,
     prompt_records,
     read_seeds,
-    with_nested,
     without_none,
 )
 from tts_vision.cli.tables import print_table
-from tts_vision.config import RunConfig, override
+from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -42,15 +40,7 @@ def compare(
     prompts: PromptTexts = None,
     prompts_file: PromptFile = None,
     model: Model = None,
-    algorithms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--algorithm",
-            "-a",
-            help="Give once per algorithm; parameters as name:key=value.",
-            autocompletion=plugin_names("algorithm"),
-        ),
-    ] = None,
+    algorithms: Algorithms = None,
     verifiers: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,19 +69,13 @@ def compare(
     overrides: Overrides = None,
 ) -> None:
     """Compare algorithms at one budget, beside plain sampling."""
-    base = override({}, overrides or [])
-    if foreign := sorted(set(base) - {"model_options", "sampler_options"}):
-        raise ConfigError(
-            f"--set of 'compare' takes model.KEY, sampler.KEY and pipeline.KEY but got {foreign[0]!r}; "
-            "parameters of an algorithm are written '--algorithm name:key=value'."
-        )
     records = prompt_records(prompts, prompts_file)
     if not records:
         raise ConfigError(
             "A comparison needs at least one prompt but got none; give PROMPTS or --prompts FILE."
         )
     arguments = pipeline_arguments(steps, guidance_scale, negative_prompt)
-    base = with_nested(base, ("sampler_options", "pipeline_kwargs"), arguments)
+    base = generator_settings("compare", overrides, arguments)
     settings = RunConfig(prompt="-", verifier="-", **without_none({"model": model}), **base)
     chosen = range(seed, seed + int(seeds)) if re.fullmatch("[0-9]{1,5}", seeds) else read_seeds(seeds)
     arms = algorithms or ["best_of_n"]

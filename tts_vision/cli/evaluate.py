@@ -12,6 +12,7 @@ import typer
 from tts_vision.cli.application import INCOMPLETE, app, collect_garbage, explained, interrupted
 from tts_vision.cli.flags import EXTRA, EvaluatorFlags
 from tts_vision.cli.options import (
+    Algorithms,
     BudgetText,
     Guidance,
     HoldoutVerifier,
@@ -24,9 +25,9 @@ from tts_vision.cli.options import (
     Verifier,
     plugin_names,
 )
-from tts_vision.cli.settings import free_folder, pipeline_arguments, with_nested, without_none
+from tts_vision.cli.settings import free_folder, generator_settings, pipeline_arguments, without_none
 from tts_vision.cli.tables import print_table
-from tts_vision.config import RunConfig, Spec, override
+from tts_vision.config import RunConfig, Spec
 from tts_vision.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,15 +45,7 @@ def evaluate(
         ),
     ],
     model: Model = None,
-    algorithms: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--algorithm",
-            "-a",
-            help="Give once per algorithm; parameters as name:key=value. (default: best_of_n)",
-            autocompletion=plugin_names("algorithm"),
-        ),
-    ] = None,
+    algorithms: Algorithms = None,
     verifier: Verifier = None,
     holdout_verifier: HoldoutVerifier = None,
     budget: BudgetText = None,
@@ -115,14 +108,8 @@ def evaluate(
     """
     judge = _evaluator(evaluator, ctx.meta[EXTRA])
     folder = output.expanduser() if output is not None else free_folder(f"eval {judge.name}", ctx)
-    base = override({}, overrides or [])
-    if foreign := sorted(set(base) - {"model_options", "sampler_options"}):
-        raise ConfigError(
-            f"--set of 'eval' takes model.KEY, sampler.KEY and pipeline.KEY but got {foreign[0]!r}; "
-            "parameters of an algorithm are written '--algorithm name:key=value'."
-        )
     arguments = pipeline_arguments(steps, guidance_scale, negative_prompt)
-    base = with_nested(base, ("sampler_options", "pipeline_kwargs"), arguments)
+    base = generator_settings("eval", overrides, arguments)
     given: dict[str, Any] = {"model": model, "verifier": verifier, "target": until}
     given |= {"holdout_verifier": holdout_verifier, "budget": budget, "max_batch": max_batch}
     command = ["tts-vision", *sys.argv[1:]]

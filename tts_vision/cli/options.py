@@ -55,6 +55,15 @@ Algorithm = Annotated[
 ]
 
 
+Algorithms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--algorithm",
+        "-a",
+        help="Give once per algorithm; parameters as name:key=value. (default: best_of_n)",
+        autocompletion=plugin_names("algorithm"),
+    ),
+]
 Verifier = Annotated[
     str | None,
     typer.Option(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tts_vision.cli.application import INCOMPLETE, app, explained
 from tts_vision.cli.tables import add_row, print_table
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tts_vision.config import RunConfig
+from tts_vision.config import RunConfig, override
 from tts_vision.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +79,23 @@ def searches_of(
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are given."""
     return {key: value for key, value in values.items() if value is not None}
+
+
+def generator_settings(
+    command: str, overrides: Sequence[str] | None, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a model and its sampler, by --set and by the flags of the pipeline's arguments.
+
+    Raises:
+        ConfigError: If --set names something else.
+    """
+    settings = override({}, overrides or [])
+    if foreign := sorted(set(settings) - {"model_options", "sampler_options"}):
+        raise ConfigError(
+            f"--set of {command!r} takes model.KEY, sampler.KEY and pipeline.KEY but got {foreign[0]!r}; "
+            "parameters of an algorithm are written '--algorithm name:key=value'."
+        )
+    return with_nested(settings, ("sampler_options", "pipeline_kwargs"), arguments)
 
 
 def pipeline_arguments(steps: int | None, guidance: float | None, negative: str | None) -> dict[str, Any]:
