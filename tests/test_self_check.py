@@ -123,5 +123,7 @@ def test_the_command_ends_with_one_where_a_promise_is_broken(monkeypatch: pytest
     monkeypatch.setattr(DiffusersSampler, "cost", lambda self, condition, step, steps: Cost(nfe=steps))
     done = CliRunner().invoke(app, ["check", "playground", "--steps", "3", "--samples", "3"])
     assert done.exit_code == 1 and "broken   nfe by hooks" in done.stdout
+    ignored = CliRunner().invoke(app, ["check", "playground", "--set", "sampler.eta=0.5"])
+    assert ignored.exit_code == 2 and "--set got sampler.eta" in ignored.stderr
     bad = CliRunner().invoke(app, ["check", "nothing"])
     assert bad.exit_code == 2 and "Model must be one of" in bad.stderr

@@ -10,6 +10,7 @@ from tts_vision.cli.application import INCOMPLETE, app, collect_garbage, explain
 from tts_vision.cli.options import Guidance, Overrides, Steps, plugin_names
 from tts_vision.cli.settings import generator_settings, pipeline_arguments
 from tts_vision.config import RunConfig
+from tts_vision.errors import ConfigError
 
 if TYPE_CHECKING:
     from tts_vision.self_check import Line
@@ -52,6 +53,12 @@ def check(
 
     base = generator_settings("check", overrides, pipeline_arguments(steps, guidance_scale, None))
     settings = RunConfig(prompt=prompt or PROMPT, model=model, verifier="-", **base)
+    sampler = settings.sampler_options.model_dump(exclude_defaults=True).keys() - {"pipeline_kwargs"}
+    if sampler:
+        raise ConfigError(
+            f"A check compares with the generator's own call but --set got sampler.{min(sampler)}, which that "
+            "call does not have; leave it out."
+        )
     if verifier is None:
         entry = registered_model(model)
         verifier = entry.verifier or None if entry is not None else None
