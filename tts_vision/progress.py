@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,33 +14,33 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from tts_vision.context import SearchContext
     from tts_vision.trace import Event
 
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
+"""How often lines come where there is no terminal."""
 
 
-class ProgressReport:
-    """Observes a search and reports the best score so far, what is spent, and the time left.
-
-    Use it as a context manager, and pass it as ``progress`` to a search.
+class Report:
+    """Writes how something gets on to a stream, where that is a terminal with a bar; a context manager.
 
     Args:
         stream: Where to write.
+        columns: Of the bar.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, columns: Sequence[ProgressColumn]) -> None:
         self._stream = stream
         self._console = Console(file=stream)
         self._bar: Progress | None = None
-        self._context: SearchContext | None = None
-        self._last_line: float | None = None
-
-    def __enter__(self) -> ProgressReport:
         if self._console.is_terminal:
-            columns = (_Bar(self._read), _Words(self._read))
             self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
-            self._bar.add_task("search", total=None)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.add_task("starting", total=None)
             self._bar.start()
         return self
 
@@ -50,13 +50,28 @@ class ProgressReport:
         if self._bar is not None:
             self._bar.stop()
 
+
+class ProgressReport(Report):
+    """Observes a search and reports the best score so far, what is spent, and the time left.
+
+    Use it as a context manager, and pass it as ``progress`` to a search.
+
+    Args:
+        stream: Where to write.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream, (_Bar(self._read), _Words(self._read)))
+        self._context: SearchContext | None = None
+        self._last_line: float | None = None
+
     def __call__(self, context: SearchContext, event: Event) -> None:
         """Takes note of an event."""
         self._context = context
         now = time.monotonic()
         if self._last_line is None:
             self._last_line = now
-        if self._bar is None and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self._bar is None and now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(status(context), file=self._stream, flush=True)
 

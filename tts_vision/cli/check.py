@@ -56,8 +56,8 @@ def check(
     sampler = settings.sampler_options.model_dump(exclude_defaults=True).keys() - {"pipeline_kwargs"}
     if sampler:
         raise ConfigError(
-            f"A check compares with the generator's own call but --set got sampler.{min(sampler)}, which that "
-            "call does not have; leave it out."
+            f"A check compares with the generator's own call but --set got sampler.{min(sampler)}, which "
+            "that call does not have; leave it out."
         )
     if verifier is None:
         entry = registered_model(model)

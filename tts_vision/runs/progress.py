@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 
-from tts_vision.progress import clock
+from tts_vision.progress import SECONDS_BETWEEN_LINES, Report, clock
 from tts_vision.runs.executors import Done, Failed
 
-_SECONDS_BETWEEN_LINES = 10.0
 
-
-class RunReport:
+class RunReport(Report):
     """Observes a run and reports searches done, their rate, and the time left.
 
     Use it as a context manager, and pass it as ``progress`` to `run_tasks`.
@@ -25,26 +21,10 @@ class RunReport:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream)
-        self._stream = stream
-        self._bar: Progress | None = None
+        super().__init__(stream, (BarColumn(), TextColumn("{task.description}")))
         self._start = time.monotonic()
         self._before: int | None = None
-        self._last_line = -_SECONDS_BETWEEN_LINES
-
-    def __enter__(self) -> RunReport:
-        if self._console.is_terminal:
-            columns = (BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task("starting", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._last_line = -SECONDS_BETWEEN_LINES
 
     def __call__(self, done: int, total: int, search: Done) -> None:
         """Takes note of a search that has ended."""
@@ -56,7 +36,7 @@ class RunReport:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=words)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES or done == total:
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES or done == total:
             self._last_line = now
             self._print(words)
         if done == total:
