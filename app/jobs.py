@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from tts_vision.app.models import Models, free_memory
 from tts_vision.app.rules import Rules
 from tts_vision.app.watch import Particle, Point, Spending, Watch, thumbnail, thumbnail_of
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, StopSearch, TTSVisionError
 from tts_vision.files import inside, is_folder, is_plain
 from tts_vision.folders import has_result, is_finished, read_config
+from tts_vision.loaded import Models, free_memory
 from tts_vision.steering import Decisions, Steering
 
 if TYPE_CHECKING:

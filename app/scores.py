@@ -12,7 +12,7 @@ from tts_vision.trust import allowing
 from tts_vision.types import Media, Prompt, Score, Video
 
 if TYPE_CHECKING:
-    from tts_vision.app.models import Models
+    from tts_vision.loaded import Models
 
 
 def check_scoring(rules: Rules, prompts: Sequence[str], verifiers: Sequence[str]) -> None:

@@ -25,8 +25,8 @@ from PIL import Image  # noqa: E402
 from tts_vision.app.guard import LOOPBACK, Guard  # noqa: E402
 from tts_vision.app.http import serve_jobs  # noqa: E402
 from tts_vision.app.jobs import Jobs  # noqa: E402
-from tts_vision.app.models import Models  # noqa: E402
 from tts_vision.config import RunConfig  # noqa: E402
+from tts_vision.loaded import Models  # noqa: E402
 from tts_vision.results import load_result  # noqa: E402
 from tts_vision.runner import run  # noqa: E402
 

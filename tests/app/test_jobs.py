@@ -13,12 +13,12 @@ import pytest
 
 from tts_vision.app.estimate import Estimate
 from tts_vision.app.jobs import Job, Jobs, QueueFullError, Snapshot
-from tts_vision.app.models import Models
 from tts_vision.app.watch import Watch
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError
 from tts_vision.files import STOPPED
 from tts_vision.folders import is_finished
+from tts_vision.loaded import Models
 from tts_vision.resolve import Live
 from tts_vision.runner import resume, run
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tts_vision.errors import BusyError, TTSVisionError, VerifierError
 from tts_vision.failures import explain
 from tts_vision.folders import is_finished
-from tts_vision.resolve import Live, find_verifier, load_model, load_verifier
+from tts_vision.loaded import Models
+from tts_vision.resolve import Live
 from tts_vision.results import Result, load_result
 from tts_vision.runner import run
 from tts_vision.runs.task import Record, Task, record_of
@@ -29,9 +29,7 @@ class Worker:
         self, root: Path, live: Live | None = None, load: Callable[[str], Verifier] | None = None
     ) -> None:
         self.root, self.live = root, live or Live()
-        self._load = load or (lambda text: load_verifier(find_verifier(text)))
-        self._verifiers: dict[str, Verifier] = {}
-        self._model: tuple[str, Any] = ("", None)
+        self._models = Models(load=load)
 
     def do(self, task: Task) -> Record:
         """Runs a search to its end, or goes on with it; one that is finished is only read.
@@ -51,12 +49,6 @@ class Worker:
             go_on = f"The same command with '--output {self.root}' goes on."
             raise explain(error, specs=specs, arguments=arguments, go_on=go_on) from error
 
-    def verifier(self, text: str) -> Verifier:
-        """The verifier of a text, loaded once."""
-        if text not in self._verifiers:
-            self._verifiers[text] = self._load(text)
-        return self._verifiers[text]
-
     def _run(self, task: Task, folder: Path) -> Result:
         try:
             live = Live() if is_finished(folder) else self._live(task)
@@ -70,12 +62,6 @@ class Worker:
 
     def _live(self, task: Task) -> Live:
         config = task.config
-        verifier = self.live.verifier or self.verifier(config.verifier)
-        return Live(pipe=self.live.pipe or self._pipe(task), verifier=verifier, holdout=self.live.holdout)
-
-    def _pipe(self, task: Task) -> Any:
-        name = f"{task.config.model} {task.config.model_options!r}"
-        if self._model[0] != name:
-            self._model = ("", None)  # one model in memory at a time
-            self._model = (name, load_model(task.config))
-        return self._model[1]
+        verifier = self.live.verifier or self._models.verifier(config.verifier)
+        pipe = self.live.pipe or self._models.pipe(config)
+        return Live(pipe=pipe, verifier=verifier, holdout=self.live.holdout)

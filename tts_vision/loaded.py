@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tts_vision.config import RunConfig
     from tts_vision.resolve import Live
+    from tts_vision.verifier import Verifier
 
 
 class Models:
@@ -17,10 +18,12 @@ class Models:
 
     Args:
         keep: Pipelines in memory, and as many verifiers.
+        load: Makes a verifier from its spec; by default it is loaded into this process.
     """
 
-    def __init__(self, keep: int = 1) -> None:
+    def __init__(self, keep: int = 1, load: Callable[[str], Verifier] | None = None) -> None:
         self._keep = keep
+        self._load = load or _verifier
         self._pipes: OrderedDict[str, Any] = OrderedDict()
         self._verifiers: OrderedDict[str, Any] = OrderedDict()
 
@@ -32,17 +35,21 @@ class Models:
             PipelineError: If the pipeline cannot be loaded.
             VerifierError: If the verifier cannot.
         """
-        from tts_vision.resolve import Live, load_model
+        from tts_vision.resolve import Live
+
+        verifier = self.verifier(config.verifier)  # mistakes in it are told before a model is loaded
+        return Live(pipe=self.pipe(config), verifier=verifier)
+
+    def pipe(self, config: RunConfig) -> Any:
+        """The pipeline of a search."""
+        from tts_vision.resolve import load_model
 
         key = f"{config.model} {config.model_options.model_dump_json()}"
-        verifier = self.verifier(config.verifier)  # mistakes in it are told before a model is loaded
-        return Live(pipe=self._get(self._pipes, key, lambda: load_model(config)), verifier=verifier)
+        return self._get(self._pipes, key, lambda: load_model(config))
 
     def verifier(self, text: str) -> Any:
         """The verifier of a spec."""
-        from tts_vision.resolve import find_verifier, load_verifier
-
-        return self._get(self._verifiers, text, lambda: load_verifier(find_verifier(text)))
+        return self._get(self._verifiers, text, lambda: self._load(text))
 
     def clear(self) -> None:
         """Frees the memory of all of them."""
@@ -59,6 +66,12 @@ class Models:
             free_memory()
         held[key] = load()
         return held[key]
+
+
+def _verifier(text: str) -> Verifier:
+    from tts_vision.resolve import find_verifier, load_verifier
+
+    return load_verifier(find_verifier(text))
 
 
 def free_memory() -> None:
