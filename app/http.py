@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from starlette.concurrency import run_in_threadpool
 
 from tts_vision.app import uploads
-from tts_vision.app.jobs import Job, Jobs, QueueFullError
+from tts_vision.app.job import Job
+from tts_vision.app.jobs import Jobs, QueueFullError
 from tts_vision.app.rules import Rules, check_prompt
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, StorageError, TTSVisionError

@@ -10,7 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from tts_vision.app.jobs import Job, Jobs, Question
+from tts_vision.app.job import Job, Question
+from tts_vision.app.jobs import Jobs
 from tts_vision.app.ui_words import for_artists
 from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.files import inside, is_file, read_file

@@ -22,7 +22,8 @@ from PIL import Image
 from tts_vision.app import uploads
 from tts_vision.app.guard import LOOPBACK, Guard
 from tts_vision.app.http import JSON_BYTES, serve_jobs
-from tts_vision.app.jobs import Job, Jobs
+from tts_vision.app.job import Job
+from tts_vision.app.jobs import Jobs
 from tts_vision.app.rules import PROMPT, Rules
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tts_vision.app.estimate import Estimate
-from tts_vision.app.jobs import Job, Jobs, QueueFullError, Snapshot
+from tts_vision.app.job import Job, Snapshot
+from tts_vision.app.jobs import Jobs, QueueFullError
 from tts_vision.app.watch import Watch
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError

@@ -13,7 +13,8 @@ pytest.importorskip("gradio", reason="the app needs gradio; pip install 'tts-vis
 
 from browsing import PROMPT
 
-from tts_vision.app.jobs import Job, Jobs
+from tts_vision.app.job import Job
+from tts_vision.app.jobs import Jobs
 from tts_vision.app.rules import Rules
 from tts_vision.app.ui_compare import Comparisons, Plan
 from tts_vision.app.ui_form import config_of, parameters_of
