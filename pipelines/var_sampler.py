@@ -15,6 +15,7 @@ from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.media import finite_rows
 from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
 from tts_vision.pipelines.decoding import NOT_FINITE
+from tts_vision.pipelines.tokens.model import TokenPipeline
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, rows_of
 from tts_vision.pipelines.var.model import ScalePipeline, images_of, plain_samples
@@ -61,7 +62,7 @@ class ScaleSampler(Sampler):
     @staticmethod
     def accepts(pipe: Any) -> bool:
         """Whether `pipe` is a visual autoregressive model."""
-        return isinstance(pipe, ScalePipeline)
+        return isinstance(pipe, ScalePipeline) and not isinstance(pipe, TokenPipeline)
 
     def condition_of(self, prompt: Prompt) -> Condition:
         known = {name: prompt.metadata[name] for name in self._model.overrides if name in prompt.metadata}

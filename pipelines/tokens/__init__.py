@@ -1,0 +1,1 @@
+"""Generators of discrete image tokens: masked, discrete-flow and autoregressive."""
