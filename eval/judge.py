@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tts_vision.eval.playground import Track, evaluation_prompts
+from tts_vision.intervals import mean_of
 from tts_vision.pipelines.playground import checker, judge_data, world
 from tts_vision.registry import lookup
 from tts_vision.types import Prompt
@@ -240,10 +241,7 @@ def pair_areas(verifier: Verifier, pairs: Pairs) -> dict[str, float]:
 
 
 def _percent(values: np.ndarray) -> str:
-    from tts_vision.pipelines.playground.measure import bootstrap
-
-    low, high = bootstrap(values)
-    return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return mean_of(values).percent
 
 
 def pair_table(areas: Mapping[str, Mapping[str, float]], pairs: Pairs) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tts_vision.errors import ConfigError, StorageError
-from tts_vision.eval.statistics import Arm, Figure
+from tts_vision.eval.statistics import Arm
 from tts_vision.eval.tables import cost_rows, figure_rows, written
 from tts_vision.eval.thumbnails import thumbnail
 from tts_vision.files import read_file, replace_file
+from tts_vision.intervals import Figure
 from tts_vision.runs.task import path_in
 
 EVALUATION, COMPARISON = "evaluation.json", "comparison.json"

@@ -11,22 +11,12 @@ import numpy as np
 
 from tts_vision.eval.evaluator import Evaluator, Judged
 from tts_vision.eval.judging import Trail
+from tts_vision.intervals import LEAST_FOR_INTERVAL, Figure, counts, interval
 from tts_vision.runs.task import Record
 
 DRAWS = 1000
-LEAST_FOR_INTERVAL = 5
-"""Prompts that an interval needs; resampling fewer says more about the few than about prompts."""
 POINTS = 40
 """Points of a curve."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number with its 95 % bootstrap interval over prompts; the ends are NaN where there is none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -127,16 +117,15 @@ def figures_of(evaluator: Evaluator, judged: Sequence[Judged]) -> dict[str, Figu
     if any(len(ids) < 2 for ids in groups.values()):
         groups = {(): list(items)}
     generator = np.random.default_rng(0)
-    draws: dict[str, list[float]] = {label: [] for label in values}
-    for _ in range(DRAWS):
-        weights = np.zeros(len(judged))
-        for ids in groups.values():
-            for k in generator.integers(len(ids), size=len(ids)):
-                weights[items[ids[k]]] += 1
-        for label, value in evaluator.summarise(judged, weights).items():
-            draws[label].append(value)
+    often = np.zeros((DRAWS, len(judged)))
+    for ids in groups.values():
+        for name, drawn in zip(ids, counts(len(ids), DRAWS, generator).T):
+            often[:, items[name]] = drawn[:, None]
+    drawn_values = [evaluator.summarise(judged, weights) for weights in often]
     return {
-        label: Figure(value) if label in few else Figure(value, *_interval(draws[label]))
+        label: Figure(value)
+        if label in few
+        else Figure(value, *interval(drawn[label] for drawn in drawn_values))
         for label, value in values.items()
     }
 
@@ -215,14 +204,6 @@ def _wrong(correct: bool | None) -> float:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
-
-
-def _interval(draws: Sequence[float]) -> tuple[float, float]:
-    known = [value for value in draws if not math.isnan(value)]
-    if not known:
-        return math.nan, math.nan
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _numbers(value: Any) -> Any:

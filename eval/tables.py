@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tts_vision.eval.statistics import Arm, Figure
+from tts_vision.eval.statistics import Arm
+from tts_vision.intervals import Figure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,10 +82,7 @@ def _seconds(phase: str, arm: Arm) -> float:
 
 def written(figure: Figure | None) -> str:
     """A value with its interval."""
-    if figure is None or math.isnan(figure.value):
-        return "-"
-    interval = "" if math.isnan(figure.low) else f" [{figure.low:.3f}, {figure.high:.3f}]"
-    return f"{figure.value:.3f}{interval}"
+    return "-" if figure is None else figure.written()
 
 
 def _row(label: str, arms: Sequence[Arm], value: Callable[[Arm], float], form: str) -> list[list[str]]:

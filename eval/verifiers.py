@@ -26,8 +26,8 @@ from scipy.stats import spearmanr
 from tts_vision.config import ModelOptions, RunConfig
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.eval.playground import JUDGE, evaluation_prompts
+from tts_vision.intervals import Figure, mean_of
 from tts_vision.pipelines.playground import world
-from tts_vision.pipelines.playground.measure import bootstrap
 from tts_vision.resolve import Live, find_verifier, load_model, load_verifier
 from tts_vision.results import Result, is_finished, load_result, replace_file
 from tts_vision.runner import run
@@ -268,15 +268,15 @@ class Benchmark:
                 print(f"searches for {done} of {len(prompts)} prompts", flush=True)
         for name, pairs in found.items():
             right = np.array([value for value, _ in pairs]).reshape(len(prompts), len(seeds)).mean(1)
-            low, high = bootstrap(right)
+            share = mean_of(right, least=2)
             results = [result for _, result in pairs]
             names = {call for result in results for call in result.spent.calls}
             yield Guided(
                 guide=name,
                 searches=len(pairs),
-                right=float(right.mean()),
-                low=low,
-                high=high,
+                right=share.value,
+                low=share.low,
+                high=share.high,
                 samples=_mean([len(result.population) for result in results]),
                 seconds=_mean([result.spent.elapsed for result in results]),
                 verifying=_mean([r.spent.seconds.get("verify", 0.0) / r.spent.elapsed for r in results]),
@@ -305,12 +305,13 @@ def agreement(
     """
     chosen = [i for i, name in enumerate(tasks) if task in {name, ALL}]
     within = [_spearman(truth[i], said[i]) for i in chosen]
-    known = np.array([value for value in within if not math.isnan(value)])
-    low, high = bootstrap(known) if len(known) > 1 else (math.nan, math.nan)
+    known = sum(not math.isnan(value) for value in within)
+    mean = mean_of(within, least=2)
     every = [np.concatenate([part[i] for i in chosen]) for part in (truth, said)]
-    mean = float(known.mean()) if len(known) else math.nan
     count = len(every[0])
-    return Agreement(verifier, task, mean, low, high, len(known), _spearman(*every), count, milliseconds)
+    return Agreement(
+        verifier, task, mean.value, mean.low, mean.high, known, _spearman(*every), count, milliseconds
+    )
 
 
 def _spearman(truth: Floats, said: Floats) -> float:
@@ -360,10 +361,9 @@ def guided_table(rows: Sequence[Guided], plain: Sequence[float]) -> str:
         "| guide | right, % | samples | seconds | of it verifying, % | verifier calls |",
         "|---|--:|--:|--:|--:|---|",
     ]
-    low, high = bootstrap(np.array(plain))
-    lines.append(f"| {PLAIN} | {100 * _mean(plain):.1f} [{100 * low:.1f}, {100 * high:.1f}] | 1 | | | |")
+    lines.append(f"| {PLAIN} | {mean_of(plain, least=2).percent} | 1 | | | |")
     for row in rows:
-        right = f"{100 * row.right:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        right = Figure(row.right, row.low, row.high).percent
         calls = ", ".join(f"{name} {count:.1f}" for name, count in row.calls.items())
         lines.append(
             f"| {row.guide} | {right} | {row.samples:.1f} | {row.seconds:.2f} | {100 * row.verifying:.0f} | "

@@ -19,6 +19,7 @@ from tts_vision.errors import ConfigError, SearchWarning
 from tts_vision.figures import Point, draw_scaling
 from tts_vision.files import replace_file
 from tts_vision.folders import read_config
+from tts_vision.intervals import LEAST_FOR_INTERVAL, mean_of
 from tts_vision.media import open_media
 from tts_vision.prompt_files import read_records
 from tts_vision.resolve import Live, find_verifier, load_verifier
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MARK = "comparison.json"
-LEAST_FOR_INTERVAL = 5
-"""Prompts that an interval needs; resampling fewer says more about the few than about prompts."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,9 @@ class Comparison:
         for cell in self.cells:
             groups.setdefault((cell.verifier, cell.algorithm), []).append(cell)
         baseline = {
-            verifier: _mean(_values(cells)) for (verifier, name), cells in groups.items() if name == PLAIN
+            verifier: mean_of(cell.score for cell in cells).value
+            for (verifier, name), cells in groups.items()
+            if name == PLAIN
         }
         return [_row(cells, baseline[verifier]) for (verifier, _), cells in groups.items()]
 
@@ -397,22 +398,21 @@ def _cell(record: Record, verifier: str, evaluation: float) -> Cell:
 
 
 def _row(cells: Sequence[Cell], plain_score: float) -> Row:
-    score = _mean(_values(cells))
-    evaluations = {prompt: [c.evaluation for c in group] for prompt, group in _by_prompt(cells).items()}
-    low, high = _bootstrap(_values(cells))
-    evaluation_low, evaluation_high = _bootstrap(evaluations)
+    groups = _by_prompt(cells).values()
+    score = mean_of([cell.score for cell in group] for group in groups)
+    evaluation = mean_of([cell.evaluation for cell in group] for group in groups)
     return Row(
         algorithm=cells[0].algorithm,
         verifier=cells[0].verifier,
         searches=len(cells),
         unscored=sum(math.isnan(cell.score) for cell in cells),
-        score=score,
-        score_low=low,
-        score_high=high,
-        gain=score - plain_score,
-        evaluation=_mean(evaluations),
-        evaluation_low=evaluation_low,
-        evaluation_high=evaluation_high,
+        score=score.value,
+        score_low=score.low,
+        score_high=score.high,
+        gain=score.value - plain_score,
+        evaluation=evaluation.value,
+        evaluation_low=evaluation.low,
+        evaluation_high=evaluation.high,
         nfe=float(np.mean([cell.nfe for cell in cells])),
         macs=float(np.mean([cell.macs for cell in cells])),
         decodes=float(np.mean([cell.decodes for cell in cells])),
@@ -426,34 +426,6 @@ def _by_prompt(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     for cell in cells:
         groups.setdefault(cell.prompt, []).append(cell)
     return groups
-
-
-def _values(cells: Iterable[Cell]) -> dict[str, list[float]]:
-    return {prompt: [cell.score for cell in group] for prompt, group in _by_prompt(cells).items()}
-
-
-def _mean(values: Mapping[str, Sequence[float]]) -> float:
-    """The mean over all values that are numbers."""
-    numbers = [v for group in values.values() for v in group if not math.isnan(v)]
-    return float(np.mean(numbers)) if numbers else math.nan
-
-
-def _bootstrap(values: Mapping[str, Sequence[float]], draws: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean under resampling of prompts; of seeds for one prompt.
-
-    NaN where there are too few to resample.
-    """
-    groups = [[v for v in group if not math.isnan(v)] for group in values.values()]
-    groups = [group for group in groups if group]
-    if len(groups) == 1:
-        groups = [[v] for v in groups[0]]
-    if len(groups) < LEAST_FOR_INTERVAL:
-        return math.nan, math.nan
-    sums, counts = np.array([sum(g) for g in groups]), np.array([len(g) for g in groups])
-    index = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
-    means = sums[index].sum(1) / counts[index].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _mean_curve(curves: Sequence[Sequence[Point]]) -> tuple[list[float], list[float]]:

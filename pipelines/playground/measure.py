@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import CogView4Pipeline
 
+from tts_vision.intervals import mean_of
 from tts_vision.pipelines.bundled import load_playground_var
 from tts_vision.pipelines.playground import DEFAULTS, load_pipeline, weights_path, world
 from tts_vision.pipelines.playground.checker import evaluate
@@ -62,22 +63,6 @@ def draw(
             ).images
         drawn.append(np.rint(np.asarray(images) * 255).astype(np.uint8))
     return np.concatenate(drawn)
-
-
-def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 4000) -> tuple[float, float]:
-    """A 95 % interval of the mean, resampling prompts.
-
-    Args:
-        values: One value for each prompt, shape `(p,)`.
-        seed: Seed of the resampling.
-        resamples: How many.
-
-    Returns:
-        Lower and upper end.
-    """
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 @torch.no_grad()
@@ -174,8 +159,7 @@ def table(records: Sequence[dict[str, Any]], result: dict[str, np.ndarray]) -> s
             continue
         cells = []
         for values in result.values():
-            low, high = bootstrap(values[rows])
-            cells.append(f"{100 * values[rows].mean():.1f} ({100 * low:.1f} to {100 * high:.1f})")
+            cells.append(mean_of(values[rows]).percent)
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
