@@ -45,10 +45,13 @@ class StandInSampler(Sampler):
         self.capabilities, self.preview_shows_step = real.capabilities, real.preview_shows_step
 
     def condition_of(self, prompt: Prompt) -> Condition:
+        self.draws_start = real.draws_start
         return self.real.condition_of(prompt)
 
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
-        return State.initial(torch.zeros(len(uids), 0 if self.shares_forwards else 1), uids, condition, seed)
+        state = State.initial(torch.zeros(len(uids), 0), uids, condition, seed)
+        own = self.draws_start or not self.shares_forwards
+        return replace(state, latents=_marks(state)) if own else state
 
     def advance(self, state: State, steps: int = 1) -> State:
         for _ in range(steps if self.shares_forwards else 1):
@@ -100,8 +103,9 @@ class StandInSampler(Sampler):
         step = move.target(state.step)
         latents = state.latents
         if self.shares_forwards:
-            latents = latents[:, :step].clone()
-            if move.draws_noise and step:
+            latents = latents[:, : step + self.draws_start].clone()
+            goes_back = self.draws_start and step < state.step
+            if (move.draws_noise or goes_back) and latents.shape[1]:
                 latents[:, -1:] = _marks(state)
         return replace(state, latents=latents, step=step)
 

@@ -36,6 +36,8 @@ class Sampler(ABC):
             a later step could never differ.
         shares_forwards: Whether rows of equal latents and conditions share one forward, as those of token
             models may.
+        draws_start: Where it shares forwards, whether particles at step 0, and those that are sent back to an
+            earlier step, are drawn by uid, so that no two are equal there.
         preview_shows_step: Whether a preview depends on the randomness of the last step, as that of tokens
             does. An x0 estimate is made before the noise of its step is added.
         capabilities: The abilities that algorithms may ask for:
@@ -59,6 +61,7 @@ class Sampler(ABC):
     capabilities: frozenset[str] = frozenset()
     meter: Meter = NoMeter()
 
+    draws_start: bool = False
     def bind(self, meter: Meter) -> None:
         """Reports all spending to `meter` from now on."""
         self.meter = meter

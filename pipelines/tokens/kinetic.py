@@ -52,7 +52,7 @@ class Schedule:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """``(2 - 2 cos)^2`` of every row of `a` ``(N, D)`` to every row of `b` ``(V, D)``, as ``(N, V)``, float32."""
+    """``(2 - 2 cos)^2`` of rows `a` ``(N, D)`` to rows `b` ``(V, D)``: ``(N, V)`` float32."""
     unit_a, unit_b = (torch.nn.functional.normalize(x.float(), dim=-1) for x in (a, b))
     return (2 - 2 * (unit_a @ unit_b.T).clamp(-1, 1)) ** 2
 
@@ -116,7 +116,7 @@ def jump_probability(velocities: Tensor, h: float) -> Tensor:
 
 
 def sample_path(metric: Metric, x1: Tensor, t: float, schedule: Schedule, uniform: Tensor) -> Tensor:
-    """Tokens ``x_t ~ p_t(. | x1)`` of targets `x1` ``(B, S)``, drawn by `uniform` ``(B, S)``: exact re-noising.
+    """Tokens ``x_t ~ p_t(. | x1)`` of targets `x1` ``(B, S)``, by `uniform` ``(B, S)``: exact re-noising.
 
     Raises:
         ConfigError: If `t` is outside [0, 1).
