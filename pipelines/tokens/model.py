@@ -16,6 +16,10 @@ from tts_vision.errors import ConfigError
 class ImageTokenizer(Protocol):
     """Images as codes, and back: the autoencoder of a token model."""
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid of tokens; their product is ``S``."""
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Codes ``(B, S)``, int64, of pixels ``(B, 3, H, W)`` in [-1, 1]; row by row of the grid."""
 
