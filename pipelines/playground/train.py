@@ -1,7 +1,8 @@
 """Trains the playground: `python -m tts_vision.pipelines.playground.train --stage all`.
 
-Draws a bank of images, then trains the autoencoder, the flow, the decoder once more and the CLIP, the
-tokenizer of the visual autoregressive model and its transformer, and exports them. Each stage resumes from
+Draws a bank of images, then trains the autoencoder, the flow, the decoder once more and the CLIP; then two
+tokenizers around that autoencoder, the visual autoregressive model on the first, a masked model and a
+discrete flow on the second; and exports them. Each stage resumes from
 its checkpoint in the work folder, so that the command may be killed and run again.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
-from tts_vision.pipelines.playground import train_var
+from tts_vision.pipelines.playground import train_tokenizers, train_tokens, train_var, weights_path
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 from tts_vision.pipelines.playground.train_clip import build_clip, build_processor, train_clip
 from tts_vision.pipelines.playground.train_flow import (
@@ -25,10 +26,21 @@ from tts_vision.pipelines.playground.train_flow import (
     train_flow,
 )
 from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
-from tts_vision.pipelines.playground.training import Average, Budget, load_bank, log, tidy
+from tts_vision.pipelines.playground.training import Average, Bank, Budget, load_bank, log, tidy
 from tts_vision.pipelines.var.folder import save_pipeline
 
-STAGES = ("vae", "flow", "decoder", "clip", "tokenizer", "var", "export")
+STAGES = (
+    "vae",
+    "flow",
+    "decoder",
+    "clip",
+    "scales",
+    "var",
+    "codes",
+    "masked",
+    "discrete_flow",
+    "export",
+)
 
 
 def export(work_dir: Path, output: Path, seed: int) -> None:
@@ -50,7 +62,8 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
         pipe = build_pipeline(transformer, text_encoder, vae).to(torch.float16)
         pipe.save_pretrained(output / "flow", safe_serialization=True)
     if (work_dir / "var.pt").exists():
-        save_pipeline(train_var.trained(work_dir), output / "var", dtype=torch.float16)
+        coder = train_tokenizers.load_coder("scales", work_dir, autoencoder(work_dir))
+        save_pipeline(train_var.trained(work_dir, coder), output / "var", dtype=torch.float16)
     if (work_dir / "clip.pt").exists():
         model = build_clip(seed=seed + 3)
         average = Average({"clip": model})
@@ -64,6 +77,15 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
         part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in output.iterdir()
     }
     log(work_dir, f"export: {output}, bytes {size}")
+
+
+def autoencoder(work_dir: Path) -> AutoencoderTiny:
+    """The trained autoencoder with its sharper decoder; the bundled one where these stages did not run."""
+    if not (work_dir / "vae").exists():
+        return AutoencoderTiny.from_pretrained(weights_path("flow") / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderTiny.from_pretrained(work_dir / "vae")
+    _take_sharper_decoder(work_dir, vae)
+    return vae
 
 
 def _take_sharper_decoder(work_dir: Path, vae: AutoencoderTiny) -> None:
@@ -95,8 +117,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-flow", type=float, default=46.0)
     parser.add_argument("--minutes-decoder", type=float, default=5.0)
     parser.add_argument("--minutes-clip", type=float, default=9.0)
-    parser.add_argument("--minutes-tokenizer", type=float, default=10.0)
-    parser.add_argument("--minutes-var", type=float, default=60.0)
+    parser.add_argument("--minutes-scales", type=float, default=18.0)
+    parser.add_argument("--minutes-var", type=float, default=75.0)
+    parser.add_argument("--minutes-codes", type=float, default=12.0)
+    parser.add_argument("--minutes-masked", type=float, default=60.0)
+    parser.add_argument("--minutes-discrete-flow", type=float, default=30.0)
     parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
     parser.add_argument("--bank-size", type=int, default=150_000, help="images to train on")
     parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")
@@ -162,16 +187,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=options.seed + 3,
             batch_size=options.batch_size,
         )
-    if "tokenizer" in stages:
-        budget = Budget(options.minutes_tokenizer, options.steps)
-        train_var.train_tokenizer(work_dir, bank, budget, device=options.device, seed=options.seed + 5)
-    if "var" in stages:
-        tokenizer = train_var.load_tokenizer(work_dir)
-        features, tokens = train_var.encode_bank(work_dir, bank, tokenizer, options.device)
-        budget = Budget(options.minutes_var, options.steps)
-        train_var.train_var(work_dir, features, tokens, budget, device=options.device, seed=options.seed + 6)
+    if {"scales", "var", "codes", "masked", "discrete_flow"} & set(stages):
+        _train_token_models(work_dir, bank, stages, options)
     if "export" in stages:
         export(work_dir, options.output, options.seed)
+
+
+def _train_token_models(
+    work_dir: Path, bank: Bank, stages: Sequence[str], options: argparse.Namespace
+) -> None:
+    """The stages that build on the flow's autoencoder."""
+    vae = autoencoder(work_dir).to(options.device)
+    latents, _ = encode_bank(work_dir, bank, vae, options.device)
+    device, seed, steps = options.device, options.seed, options.steps
+    if "scales" in stages:
+        budget = Budget(options.minutes_scales, steps)
+        train_tokenizers.train_scales(work_dir, bank, latents, vae, budget, device=device, seed=seed + 5)
+    if "var" in stages:
+        coder = train_tokenizers.load_coder("scales", work_dir, vae)
+        features, tokens = train_var.encode_bank(work_dir, bank, latents, coder)
+        budget = Budget(options.minutes_var, steps)
+        train_var.train_var(work_dir, features, tokens, coder.quantizer, budget, device=device, seed=seed + 6)
+    if "codes" in stages:
+        budget = Budget(options.minutes_codes, steps)
+        train_tokenizers.train_codes(work_dir, bank, latents, vae, budget, device=device, seed=seed + 7)
+    if {"masked", "discrete_flow"} & set(stages):
+        coder = train_tokenizers.load_coder("codes", work_dir, vae)
+        codes, blocks = train_tokens.encode_bank(work_dir, bank, latents, coder)
+    if "masked" in stages:
+        budget = Budget(options.minutes_masked, steps)
+        train_tokens.train_tokens(
+            "masked",
+            work_dir,
+            codes,
+            blocks,
+            train_tokens.masked,
+            budget,
+            device=device,
+            seed=seed + 8,
+        )
+    if "discrete_flow" in stages:
+        budget = Budget(options.minutes_discrete_flow, steps)
+        train_tokens.train_tokens(
+            "discrete_flow",
+            work_dir,
+            codes,
+            blocks,
+            train_tokens.jumped(coder.codebook()),
+            budget,
+            start=train_tokens.trained("masked", work_dir),
+            device=device,
+            seed=seed + 9,
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The playground's visual autoregressive model: Infinity's tokenizer and transformer, small.
+"""The playground's visual autoregressive model: Infinity's transformer, small.
 
-The tokenizer is a convolutional autoencoder with multi-scale binary spherical quantisation (Zhao et al.
-2024); the transformer predicts the bits of a scale from all coarser ones and learns to correct wrong ones
-(Han et al. 2024). Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
+It predicts the bits of a scale from all coarser ones and learns to correct wrong ones (Han et al. 2024).
+Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
-from tts_vision.pipelines.playground.train_vae import reconstruction_loss
+from tts_vision.pipelines.playground.train_tokenizers import SCHEDULE
 from tts_vision.pipelines.playground.training import (
     CAPTIONS_PER_SCENE,
     Average,
@@ -30,16 +29,11 @@ from tts_vision.pipelines.playground.training import (
     train,
     warm_then_decay,
 )
-from tts_vision.pipelines.var.bsq_vae import BSQVAE, BSQVAEConfig
+from tts_vision.pipelines.var.bsq import MultiScaleBSQ
 from tts_vision.pipelines.var.infinity import Infinity, InfinityConfig, initialise
+from tts_vision.pipelines.var.latent_vae import LatentBSQVAE
 from tts_vision.pipelines.var.pipeline import InfinityPipeline
-from tts_vision.pipelines.var.schedules import Schedule
 
-# Few tokens learn fast. A size may come twice: the second time corrects what the first got wrong.
-SCHEDULE = Schedule(((1, 1), (2, 2), (3, 3), (3, 3), (4, 4), (4, 4)), (4, 4))
-VAE = BSQVAEConfig(
-    channels=16, patch=2, width=16, multipliers=(1, 2, 4, 8), groups=8, encoder_blocks=1, decoder_blocks=1
-)
 TRANSFORMER = InfinityConfig(
     depth=6, width=256, heads=8, bits=64, chunks=2, text_dim=128, text_length=MAX_TOKENS, pool_heads=4
 )
@@ -68,85 +62,8 @@ def build_text_encoder(seed: int) -> T5EncoderModel:
     return model
 
 
-def train_tokenizer(
-    work_dir: Path,
-    bank: Bank,
-    budget: Budget,
-    device: str = "cpu",
-    seed: int = 5,
-    batch_size: int = 16,
-    learning_rate: float = 1.5e-3,
-    cut_off: float = 0.15,
-    unquantised: float = 0.3,
-    stop_after: int | None = None,
-) -> BSQVAE:
-    """Trains the tokenizer, or loads it when its budget is spent.
-
-    Args:
-        work_dir: Where the checkpoint lies.
-        bank: Training images.
-        budget: How long to train.
-        device: Where to train.
-        seed: Seed of weights and batches.
-        batch_size: Images a step.
-        learning_rate: Peak rate of AdamW.
-        cut_off: Share of images that are decoded from their first scales alone, so that previews are good.
-        unquantised: Share of the budget over which quantisation sets in, by and by: colours are learnt late
-            where features are binary from the start.
-        stop_after: See `training.train`.
-
-    Returns:
-        The model.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae: Any = BSQVAE(VAE)
-    vae = vae.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    for group in optimiser.param_groups:
-        group["base_lr"] = learning_rate
-    starts = torch.tensor(SCHEDULE.starts)
-
-    def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate([optimiser], warm_then_decay(progress, decay_from=0.4))
-        index = torch.randint(len(bank.images), (batch_size,), generator=generator)
-        x = bank.batch(index).to(device, memory_format=torch.channels_last)
-        features = vae.encode(x)
-        with torch.no_grad():
-            bits, _, whole = vae.quantizer.encode(features, SCHEDULE)
-            scales = torch.randint(1, len(SCHEDULE), (batch_size,), generator=generator)
-            cut = torch.rand(batch_size, generator=generator) < cut_off
-            scales = torch.where(cut, scales, len(SCHEDULE))
-            partial = _summed(vae, bits, starts[scales].to(device)) if bool(cut.any()) else whole
-        share = min(1.0, max(0.0, progress / unquantised - 0.5))
-        plain = torch.rand(batch_size, generator=generator) >= share
-        cut = cut & ~plain
-        read = torch.where(plain.to(device)[:, None, None, None], features, partial)
-        drawn = vae.decoder(features + (read - features).detach())  # straight through
-        commitment = (features - whole).square().mean()
-        loss = reconstruction_loss(drawn[~cut], x[~cut]) + 0.3 * cut_off * _pixel_error(drawn, x, cut)
-        optimiser.zero_grad(set_to_none=True)
-        (loss + 0.25 * commitment).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        mse = _pixel_error(drawn, x, ~cut & ~plain)
-        return {"loss": loss, "mse": mse, "commitment": commitment}
-
-    parts = {"vae": vae, "optimiser": optimiser}
-    train("tokenizer", work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return vae.eval()
-
-
-def load_tokenizer(work_dir: Path) -> BSQVAE:
-    """The tokenizer as its stage left it."""
-    vae = BSQVAE(VAE)
-    saved = torch.load(work_dir / "tokenizer.pt", map_location="cpu", weights_only=True)
-    vae.load_state_dict(saved["parts"]["vae"])
-    return vae.eval()
-
-
-def trained(work_dir: Path) -> InfinityPipeline:
-    """The pipeline of what the stages left, with averaged weights."""
+def trained(work_dir: Path, vae: LatentBSQVAE) -> InfinityPipeline:
+    """The pipeline of what the stage left, with averaged weights, and its tokenizer."""
     saved = torch.load(work_dir / "var.pt", map_location="cpu", weights_only=True)["parts"]
     transformer, text_encoder = Infinity(TRANSFORMER), build_text_encoder(0)
     modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
@@ -158,7 +75,7 @@ def trained(work_dir: Path) -> InfinityPipeline:
         module.eval()
     return InfinityPipeline(
         transformer=transformer,
-        vae=load_tokenizer(work_dir),
+        vae=vae,
         text_encoder=text_encoder,
         tokenizer=build_tokenizer("right"),
         schedule=SCHEDULE,
@@ -167,22 +84,8 @@ def trained(work_dir: Path) -> InfinityPipeline:
     )
 
 
-def _summed(vae: BSQVAE, bits: Tensor, tokens: Tensor) -> Tensor:
-    """The features ``(B, C, H, W)`` of each image's first `tokens` tokens."""
-    features = vae.quantizer.empty(len(bits), SCHEDULE).to(bits.device)
-    for k, grid in enumerate(SCHEDULE.grids):
-        more = vae.quantizer.added(features, bits[:, SCHEDULE.starts[k] : SCHEDULE.starts[k + 1]], grid)
-        features = torch.where((tokens > SCHEDULE.starts[k])[:, None, None, None], more, features)
-    return features
-
-
-def _pixel_error(drawn: Tensor, target: Tensor, chosen: Tensor) -> Tensor:
-    """Mean squared error of chosen images; zero if there are none."""
-    return (drawn[chosen] - target[chosen]).square().sum() / max(1, drawn[chosen].numel())
-
-
 @torch.no_grad()
-def encode_bank(work_dir: Path, bank: Bank, vae: BSQVAE, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def encode_bank(work_dir: Path, bank: Bank, latents: Tensor, vae: LatentBSQVAE) -> tuple[Tensor, Tensor]:
     """Features and token ids of the whole bank, made once and kept in the work folder.
 
     Returns:
@@ -190,11 +93,8 @@ def encode_bank(work_dir: Path, bank: Bank, vae: BSQVAE, device: str = "cpu") ->
     """
     path = work_dir / "var_features.pt"
     if not path.exists():
-        chunks = []
-        for index in torch.arange(len(bank.images)).split(500):
-            x = bank.batch(index).to(device, memory_format=torch.channels_last)
-            with torch.autocast(device, torch.bfloat16):
-                chunks.append(vae.encode(x).half().cpu())
+        device = next(vae.parameters()).device
+        chunks = [vae.features(part.float().to(device)).half().cpu() for part in latents.split(500)]
         tokenizer = build_tokenizer("right")
         texts = [text for texts in bank.captions for text in texts]
         ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
@@ -209,6 +109,7 @@ def train_var(
     work_dir: Path,
     features: Tensor,
     tokens: Tensor,
+    quantizer: MultiScaleBSQ,
     budget: Budget,
     device: str = "cpu",
     seed: int = 6,
@@ -224,6 +125,7 @@ def train_var(
         work_dir: Where the checkpoint lies.
         features: Of the tokenizer's encoder, `(n, 16, 8, 8)`.
         tokens: Token ids, `(n, captions, 16)`.
+        quantizer: Of the tokenizer.
         budget: How long to train.
         device: Where to train.
         seed: Seed of weights and batches.
@@ -244,7 +146,6 @@ def train_var(
     optimisers = build_optimisers(modules, learning_rate)
     average = Average(modules)
     parameters = [p for module in modules.values() for p in module.parameters()]
-    quantizer = BSQVAE(VAE).quantizer
     lengths = torch.tensor(SCHEDULE.lengths)
     # a coarse token decides more than a fine one, but a coarse scale has less to learn
     weights = lengths.rsqrt().repeat_interleave(lengths).to(device)

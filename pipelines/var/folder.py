@@ -14,15 +14,25 @@ from torch import nn
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, BSQVAEConfig
 from tts_vision.pipelines.var.infinity import Infinity, InfinityConfig
+from tts_vision.pipelines.var.latent_vae import LatentBSQVAE, LatentBSQVAEConfig
 from tts_vision.pipelines.var.pipeline import InfinityPipeline
 from tts_vision.pipelines.var.schedules import Schedule
 
+# tokenizers with their configurations, by name; a folder that names none has the first
+VAES: dict[str, tuple[Any, Any]] = {
+    "BSQVAE": (BSQVAE, BSQVAEConfig),
+    "LatentBSQVAE": (LatentBSQVAE, LatentBSQVAEConfig),
+}
 PIPELINE, CONFIG, WEIGHTS = "pipeline.json", "config.json", "model.safetensors"
 
 
 def save_pipeline(pipe: InfinityPipeline, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Writes a pipeline, its weights in `dtype`."""
-    settings: dict[str, Any] = {"name": pipe.name, "defaults": dict(pipe.defaults)}
+    settings: dict[str, Any] = {
+        "name": pipe.name,
+        "defaults": dict(pipe.defaults),
+        "vae": type(pipe.vae).__name__,
+    }
     if pipe.schedule is not None:
         settings["schedule"] = asdict(pipe.schedule)
     _save_module(pipe.transformer, pipe.transformer.config, folder / "transformer", dtype)
@@ -42,6 +52,7 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype = torch.float32) -> Infini
 
     settings = _read(folder / PIPELINE)
     schedule = settings.get("schedule")
+    vae, config = VAES[settings.get("vae", "BSQVAE")]
     vae_config: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in _read(folder / "vae" / CONFIG).items()
     }
@@ -49,7 +60,7 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype = torch.float32) -> Infini
         transformer=_load_module(
             Infinity(InfinityConfig(**_read(folder / "transformer" / CONFIG))), folder / "transformer", dtype
         ),
-        vae=_load_module(BSQVAE(BSQVAEConfig(**vae_config)), folder / "vae", dtype),
+        vae=_load_module(vae(config(**vae_config)), folder / "vae", dtype),
         text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)
         .eval()
         .requires_grad_(False),

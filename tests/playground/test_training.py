@@ -2,13 +2,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from tts_vision.pipelines import playground
-from tts_vision.pipelines.playground import train, train_clip, train_flow, train_vae, train_var
+from tts_vision.pipelines.playground import (
+    train,
+    train_clip,
+    train_flow,
+    train_tokenizers,
+    train_tokens,
+    train_vae,
+    train_var,
+)
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_flow import FlowSize
 from tts_vision.pipelines.playground.training import Average, Bank, Budget, load_bank, warm_then_decay
-from tts_vision.pipelines.var.bsq_vae import BSQVAE
+from tts_vision.pipelines.var.bsq import MultiScaleBSQ
 from tts_vision.pipelines.var.folder import load_pipeline
 
 SIZE = FlowSize(heads=2, layers=1, time_dim=16, text_dim=32, text_layers=2)
@@ -141,17 +150,29 @@ def test_the_average_follows_the_weights() -> None:
     assert torch.allclose(copy.weight, layer.weight, atol=1e-3)
 
 
-def test_a_resumed_tokenizer_equals_an_uninterrupted_one(tmp_path: Path, bank: Bank) -> None:
+def latents_of(bank: Bank) -> tuple[AutoencoderTiny, torch.Tensor]:
+    vae = train.autoencoder(Path("nothing trained here"))
+    with torch.no_grad():
+        pixels = bank.batch(torch.arange(len(bank.images)))
+        return vae, (vae.encode(pixels).latents * vae.config.scaling_factor).half()
+
+
+@pytest.mark.parametrize("name", ["scales", "codes"])
+def test_a_resumed_tokenizer_equals_an_uninterrupted_one(tmp_path: Path, bank: Bank, name: str) -> None:
+    vae, latents = latents_of(bank)
+    stage = {"scales": train_tokenizers.train_scales, "codes": train_tokenizers.train_codes}[name]
     models = []
-    for name, stops in (("whole", [None]), ("parts", [2, None])):
-        (tmp_path / name).mkdir()
+    for folder, stops in (("whole", [None]), ("parts", [2, None])):
+        (tmp_path / folder).mkdir()
         for stop in stops:
-            vae = train_var.train_tokenizer(
-                tmp_path / name, bank, Budget(steps=4), batch_size=4, stop_after=stop
+            coder = stage(
+                tmp_path / folder, bank, latents, vae, Budget(steps=4), batch_size=4, stop_after=stop
             )
-        models.append(vae)
+        models.append(coder)
     assert_same(*models)
-    assert_same(models[0], train_var.load_tokenizer(tmp_path / "whole"))
+    assert_same(models[0], train_tokenizers.load_coder(name, tmp_path / "whole", vae))
+    for name, parameter in vae.named_parameters():
+        assert torch.equal(parameter, models[0].autoencoder.get_parameter(name)), "the autoencoder stays"
 
 
 def test_a_resumed_autoregressive_model_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -163,21 +184,87 @@ def test_a_resumed_autoregressive_model_equals_an_uninterrupted_one(tmp_path: Pa
         (tmp_path / name).mkdir()
         for stop in stops:
             result = train_var.train_var(
-                tmp_path / name, features, tokens, Budget(steps=3), batch_size=4, stop_after=stop
+                tmp_path / name,
+                features,
+                tokens,
+                MultiScaleBSQ(16, 2),
+                Budget(steps=3),
+                batch_size=4,
+                stop_after=stop,
             )
         results.append(result)
     for a, b in zip(results[0][:2], results[1][:2]):
         assert_same(a, b)
 
 
-def test_cut_off_pictures_hold_their_first_scales(bank: Bank) -> None:
-    vae = BSQVAE(train_var.VAE).eval()
-    schedule = train_var.SCHEDULE
-    with torch.no_grad():
-        bits, _, whole = vae.quantizer.encode(vae.encode(bank.batch(torch.arange(3))), schedule)
-    tokens = torch.tensor([schedule.starts[2], schedule.starts[5], schedule.starts[6]])
-    summed = train_var._summed(vae, bits, tokens)
+def test_quantised_prefixes_are_those_of_the_quantiser_and_pass_gradients(bank: Bank) -> None:
+    vae, latents = latents_of(bank)
+    coder, schedule = train_tokenizers.build_scales(vae), train_tokenizers.SCHEDULE
+    features = coder.features(latents[:3].float()).detach().requires_grad_()
+    kept, whole = train_tokenizers.quantised_scales(coder, features, torch.tensor([2, 5, 6]))
+    bits, _, total = coder.quantizer.encode(features.detach(), schedule)
+    assert torch.allclose(whole, total, atol=1e-6)
     for row, scales in enumerate((2, 5, 6)):
-        one = vae.quantizer.summed(bits[row : row + 1, : schedule.starts[scales]], schedule, scales)
-        assert torch.allclose(summed[row], one[0])
-    assert torch.allclose(summed[2], whole[2])
+        one = coder.quantizer.summed(bits[row : row + 1, : schedule.starts[scales]], schedule, scales)
+        assert torch.allclose(kept[row], one[0], atol=1e-6)
+    (gradient,) = torch.autograd.grad(whole.sum(), features)
+    assert torch.allclose(gradient.sum(), torch.tensor(float(gradient.numel())), rtol=1e-4)
+
+
+def test_codes_are_signs_with_the_first_bit_on_top(bank: Bank) -> None:
+    vae, latents = latents_of(bank)
+    coder = train_tokenizers.build_codes(vae).eval()
+    codebook = coder.codebook()
+    assert codebook.shape == (512, 9) and codebook[256].tolist() == [1.0] + 8 * [-1.0]
+    features = coder.features(latents[:2].float())
+    ids = coder.ids(features)
+    assert torch.equal(codebook[ids].transpose(1, 2).unflatten(2, coder.grid) > 0, features > 0)
+    assert coder.decode(ids).shape == (2, 3, 64, 64)
+    pixels = bank.batch(torch.arange(2))
+    assert torch.equal(coder.encode(pixels), coder.ids(coder.features(coder.latents(pixels))))
+
+
+def test_a_resumed_token_model_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 512, (16, 64), generator=generator, dtype=torch.int16)
+    blocks = train_tokens.text_blocks(torch.tensor([[5, 6, 1, 0], [7, 1, 0, 0]]), 0)[:, None].repeat(8, 3, 1)
+    results = []
+    for name, stops in (("whole", [None]), ("parts", [1, None])):
+        (tmp_path / name).mkdir()
+        for stop in stops:
+            result = train_tokens.train_tokens(
+                "masked",
+                tmp_path / name,
+                codes,
+                blocks,
+                train_tokens.masked,
+                Budget(steps=3),
+                batch_size=4,
+                stop_after=stop,
+            )
+        results.append(result)
+    assert_same(results[0][0], results[1][0])
+    assert len(train_tokens.trained("masked", tmp_path / "whole").state_dict())
+
+
+def test_text_blocks_end_where_the_image_begins() -> None:
+    blocks = train_tokens.text_blocks(torch.tensor([[5, 6, 1, 0], [1, 0, 0, 0]]), 0)
+    assert blocks.shape == (2, 18)
+    assert blocks[0, -5:].tolist() == [train_tokens.T2I, train_tokens.END, 5, 6, 1]
+    assert blocks[1, -3:].tolist() == [train_tokens.T2I, train_tokens.END, 1]
+    assert (blocks[1, :-3] == train_tokens.PAD).all()
+
+
+def test_corrupted_codes_follow_their_schedules() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 512, (400, 64), generator=generator)
+    ids, hidden = train_tokens.masked(codes, generator)
+    assert torch.equal(ids == train_tokens.MASK, hidden) and hidden.any(1).all()
+    assert torch.equal(ids[~hidden], (codes + train_tokens.FIRST_CODE)[~hidden])
+    # the mean of cos(pi r / 2) for r even in [0, 1]
+    assert hidden.float().mean() == pytest.approx(2 / torch.pi, abs=0.03)
+    signs = (torch.arange(512)[:, None] & 2 ** torch.arange(8, -1, -1)).ne(0).float() * 2 - 1
+    moved, wanted = train_tokens.jumped(signs)(codes, generator)
+    assert wanted.all() and (moved >= train_tokens.FIRST_CODE).all() and (moved < train_tokens.MASK).all()
+    same = (moved - train_tokens.FIRST_CODE == codes).float().mean()
+    assert 0.2 < same < 0.9  # from nearly none at time 0 to all at time 1

@@ -1,0 +1,230 @@
+"""The playground's generators of tokens of one scale: a small Show-o, masked and as a discrete flow.
+
+One architecture (Xie et al. 2024), a Phi with causal text and an image whose tokens all see each other,
+learns two kinds of corruption: masks (Chang et al. 2022) and jumps to near codes (Shaul et al. 2024; Wang
+et al. 2025). Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PhiConfig, PhiForCausalLM
+
+from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
+from tts_vision.pipelines.playground.train_tokenizers import BITS, GRID
+from tts_vision.pipelines.playground.training import (
+    CAPTIONS_PER_SCENE,
+    Average,
+    Bank,
+    Budget,
+    Stateful,
+    build_optimisers,
+    log,
+    save_atomically,
+    set_learning_rate,
+    train,
+    warm_then_decay,
+)
+from tts_vision.pipelines.tokens.kinetic import Schedule, distance
+from tts_vision.pipelines.tokens.latent_tokenizer import LatentTokenizer
+
+WORDS = len(vocabulary())
+CODES, TOKENS = 2**BITS, GRID[0] * GRID[1]
+# Show-o's order of special tokens behind the words, then the codes, then the mask
+PAD, SOI, EOI, T2I = WORDS, WORDS + 1, WORDS + 2, WORDS + 5
+FIRST_CODE = WORDS + 10
+MASK = FIRST_CODE + CODES
+END = vocabulary()["</s>"]
+TEXT = MAX_TOKENS + 2  # t2i, bos, at most 16 tokens with the closing one
+Corruption = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""Given right codes ``(B, S)``: corrupted ids of the whole vocabulary ``(B, S)`` and where to learn."""
+
+
+def build_model(seed: int) -> PhiForCausalLM:
+    """An untrained Show-o."""
+    config = PhiConfig(
+        vocab_size=MASK + 1,
+        hidden_size=224,
+        intermediate_size=784,
+        num_hidden_layers=6,
+        num_attention_heads=7,
+        max_position_embeddings=256,
+        qk_layernorm=True,
+        bos_token_id=END,
+        eos_token_id=END,
+        pad_token_id=None,
+        use_cache=False,
+        attention_dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PhiForCausalLM(config)
+        nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
+        nn.init.normal_(model.lm_head.weight, std=0.02)
+    return model
+
+
+def text_blocks(ids: Tensor, pad: int) -> Tensor:
+    """Right-padded word ids ``(B, 16)`` as left-padded text blocks ``(B, 18)``."""
+    lengths = (ids != pad).sum(1)
+    blocks = torch.full((len(ids), TEXT), PAD)
+    places = torch.arange(TEXT)[None] - (TEXT - 2 - lengths[:, None])
+    blocks = torch.where(places == 0, T2I, torch.where(places == 1, END, blocks))
+    words = ids.gather(1, (places - 2).clamp(0, ids.shape[1] - 1))
+    return torch.where(places >= 2, words, blocks)
+
+
+def attention_mask(blocks: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Show-o's additive mask ``(B, 1, L, L)``: causal text; an image that sees itself and all text."""
+    length = TEXT + TOKENS + 2
+    real = F.pad(blocks != PAD, (0, length - TEXT), value=True)
+    image = torch.arange(length) >= TEXT
+    allowed = torch.ones(length, length, dtype=torch.bool).tril() | (image[:, None] & image[None])
+    allowed = allowed[None] & real[:, None] | torch.eye(length, dtype=torch.bool)[None]
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def masked(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A share of the tokens of each image masked, by MaskGIT's cosine schedule."""
+    share = torch.cos(0.5 * math.pi * torch.rand(len(codes), 1, generator=generator))
+    most = (share * codes.shape[1]).round().clamp(min=1)
+    rank = torch.rand(codes.shape, generator=generator).argsort(1).argsort(1)
+    hidden = rank < most
+    return torch.where(hidden, MASK, codes + FIRST_CODE), hidden
+
+
+def jumped(codebook: Tensor, schedule: Schedule | None = None) -> Corruption:
+    """Codes moved along FUDOKI's metric-induced path to a time drawn evenly.
+
+    Args:
+        codebook: Embeddings of the codes ``(V, D)``.
+        schedule: Of the path.
+    """
+    distances, schedule = distance(codebook, codebook), schedule or Schedule()
+
+    def corrupt(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        times = torch.rand(len(codes), generator=generator).clamp(max=1 - 1e-4)
+        beta = torch.tensor([schedule.beta(time) for time in times.tolist()])
+        p = (-beta[:, None, None] * distances[codes]).softmax(-1)
+        drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(codes)
+        return drawn + FIRST_CODE, torch.ones_like(codes, dtype=torch.bool)
+
+    return corrupt
+
+
+@torch.no_grad()
+def encode_bank(work_dir: Path, bank: Bank, latents: Tensor, coder: LatentTokenizer) -> tuple[Tensor, Tensor]:
+    """Codes and text blocks of the whole bank, made once and kept in the work folder.
+
+    Returns:
+        Codes, int16 `(n, 64)`, and text blocks, int16 `(n, captions, 18)`.
+    """
+    path = work_dir / "codes_of_bank.pt"
+    if not path.exists():
+        device = next(coder.parameters()).device
+        codes = [
+            coder.ids(coder.features(part.float().to(device))).short().cpu() for part in latents.split(500)
+        ]
+        tokenizer = build_tokenizer("right")
+        texts = [text for texts in bank.captions for text in texts]
+        ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+        blocks = text_blocks(ids, tokenizer.pad_token_id).short()
+        save_atomically(
+            path, {"codes": torch.cat(codes), "blocks": blocks.view(-1, CAPTIONS_PER_SCENE, TEXT)}
+        )
+        log(work_dir, f"tokens: encoded {len(blocks)} captions")
+    saved = torch.load(path, weights_only=True)
+    return saved["codes"], saved["blocks"]
+
+
+def train_tokens(
+    name: str,
+    work_dir: Path,
+    codes: Tensor,
+    blocks: Tensor,
+    corrupt: Corruption,
+    budget: Budget,
+    start: PhiForCausalLM | None = None,
+    device: str = "cpu",
+    seed: int = 7,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    caption_dropout: float = 0.1,
+    stop_after: int | None = None,
+) -> tuple[PhiForCausalLM, Average]:
+    """Trains a generator of tokens.
+
+    Args:
+        name: Of the stage: ``masked`` or ``discrete_flow``.
+        work_dir: Where the checkpoint lies.
+        codes: Of the bank, `(n, 64)`.
+        blocks: Text blocks, `(n, captions, 18)`.
+        corrupt: Corrupts codes for the model to restore.
+        budget: How long to train.
+        start: A model to start from.
+        device: Where to train.
+        seed: Seed of weights and batches.
+        batch_size: Images a step.
+        learning_rate: See `build_optimisers`.
+        caption_dropout: Share of captions replaced by the empty one.
+        stop_after: See `training.train`.
+
+    Returns:
+        The model and its averaged weights.
+    """
+    model = build_model(seed)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    model.to(device)
+    optimisers = build_optimisers({"model": model}, learning_rate)
+    average = Average({"model": model})
+    empty = text_blocks(torch.tensor([[END] + [0] * (MAX_TOKENS - 1)]), 0)[0]
+    ends = torch.tensor([SOI, EOI])
+
+    def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
+        set_learning_rate(list(optimisers.values()), warm_then_decay(progress))
+        index = torch.randint(len(codes), (batch_size,), generator=generator)
+        wording = torch.randint(blocks.shape[1], (batch_size,), generator=generator)
+        text = blocks[index, wording].long()
+        dropped = torch.rand(batch_size, 1, generator=generator) < caption_dropout
+        text = torch.where(dropped, empty, text)
+        right = codes[index].long()
+        image, wanted = corrupt(right, generator)
+        soi, eoi = ends.expand(batch_size, 2).split(1, 1)
+        ids = torch.cat((text, soi, image, eoi), 1).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            hidden = model.model(
+                input_ids=ids, attention_mask=attention_mask(text).to(device)
+            ).last_hidden_state
+            hidden = hidden[:, TEXT + 1 : -1]
+            logits = model.lm_head(hidden)[..., FIRST_CODE:MASK]
+        wanted = wanted.to(device)
+        loss = F.cross_entropy(logits.float()[wanted], right.to(device)[wanted])
+        for optimiser in optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers.values():
+            optimiser.step()
+        average.update()
+        return {"loss": loss, "norm": norm}
+
+    parts: dict[str, Stateful] = {"model": model, **optimisers, "average": average}
+    train(name, work_dir, budget, parts, step, seed, stop_after=stop_after)
+    return model, average
+
+
+def trained(name: str, work_dir: Path) -> PhiForCausalLM:
+    """The averaged model that a stage left."""
+    model = build_model(0)
+    average = Average({"model": model})
+    saved = torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
+    average.load_state_dict(saved["average"])
+    average.copy_to("model", model)
+    return model.eval()
