@@ -475,6 +475,8 @@ def _is_unicode(value: Any) -> bool:
 
 def _broken_rule(name: str, value: Any) -> str:
     """The rule that an argument of a pipeline breaks; empty if it breaks none."""
+    if is_live_name(value):
+        return ""  # an object of the search that the configuration was written for
     if not is_finite(value):
         return "finite"
     of_numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value)
@@ -610,6 +612,8 @@ def plain(value: Any) -> Any:
 def live_name(value: Any) -> str:
     """What stands for a Python object where its name would be."""
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
+    if any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__):
+        name = "Image"  # whatever file it was read from
     content = getattr(value, "tobytes", None)
     return f"<{name} {hashlib.sha256(content()).hexdigest()[:8]}>" if callable(content) else f"<{name}>"
 
@@ -619,6 +623,11 @@ def _is_live(value: Any) -> bool:
         return any(_is_live(item) for item in value.values())
     if isinstance(value, list):
         return any(_is_live(item) for item in value)
+    return is_live_name(value)
+
+
+def is_live_name(value: Any) -> bool:
+    """Whether a value stands for a Python object, as `live_name` wrote it."""
     return isinstance(value, str) and value.startswith("<") and value.endswith(">")
 
 

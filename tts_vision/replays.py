@@ -15,6 +15,7 @@ from tts_vision.errors import ConfigError, StorageError
 from tts_vision.files import is_file, replace_file
 from tts_vision.folders import has_result
 from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
+from tts_vision.inputs import with_inputs
 from tts_vision.journal import read_asset
 from tts_vision.ledger import Ledger
 from tts_vision.locks import check_free, one_writer
@@ -87,6 +88,7 @@ def _replayed(root: Path, result: Result, pipe: Any, verifier: Any, samplers: Sa
     guided = "differentiable" in find_algorithm(result.config).needs
     # nothing is judged, so live verifiers may be missing, but for one whose gradients guided the search
     config = result.config.model_copy(update={"target": None, "holdout_verifier": None})
+    config = with_inputs(config, root)
     setup = prepare(config, Live(pipe=pipe, verifier=verifier if guided else _never_scores))
     chain = result.lineage(best.uid)
     ctx = SearchContext(

@@ -21,6 +21,7 @@ from tts_vision.errors import (
 from tts_vision.features import default_features
 from tts_vision.gradients import require_gradients
 from tts_vision.ledger import Budget
+from tts_vision.inputs import check_inputs
 from tts_vision.parameters import parameters, validate
 from tts_vision.registry import Entry, entries, entry_of, lookup, registered
 from tts_vision.sampler import Sampler
@@ -210,6 +211,7 @@ def load_model(config: RunConfig) -> Any:
         ConfigError: If the name is of no model.
         PipelineError: If it cannot be loaded.
     """
+    check_inputs(config)
     _refuse_live("model", config.model, "search(pipe, ..., output=FOLDER, resume=True)")
     entry = _find_model(config.model)
     try:

@@ -32,6 +32,7 @@ from tts_vision.folders import (
     remove_empty_search,
 )
 from tts_vision.holdout import judge
+from tts_vision.inputs import keep_inputs, with_inputs
 from tts_vision.journal import Journal
 from tts_vision.judging import Target
 from tts_vision.ledger import Budget, Ledger
@@ -155,7 +156,7 @@ def resume(folder: Path | str, *, trust: bool = False, progress: Observer | None
         return _reopened(root)
     check_unchanged(root, config, find_began(root))
     with trusting(root, config, trust=trust):
-        return run(config, output=root, resume=True, progress=progress)
+        return run(with_inputs(config, root), output=root, resume=True, progress=progress)
 
 
 def run(
@@ -223,6 +224,7 @@ def _run(
         make_folder(root, config)
         remember(root, config)
     journal = Journal(root)
+    keep_inputs(journal, config.sampler_options.pipeline_kwargs)
     facts = {} if root is None else fingerprint(config, live)
     began = journal.begin(
         Began(op=0, config=config.content, hash=config.hash, max_batch=config.max_batch, fingerprint=facts)

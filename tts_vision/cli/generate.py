@@ -42,6 +42,7 @@ from tts_vision.cli.outcomes import best_file, outcome_json, tell_outcome
 from tts_vision.cli.settings import (
     folder_name,
     free_folder,
+    opened_images,
     pipeline_arguments,
     prompt_records,
     read_seeds,
@@ -120,7 +121,9 @@ def generate(
     values = with_nested(values, ("model_options",), without_none(loading))
     values = with_nested(values, ("sampler_options",), sampler)
     values = with_nested(values, ("sampler_options", "pipeline_kwargs"), pipeline)
-    values = with_nested(override(values, overrides or []), ("algorithm_params",), ctx.meta[EXTRA])
+    plain, images = opened_images(overrides or [])
+    values = with_nested(override(values, plain), ("sampler_options", "pipeline_kwargs"), images)
+    values = with_nested(values, ("algorithm_params",), ctx.meta[EXTRA])
     if seed is not None and seeds is not None:
         raise ConfigError(f"Seeds must be given once but got --seed {seed} and --seeds {seeds}; keep one.")
     searches = searches_of(values, records, read_seeds(seeds))

@@ -89,13 +89,43 @@ def generator_settings(
     Raises:
         ConfigError: If --set names something else.
     """
-    settings = override({}, overrides or [])
+    overrides, images = opened_images(overrides or [])
+    settings = with_nested(override({}, overrides), ("sampler_options", "pipeline_kwargs"), images)
     if foreign := sorted(set(settings) - {"model_options", "sampler_options"}):
         raise ConfigError(
             f"--set of {command!r} takes model.KEY, sampler.KEY and pipeline.KEY but got {foreign[0]!r}; "
             "parameters of an algorithm are written '--algorithm name:key=value'."
         )
     return with_nested(settings, ("sampler_options", "pipeline_kwargs"), arguments)
+
+
+def opened_images(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The overrides without those that name an image for the pipeline by its file, and these images.
+
+    Such as ``pipeline.image=photo.png``. Only a command line names files so: a configuration and the app do
+    not.
+
+    Raises:
+        ConfigError: If a file is missing or is no image.
+    """
+    rest: list[str] = []
+    images: dict[str, Any] = {}
+    for text in overrides:
+        match = re.fullmatch(r"pipeline\.((?:\w+_)?image)=(.+)", text)
+        if match is None:
+            rest.append(text)
+            continue
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(Path(match[2]).expanduser()) as image:
+                images[match[1]] = image.copy()
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ConfigError(
+                f"{match[1]} of the pipeline must be the file of an image but {match[2]!r}: "
+                f"{getattr(error, 'strerror', None) or error}; check the path."
+            ) from None
+    return rest, images
 
 
 def pipeline_arguments(steps: int | None, guidance: float | None, negative: str | None) -> dict[str, Any]:
