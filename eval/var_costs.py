@@ -28,7 +28,9 @@ from tts_vision.context import SearchContext
 from tts_vision.pipelines.var import infinity
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, VAES
 from tts_vision.pipelines.var.cache import CacheShape, KVCache
+from tts_vision.pipelines.var.given import NOTHING, Given
 from tts_vision.pipelines.var.infinity import macs_of_scale
+from tts_vision.pipelines.var.model import PlainTokens
 from tts_vision.pipelines.var.schedules import Schedule, schedule_for
 from tts_vision.pipelines.var_sampler import ScaleSampler
 from tts_vision.types import Media, Modality, Prompt, Score
@@ -41,16 +43,17 @@ PROMPT = Prompt("a prompt of thirty tokens")
 
 
 @dataclass(frozen=True)
-class CountedModel:
+class CountedModel(PlainTokens):
     """Infinity-2B without weights: random bits, uniform images, true counts."""
 
     schedule: Schedule
     branches: int = 2
     device: torch.device = CPU
     stride: int = VAES["2b"].stride
+    given: Given = NOTHING
 
-    def empty(self, n: int) -> Tensor:
-        return torch.empty(n, 0, infinity.SIZES["2b"].bits, dtype=torch.uint8)
+    def begun(self, condition: Condition) -> Tensor:
+        return torch.empty(1, 0, infinity.SIZES["2b"].bits, dtype=torch.uint8)
 
     overrides: frozenset[str] = frozenset()
 

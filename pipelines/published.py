@@ -45,12 +45,13 @@ def load_infinity(name: str, *, options: ModelOptions | None = None) -> Infinity
         text_encoder=parts.get("text_encoder"),
         **_placed(options),
     )
+    size_of_images = {} if found.image_size is None else {"size": found.image_size}
     return InfinityPipeline(
         found.transformer,
         found.vae,
         found.text_encoder,
         found.tokenizer,
-        defaults=INFINITY_DEFAULTS[size],
+        defaults={**INFINITY_DEFAULTS[size], **size_of_images},
         name=model,
     )
 

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from tts_vision.condition import Condition, distinct
-from tts_vision.config import SamplerOptions
+from tts_vision.config import SamplerOptions, plain
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.media import finite_rows
-from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move, TokenNoise
+from tts_vision.moves import TOKEN_NOISE, TOKEN_PROBABILITY, Move
 from tts_vision.pipelines.decoding import NOT_FINITE
 from tts_vision.pipelines.tokens.model import TokenPipeline
 from tts_vision.pipelines.var.bsq import resized
 from tts_vision.pipelines.var.cache import CacheRow, KVCache, rows_of
-from tts_vision.pipelines.var.model import ScalePipeline, images_of, plain_samples
+from tts_vision.pipelines.var.model import ScalePipeline, images_of, plain_samples, uniform_like
 from tts_vision.registry import register
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler, shared_rows
-from tts_vision.tokens import draw, likeliest
+from tts_vision.tokens import groups
 from tts_vision.types import Cost, Decoded, Invalid, Prompt, Rows, State
 
 CACHE = "cache"
@@ -34,7 +34,8 @@ class ScaleSampler(Sampler):
 
     The state's latents are the tokens of all scales done. Particles whose tokens and conditions agree, such
     as fresh forks or all of them before the first scale, share one forward pass; each then draws with noise
-    of its own.
+    of its own. Scales that an image gives are there from the start: steps are the scales after them, and the
+    first one pays for their keys and values too.
 
     Args:
         pipe: The model.
@@ -54,9 +55,11 @@ class ScaleSampler(Sampler):
         self._settings = dict(options.pipeline_kwargs)
         self._model = pipe.configured(self._settings)
         self._preview_size, self._preview = options.preview_size, options.preview
-        self.num_steps = len(self._model.schedule)
+        self._given = self._model.given.scales
+        self.num_steps = len(self._model.schedule) - self._given
         self.last_noisy_step = self.num_steps - 1
         self._encoded: dict[Condition, Any] = {}
+        self._begun: dict[Condition, Tensor] = {}
         self._words: dict[Condition, int] = {}
 
     @staticmethod
@@ -72,7 +75,7 @@ class ScaleSampler(Sampler):
         self._check(condition)
         self._encode(condition)
         carry = {CACHE: Rows([None] * len(uids))}
-        return State.initial(self._model.empty(len(uids)), uids, condition, seed, carry)
+        return State.initial(self._start([condition] * len(uids)), uids, condition, seed, carry)
 
     def recondition(self, state: State) -> State:
         """Takes up new conditions before the first scale, and none later.
@@ -90,7 +93,8 @@ class ScaleSampler(Sampler):
         for condition in distinct(state.conditions):
             self._check(condition)
             self._encode(condition)
-        return super().recondition(state)
+        start = replace(state, latents=self._start(state.conditions), carry=_uncached(state))
+        return super().recondition(start)
 
     def advance(self, state: State, steps: int = 1) -> State:
         for _ in range(steps):
@@ -98,13 +102,19 @@ class ScaleSampler(Sampler):
         return state
 
     def move(self, step: int, strength: float) -> Move | None:
-        return TokenNoise(strength**2) if 1 <= step < self.num_steps else None
+        return self._model.redraw(strength**2) if 1 <= step < self.num_steps else None
+
+    def drawn(self, probability: Tensor, uniform: Tensor, step: int) -> Tensor:
+        """The tokens of a step that uniform numbers decide; see `ConfiguredModel.drawn`."""
+        return self._model.drawn(probability, uniform, self._given + step)
 
     def renoise(self, state: State, to_step: int) -> State:
         """The state with only its first `to_step` scales, so that new ones are drawn."""
-        tokens = self._model.schedule.starts[to_step]
-        places = Rows(None if place is None else place.first(tokens) for place in self._places(state))
-        return replace(state, latents=state.latents[:, :tokens], step=to_step, carry={CACHE: places})
+        tokens = self._model.schedule.starts[self._given + to_step]
+        # at the first step a cache is paid for again, so it is made again
+        places = Rows(place and place.first(tokens) for place in self._places(state))
+        carry = {CACHE: places} if to_step else _uncached(state)
+        return replace(state, latents=state.latents[:, :tokens], step=to_step, carry=carry)
 
     def preview(self, state: State) -> list[Decoded]:
         if not state.step:
@@ -137,11 +147,12 @@ class ScaleSampler(Sampler):
         """Features with the next scale's expectation, or with the likeliest tokens of all further ones."""
         cache, tokens = self._cache(state, encoded), state.latents
         if self._preview == "expected":
-            probability = self._model.probability(encoded, tokens, state.step, cache)
-            return self._model.with_expected(self._model.features(tokens), probability, state.step)
-        for scale in range(state.step, self.num_steps):
+            scale = self._given + state.step
             probability = self._model.probability(encoded, tokens, scale, cache)
-            tokens = torch.cat((tokens, likeliest(probability, tokens)), 1)
+            return self._model.with_expected(self._model.features(tokens), probability, scale)
+        for scale in range(self._given + state.step, len(self._model.schedule)):
+            probability = self._model.probability(encoded, tokens, scale, cache)
+            tokens = torch.cat((tokens, self._model.likeliest(probability, tokens)), 1)
         return self._model.features(tokens)
 
     def decode(self, state: State) -> list[Decoded]:
@@ -160,10 +171,11 @@ class ScaleSampler(Sampler):
             for name in ("guidance_scale", "negative_prompt", "tau", "top_k", "top_p")
             if (value := getattr(model, name, None)) is not None
         }
-        return {**settings, "device": model.device.type, "pipeline_kwargs": self._settings}
+        return {**settings, "device": model.device.type, "pipeline_kwargs": plain(self._settings)}
 
     def cost(self, condition: Condition, step: int, steps: int) -> Cost:
-        return sum((self._cost(condition, scale) for scale in range(step, step + steps)), Cost())
+        first = self._given + step if step else 0
+        return sum((self._cost(condition, k) for k in range(first, self._given + step + steps)), Cost())
 
     def _cost(self, condition: Condition, scale: int) -> Cost:
         """The cost of one scale for one row."""
@@ -175,25 +187,33 @@ class ScaleSampler(Sampler):
 
     def _next_scale(self, state: State) -> State:
         """The state one scale later, whose rows have one condition."""
-        model, scale, condition = self._model, state.step, state.conditions[0]
+        model, condition = self._model, state.conditions[0]
+        scale = self._given + state.step
         first, of_row = shared_rows(state)
         computed = state if len(first) == len(state) else state.select(first)
         encoded = self._encode(condition)
-        self.meter.charge(self._cost(condition, scale) * len(first))
+        self.meter.charge(self.cost(condition, state.step, 1) * len(first))
         with self.meter.phase("denoise"):
             cache = self._cache(computed, encoded)
             probability = model.probability(encoded, computed.latents, scale, cache)[of_row]
-            like = probability if probability.ndim == state.latents.ndim else probability[..., 0]
+            like = uniform_like(probability, state.latents)
             uniform = row_uniform(state.seed, "step", state.uids, scale, like)
-            tokens = draw(probability, uniform)
+            tokens = model.drawn(probability, uniform, scale)
         carry: dict[str, Tensor | Rows] = {
             CACHE: rows_of(cache).select(of_row),
             TOKEN_NOISE: uniform,
             TOKEN_PROBABILITY: probability,
         }
-        return replace(
-            state, latents=torch.cat((state.latents, tokens), 1), step=scale + 1, carry=carry, shared={}
-        )
+        latents = torch.cat((state.latents, tokens), 1)
+        return replace(state, latents=latents, step=state.step + 1, carry=carry, shared={})
+
+    def _start(self, conditions: Sequence[Condition]) -> Tensor:
+        """The tokens ``(B, T, ...)`` of particles at step 0."""
+        for condition in distinct(conditions):
+            if condition not in self._begun:
+                with self.meter.phase("encode"):
+                    self._begun[condition] = self._model.begun(condition)
+        return torch.cat([self._begun[condition] for condition in conditions])
 
     def _places(self, state: State) -> Sequence[CacheRow | None]:
         places = state.carry.get(CACHE)
@@ -202,16 +222,20 @@ class ScaleSampler(Sampler):
     def _cache(self, state: State, encoded: Any) -> KVCache:
         """Keys and values of all scales of `state`, ready to be added to.
 
-        They are made again where a state was read from disk; that was paid for in the session before.
+        They are made again where a state was read from disk; that was paid for in the session before. Those
+        of given scales are made for the first step, whose price includes them.
         """
         places = [place for place in self._places(state) if place is not None]
         if len(places) == len(state):
             return KVCache(places)
-        cache = self._model.cache(len(state))
-        starts = self._model.schedule.starts
-        for scale in range(state.step):
-            self._model.probability(encoded, state.latents[:, : starts[scale]], scale, cache)
-        return cache
+        rows = self._model.cache(len(state)).rows
+        for scale in range(self._given + state.step):
+            tokens = state.latents[:, : self._model.schedule.starts[scale]]
+            first, of_row = groups(tokens)  # in batches as before, which round as before
+            cache = KVCache([rows[i] for i in first])
+            self._model.probability(encoded, tokens[first], scale, cache)
+            rows = [cache.rows[i] for i in of_row]
+        return KVCache(rows)
 
     def _check(self, condition: Condition) -> None:
         """Refuses a condition that says more than the model can take."""
@@ -220,10 +244,14 @@ class ScaleSampler(Sampler):
                 f"A condition of {self.name} must have no negative text but got "
                 f"{condition.negative_text!r}; set negative_prompt in pipeline_kwargs if the model has one."
             )
-        if condition.assets:
+        unused = [name for name in condition.images if name not in self._model.given.images]
+        if unused or condition.embeddings:
+            known = ", ".join(self._model.given.images)
+            rule = f"no images but {known} and no embeddings" if known else "no images or embeddings"
+            remedy = "leave them out." if known else "leave them out, or set gt_leak to continue an image."
             raise ConfigError(
-                f"A condition of {self.name} must have no images or embeddings but got "
-                f"{', '.join([*condition.images, *condition.embeddings])}; leave them out."
+                f"A condition of {self.name} must have {rule} but got "
+                f"{', '.join([*unused, *condition.embeddings])}; {remedy}"
             )
         unknown = sorted(condition.overrides.keys() - self._model.overrides)
         if unknown:
@@ -254,6 +282,11 @@ class ScaleSampler(Sampler):
                 image if finite else Invalid(f"pixels {NOT_FINITE}", image)
                 for image, finite in zip(images_of(pixels), finite_rows(pixels))
             ]
+
+
+def _uncached(state: State) -> dict[str, Tensor | Rows]:
+    """What a state at step 0 carries: no keys and values."""
+    return {CACHE: Rows([None] * len(state))}
 
 
 def _plain(value: Any) -> Any:

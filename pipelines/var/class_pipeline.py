@@ -11,17 +11,36 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.condition import Condition
+from tts_vision.errors import ConfigError
 from tts_vision.imagenet import class_of
+from tts_vision.moves import Move
 from tts_vision.pipelines.var.cache import KVCache
-from tts_vision.pipelines.var.model import OutputType, empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.given import NOTHING, Given
+from tts_vision.pipelines.var.model import (
+    OutputType,
+    PlainTokens,
+    empty_cache,
+    per_scale,
+    plain_samples,
+    settings_of,
+)
 from tts_vision.pipelines.var.sampling import guided, ramped, token_probability
 from tts_vision.pipelines.var.schedules import Schedule
+from tts_vision.pipelines.var.smooth import SmoothNoise, gumbel_weights
 from tts_vision.pipelines.var.var import VAR, ClassCondition, macs_of_scale
 from tts_vision.pipelines.var.vqvae import VQVAE
 from tts_vision.types import Prompt
 
 # Those of the authors' demonstration.
-_DEFAULTS: dict[str, Any] = {"guidance_scale": 4.0, "tau": 1.0, "top_k": 900, "top_p": 0.95}
+_DEFAULTS: dict[str, Any] = {
+    "guidance_scale": 4.0,
+    "tau": 1.0,
+    "top_k": 900,
+    "top_p": 0.95,
+    "more_smooth": False,
+    "gt_leak": 0,
+    "image": None,
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +79,19 @@ class VARPipeline:
         settings = settings_of(self.name, _DEFAULTS, self.defaults, call)
         schedule = self.transformer.config.schedule
         tau = per_scale("tau", settings["tau"], len(schedule))
+        if not isinstance(settings["more_smooth"], bool):
+            raise ConfigError(
+                f"more_smooth must be true or false but got {settings['more_smooth']!r}; change it."
+            )
         return ConfiguredVAR(
-            self, schedule, float(settings["guidance_scale"]), tau, settings["top_k"], settings["top_p"]
+            self,
+            schedule,
+            float(settings["guidance_scale"]),
+            tau,
+            settings["top_k"],
+            settings["top_p"],
+            settings["more_smooth"],
+            Given.of(settings, schedule),
         )
 
     def __call__(
@@ -73,8 +103,9 @@ class VARPipeline:
             label: Number or name of a class of ImageNet.
             seed: Root seed; image ``i`` is that of particle ``i`` of a search with this seed.
             n: How many.
-            output_type: ``pil`` for images, ``tokens`` for the tokens of all scales, which
-                ``model = pipe.configured(call)`` decodes: ``model.pixels(model.features(tokens))``.
+            output_type: ``pil`` for images, ``tokens`` for the tokens of all scales (mixtures of embeddings
+                with `more_smooth`), which ``model = pipe.configured(call)`` decodes:
+                ``model.pixels(model.features(tokens))``.
             call: Settings, as in `ConfiguredVAR`.
 
         Raises:
@@ -84,7 +115,7 @@ class VARPipeline:
 
 
 @dataclass(frozen=True)
-class ConfiguredVAR:
+class ConfiguredVAR(PlainTokens):
     """VAR with the settings of a call.
 
     The class of a condition is its override ``class_id``, or its text: a number or a name.
@@ -96,6 +127,9 @@ class ConfiguredVAR:
         tau: Temperature of the tokens, by scale.
         top_k: Draws from so many of the likeliest tokens; 0 from all.
         top_p: Leaves out the least likely tokens, up to a probability of ``1 - top_p``; 0 none.
+        more_smooth: Whether Gumbel-softmax mixtures of embeddings stand in the place of tokens, for smoother
+            images to look at; their samples do not follow the model.
+        given: The scales that an image gives (``gt_leak`` and ``image``).
     """
 
     pipe: VARPipeline
@@ -104,6 +138,8 @@ class ConfiguredVAR:
     tau: tuple[float, ...]
     top_k: int
     top_p: float
+    more_smooth: bool = False
+    given: Given = NOTHING
 
     @property
     def branches(self) -> int:
@@ -117,8 +153,29 @@ class ConfiguredVAR:
     def stride(self) -> int:
         return self.pipe.vae.config.stride
 
-    def empty(self, n: int) -> Tensor:
-        return torch.empty(n, 0, dtype=torch.int64)
+    @torch.no_grad()
+    def begun(self, condition: Condition) -> Tensor:
+        ids = torch.empty(1, 0, dtype=torch.int64)
+        if self.given.scales:
+            ids = self.given.tokens(condition, self.pipe.vae, self.schedule)
+        return self._embedded(ids) if self.more_smooth else ids
+
+    @torch.no_grad()
+    def drawn(self, probability: Tensor, uniform: Tensor, scale: int) -> Tensor:
+        if not self.more_smooth:
+            return super().drawn(probability, uniform, scale)
+        weights = gumbel_weights(probability, uniform, scale / max(1, len(self.schedule) - 1))
+        return self.pipe.vae.quantizer.mixed(weights.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def likeliest(self, probability: Tensor, tokens: Tensor) -> Tensor:
+        return self._embedded(probability.argmax(-1)) if self.more_smooth else probability.argmax(-1)
+
+    def redraw(self, share: float) -> Move:
+        return SmoothNoise(share) if self.more_smooth else super().redraw(share)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        return self.pipe.vae.quantizer.embedded(ids.to(self.device)).cpu()
 
     @property
     def overrides(self) -> frozenset[str]:

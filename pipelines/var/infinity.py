@@ -7,9 +7,10 @@ Plain torch; the parameters are named as in the published checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.sampling import guided
 from tts_vision.pipelines.var.schedules import Grid, Schedule
 
 EPS = 1e-6
+NOWHERE: Mapping[int, float] = MappingProxyType({})
 Past: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Puts the keys and values of a new scale behind those of the scales before."""
 
@@ -179,7 +182,13 @@ class Infinity(nn.Module):
         return x.float() + self.lvl_embed.weight[scale]
 
     def scale(
-        self, condition: TextCondition, inputs: Tensor | None, scale: int, schedule: Schedule, cache: KVCache
+        self,
+        condition: TextCondition,
+        inputs: Tensor | None,
+        scale: int,
+        schedule: Schedule,
+        cache: KVCache,
+        mixed: Mapping[int, float] = NOWHERE,
     ) -> Tensor:
         """Logits ``(N, L, D, 2)`` of the bits of one scale, and its keys and values into the cache.
 
@@ -189,12 +198,16 @@ class Infinity(nn.Module):
             scale: Which scale, the next one of the cache.
             schedule: All scales.
             cache: Keys and values of the scales before.
+            mixed: Guidance scales by the number of a block: there the outputs of both branches, the first
+                and the second half of the rows, give way to the guided one.
         """
         x = self.embed(condition, inputs, scale)
         rope = rotary(schedule.grids[scale], schedule.positions, self.config.head_dim, x.device)
         for layer, block in enumerate(self.blocks):
             past = partial(cache.extended, layer)
             x = block(x, condition.modulation, condition.text[layer], condition.mask, rope, past)
+            if layer in mixed:
+                x = guided(*x.chunk(2), mixed[layer]).repeat(2, 1, 1)
         cache.grow(x.shape[1])
         return self.logits(x, condition)
 

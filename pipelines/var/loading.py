@@ -58,12 +58,14 @@ class InfinityParts:
         vae: In float32; half precision bands bright areas.
         text_encoder: A T5 encoder of transformers.
         tokenizer: Of the text encoder.
+        image_size: The size of images that the published name says it is for; None if it says none.
     """
 
     transformer: Infinity
     vae: BSQVAE
     text_encoder: Any
     tokenizer: Any
+    image_size: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,13 @@ def load_infinity(
             f"The text encoder of {owner!r} must have {transformer.config.text_dim} channels but "
             f"{text_encoder!r} has {encoder.config.d_model}; give flan-t5-xl."
         )
-    return InfinityParts(transformer, autoencoder, encoder, tokenizer)
+    return InfinityParts(transformer, autoencoder, encoder, tokenizer, image_size(source))
+
+
+def image_size(source: Path) -> str | None:
+    """The size, of `schedules.SIZES`, in the name of a published checkpoint; None if it has none."""
+    side = re.search(r"_(256|512|1024)x\1(?!\d)", source.name)
+    return {"256": "0.06M", "512": "0.25M", "1024": "1M"}[side[1]] if side else None
 
 
 def load_infinity_transformer(

@@ -12,10 +12,12 @@ from torch import Tensor
 from tts_vision.condition import Condition
 from tts_vision.config import did_you_mean
 from tts_vision.errors import ConfigError
+from tts_vision.moves import Move, TokenNoise
 from tts_vision.pipelines.var.cache import CacheShape, KVCache
+from tts_vision.pipelines.var.given import Given
 from tts_vision.pipelines.var.schedules import Schedule
 from tts_vision.rng import row_uniform
-from tts_vision.tokens import draw
+from tts_vision.tokens import draw, likeliest
 
 
 class ConfiguredModel(Protocol):
@@ -37,8 +39,16 @@ class ConfiguredModel(Protocol):
     def stride(self) -> int:
         """Pixels, on a side, of a cell of the features."""
 
-    def empty(self, n: int) -> Tensor:
-        """The token prefixes of `n` particles before the first scale."""
+    @property
+    def given(self) -> Given:
+        """The scales that an image gives; drawing begins after them."""
+
+    def begun(self, condition: Condition) -> Tensor:
+        """The tokens ``(1, T, ...)`` of a particle before the first scale that is drawn: those given.
+
+        Raises:
+            ConfigError: If an image is missing.
+        """
 
     @property
     def overrides(self) -> frozenset[str]:
@@ -67,6 +77,21 @@ class ConfiguredModel(Protocol):
             cache: Keys and values of the scales before; gets those of this one.
         """
 
+    def drawn(self, probability: Tensor, uniform: Tensor, scale: int) -> Tensor:
+        """The tokens ``(B, L, ...)`` of one scale that uniform numbers decide.
+
+        Args:
+            probability: As from `probability`.
+            uniform: Shaped as `probability` where tokens have as many axes, else without its last axis.
+            scale: Which scale.
+        """
+
+    def likeliest(self, probability: Tensor, tokens: Tensor) -> Tensor:
+        """The likeliest tokens ``(B, L, ...)`` of one scale, of the kind of the `tokens` before it."""
+
+    def redraw(self, share: float) -> Move:
+        """The move that draws a share of the last scale's tokens again."""
+
     def features(self, tokens: Tensor) -> Tensor:
         """The sum ``(B, C, H, W)``, at full size, of the scales that a prefix holds."""
 
@@ -78,6 +103,19 @@ class ConfiguredModel(Protocol):
 
     def macs(self, scale: int, words: int) -> int:
         """Multiply-accumulates of one row's pass over one scale, one branch."""
+
+
+class PlainTokens:
+    """Bits or ids, drawn as they are: the part of a model that most have in common."""
+
+    def drawn(self, probability: Tensor, uniform: Tensor, scale: int) -> Tensor:
+        return draw(probability, uniform)
+
+    def likeliest(self, probability: Tensor, tokens: Tensor) -> Tensor:
+        return likeliest(probability, tokens)
+
+    def redraw(self, share: float) -> Move:
+        return TokenNoise(share)
 
 
 @runtime_checkable
@@ -179,10 +217,19 @@ def plain_samples(
     """
     if output_type not in ("pil", "tokens"):
         raise ConfigError(f"output_type must be 'pil' or 'tokens' but got {output_type!r}; change it.")
-    encoded, cache, tokens = model.encode(condition), model.cache(n), model.empty(n)
+    encoded, cache = model.encode(condition), model.cache(n)
+    begun = model.begun(condition)
+    tokens = begun.expand(n, *begun.shape[1:])
+    starts = model.schedule.starts
     for scale in range(len(model.schedule)):
-        probability = model.probability(encoded, tokens, scale, cache)
-        like = probability if probability.ndim == tokens.ndim else probability[..., 0]
-        uniform = row_uniform(seed, "step", range(n), scale, like)
-        tokens = torch.cat((tokens, draw(probability, uniform)), 1)
+        probability = model.probability(encoded, tokens[:, : starts[scale]], scale, cache)
+        if scale < model.given.scales:
+            continue  # computed for its keys and values alone
+        uniform = row_uniform(seed, "step", range(n), scale, uniform_like(probability, tokens))
+        tokens = torch.cat((tokens, model.drawn(probability, uniform, scale)), 1)
     return tokens if output_type == "tokens" else images_of(model.pixels(model.features(tokens)))
+
+
+def uniform_like(probability: Tensor, tokens: Tensor) -> Tensor:
+    """The tensor, ``(B, L, ...)``, that the uniform numbers of a scale are shaped as."""
+    return probability if probability.ndim == tokens.ndim else probability[..., 0]

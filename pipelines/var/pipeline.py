@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,18 @@ from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.bsq_vae import BSQVAE
 from tts_vision.pipelines.var.cache import KVCache
+from tts_vision.pipelines.var.given import NOTHING, Given
 from tts_vision.pipelines.var.infinity import Infinity, TextCondition, macs_of_scale
-from tts_vision.pipelines.var.model import OutputType, empty_cache, per_scale, plain_samples, settings_of
+from tts_vision.pipelines.var.model import (
+    OutputType,
+    PlainTokens,
+    empty_cache,
+    per_scale,
+    plain_samples,
+    settings_of,
+)
 from tts_vision.pipelines.var.sampling import bit_probability, guided
-from tts_vision.pipelines.var.schedules import Schedule, nearest_ratio, schedule_for
+from tts_vision.pipelines.var.schedules import Schedule, schedule_for
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,7 @@ class InfinityPipeline:
         schedule = self.schedule
         if schedule is None:
             ratio = settings["aspect_ratio"]
-            if isinstance(ratio, str):
-                ratio = _ratio(ratio)
-            schedule = schedule_for(float(ratio), settings["size"])
+            schedule = schedule_for(_ratio(ratio), settings["size"])
         elif {"aspect_ratio", "size"} & call.keys():
             raise ConfigError(f"{self.name} draws one size of image; leave aspect_ratio and size out.")
         scales = len(schedule)
@@ -77,6 +84,8 @@ class InfinityPipeline:
             settings["top_k"],
             settings["top_p"],
             settings["negative_prompt"],
+            guided_layers(settings["cfg_insertion_layer"], self.transformer.config.depth),
+            Given.of(settings, schedule),
         )
 
     def __call__(
@@ -106,21 +115,28 @@ _DEFAULTS: dict[str, Any] = {
     "top_k": 0,
     "top_p": 0.97,
     "negative_prompt": None,
+    "cfg_insertion_layer": 0,
+    "gt_leak": 0,
+    "image": None,
 }
 
 
 @dataclass(frozen=True)
-class ConfiguredInfinity:
+class ConfiguredInfinity(PlainTokens):
     """Infinity with the settings of a call.
 
     Attributes:
         pipe: The models.
-        schedule: The scales of the aspect ratio (height over width) and size that were asked for.
+        schedule: The scales of the template nearest to the aspect ratio (height over width, or a text
+            width:height) that was asked for, up to the size.
         guidance_scale: Of classifier-free guidance, by scale; 1 is none.
         tau: Temperature of the bits, by scale.
         top_k: 1 takes the likelier value of each bit.
         top_p: Drops the less likely value of a bit if its probability is at most ``1 - top_p``.
         negative_prompt: The text that guidance leads away from, in place of the learned embedding of no text.
+        guided_layers: Where guidance acts (``cfg_insertion_layer``): 0 for the logits, -k for the output of
+            the k-th block from the end.
+        given: The scales that an image gives (``gt_leak`` and ``image``).
     """
 
     pipe: InfinityPipeline
@@ -130,6 +146,8 @@ class ConfiguredInfinity:
     top_k: int
     top_p: float
     negative_prompt: str | None
+    guided_layers: frozenset[int] = frozenset({0})
+    given: Given = NOTHING
 
     @property
     def branches(self) -> int:
@@ -143,8 +161,10 @@ class ConfiguredInfinity:
     def stride(self) -> int:
         return self.pipe.vae.config.stride
 
-    def empty(self, n: int) -> Tensor:
-        return torch.empty(n, 0, self.pipe.transformer.config.bits, dtype=torch.uint8)
+    def begun(self, condition: Condition) -> Tensor:
+        if self.given.scales:
+            return self.given.tokens(condition, self.pipe.vae, self.schedule)
+        return torch.empty(1, 0, self.pipe.transformer.config.bits, dtype=torch.uint8)
 
     @property
     def overrides(self) -> frozenset[str]:
@@ -182,10 +202,14 @@ class ConfiguredInfinity:
             inputs = quantizer.next_input(features, self.schedule.grids[scale]).to(self.device)
             inputs = inputs.repeat(self.branches, 1, 1)
         rows = encoded.rows(len(tokens))
-        logits = model.scale(rows, inputs, scale, self.schedule, cache)
+        mixed: dict[int, float] = {}
+        if self.branches == 2 and self.guidance_scale[scale] != 1:
+            depth = model.config.depth
+            mixed = {depth + layer: self.guidance_scale[scale] for layer in self.guided_layers if layer < 0}
+        logits = model.scale(rows, inputs, scale, self.schedule, cache, mixed)
         if self.branches == 2:
             cond, uncond = logits.chunk(2)
-            logits = guided(cond, uncond, self.guidance_scale[scale])
+            logits = guided(cond, uncond, self.guidance_scale[scale]) if 0 in self.guided_layers else cond
         return bit_probability(logits, self.tau[scale], self.top_k, self.top_p).cpu()
 
     def features(self, tokens: Tensor) -> Tensor:
@@ -221,13 +245,36 @@ class ConfiguredInfinity:
         return self.pipe.text_encoder(ids).last_hidden_state.float()
 
 
-def _ratio(text: str) -> float:
-    """An aspect ratio written width:height, as people write it, as height over width of a template."""
-    parts = text.split(":")
+def _ratio(given: Any) -> float:
+    """An aspect ratio as height over width, also of a text width:height, as people write it."""
     try:
-        width, height = map(float, parts)
-        return nearest_ratio(height / width)
-    except (ValueError, ZeroDivisionError):
+        if isinstance(given, str):
+            width, height = map(float, given.split(":"))
+            ratio = height / width
+        else:
+            ratio = float(given)
+    except (TypeError, ValueError, ZeroDivisionError):
+        ratio = 0.0
+    if not 0 < ratio < math.inf:
         raise ConfigError(
-            f"aspect_ratio must be height over width, or written width:height as '16:9', but got {text!r}."
-        ) from None
+            f"aspect_ratio must be height over width, or written width:height as '16:9', but got {given!r}; "
+            "change it."
+        )
+    return ratio
+
+
+def guided_layers(given: Any, depth: int) -> frozenset[int]:
+    """Where guidance acts: one number or several, 0 for the logits, -k for the output of the k-th last block.
+
+    Raises:
+        ConfigError: If a number names none of them.
+    """
+    layers = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not layers or any(
+        not isinstance(n, int) or isinstance(n, bool) or not -depth < n <= 0 for n in layers
+    ):
+        raise ConfigError(
+            f"cfg_insertion_layer must be 0 for the logits, -1 to {1 - depth} for the output of a block "
+            f"counted from the end, or a list of these, but got {given!r}; change it."
+        )
+    return frozenset(layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,6 +50,7 @@ TEMPLATES: dict[float, tuple[Grid, ...]] = {
     },
     **_TALL,
 }
+_FAR = 0.25  # a ratio that is off by such a share of every template is none of theirs
 SIZES = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}  # scales that make an image of so many pixels
 
 
@@ -86,26 +86,25 @@ class Schedule:
         return len(self.grids)
 
 
-def schedule_for(aspect_ratio: float, size: str = "1M", templates: Sequence[float] = ()) -> Schedule:
-    """Infinity's schedule for images of an aspect ratio.
+def schedule_for(aspect_ratio: float, size: str = "1M") -> Schedule:
+    """Infinity's schedule for images of about an aspect ratio: that of the nearest template.
 
     Args:
-        aspect_ratio: Height over width; must be one of the templates.
+        aspect_ratio: Height over width.
         size: About how many pixels: ``0.06M``, ``0.25M``, ``0.60M`` or ``1M``.
-        templates: Further restriction of the ratios, if a model knows fewer.
 
     Raises:
-        ConfigError: If there is no such template or size.
+        ConfigError: If no template is near, or there is no such size.
     """
-    known = sorted(templates or TEMPLATES)
-    if aspect_ratio not in known:
+    ratio = nearest_ratio(aspect_ratio)
+    if not abs(aspect_ratio / ratio - 1) < _FAR:
         raise ConfigError(
-            f"aspect_ratio (height over width) must be one of {', '.join(f'{r:g}' for r in known)} but got "
-            f"{aspect_ratio:g}; use the nearest, {nearest_ratio(aspect_ratio):g}."
+            f"aspect_ratio (height over width) must be near one of "
+            f"{', '.join(f'{known:g}' for known in sorted(TEMPLATES))} but got {aspect_ratio:g}; change it."
         )
     if size not in SIZES:
         raise ConfigError(f"size must be one of {', '.join(SIZES)} (pixels) but got {size!r}; change it.")
-    grids = TEMPLATES[aspect_ratio]
+    grids = TEMPLATES[ratio]
     return Schedule(grids[: SIZES[size]], grids[-1])
 
 

@@ -91,13 +91,25 @@ class MultiScaleVQ(nn.Module):
         """The sum of no scales: zeros ``(n, C, H, W)``."""
         return torch.zeros(n, self.channels, *schedule.final)
 
-    def codes(self, ids: Tensor, grid: Grid) -> Tensor:
-        """Ids ``(B, L)`` of a grid as embeddings ``(B, C, h, w)``."""
-        return self.embedding(ids.long()).float().transpose(1, 2).unflatten(2, grid)
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """The vectors ``(B, L, C)`` of tokens: of ids ``(B, L)``, or of mixtures, which are vectors."""
+        return tokens.float() if tokens.is_floating_point() else self.embedding(tokens.long()).float()
 
-    def contribution(self, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
-        """The part of one scale in the sum, ``(B, C, H, W)``: its embeddings at full size, smoothed."""
-        return self._smoothed(self.codes(ids, schedule.grids[scale]), schedule, scale)
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Mixtures ``(B, L, C)`` of all embeddings, weighted by ``(B, L, V)``."""
+        return weights.float() @ self.embedding.weight.float()
+
+    def codes(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Tokens of a grid, as in `embedded`, as cells ``(B, C, h, w)``."""
+        return self.embedded(tokens).transpose(1, 2).unflatten(2, grid)
+
+    def contribution(self, tokens: Tensor, schedule: Schedule, scale: int) -> Tensor:
+        """The part of one scale in the sum, ``(B, C, H, W)``: its vectors at full size, smoothed."""
+        codes = self.codes(tokens, schedule.grids[scale])
+        if schedule.grids[scale] != schedule.final:
+            codes = F.interpolate(codes, schedule.final, mode="bicubic")
+        phi = self._phis[phi_of_scale(scale, len(schedule), len(self._phis))]
+        return 0.5 * codes + 0.5 * phi(codes.to(self.embedding.weight.dtype)).float()
 
     def with_expected(self, features: Tensor, probability: Tensor, schedule: Schedule, scale: int) -> Tensor:
         """The sum so far with the expectation of one more scale.
@@ -108,26 +120,18 @@ class MultiScaleVQ(nn.Module):
             schedule: The scales.
             scale: Which one is added.
         """
-        grid = schedule.grids[scale]
-        codes = (probability.float() @ self.embedding.weight.float()).transpose(1, 2).unflatten(2, grid)
-        return features + self._smoothed(codes, schedule, scale)
+        return self.added(features, self.mixed(probability), schedule, scale)
 
-    def _smoothed(self, codes: Tensor, schedule: Schedule, scale: int) -> Tensor:
-        """Embeddings ``(B, C, h, w)`` of one scale at full size, smoothed by its convolution."""
-        if schedule.grids[scale] != schedule.final:
-            codes = F.interpolate(codes, schedule.final, mode="bicubic")
-        phi = self._phis[phi_of_scale(scale, len(schedule), len(self._phis))]
-        return 0.5 * codes + 0.5 * phi(codes.to(self.embedding.weight.dtype)).float()
-
-    def added(self, features: Tensor, ids: Tensor, schedule: Schedule, scale: int) -> Tensor:
+    def added(self, features: Tensor, tokens: Tensor, schedule: Schedule, scale: int) -> Tensor:
         """The sum so far ``(B, C, H, W)`` with one more scale in it, as a new tensor."""
-        return features + self.contribution(ids, schedule, scale)
+        return features + self.contribution(tokens, schedule, scale)
 
-    def summed(self, ids: Tensor, schedule: Schedule, scales: int) -> Tensor:
-        """The sum ``(B, C, H, W)`` of the first `scales` scales of ``(B, T)`` ids."""
-        features = self.empty(len(ids), schedule).to(ids.device)
+    def summed(self, tokens: Tensor, schedule: Schedule, scales: int) -> Tensor:
+        """The sum ``(B, C, H, W)`` of the first `scales` scales of tokens ``(B, T, ...)``."""
+        features = self.empty(len(tokens), schedule).to(tokens.device)
         for k in range(scales):
-            features = self.added(features, ids[:, schedule.starts[k] : schedule.starts[k + 1]], schedule, k)
+            of_scale = tokens[:, schedule.starts[k] : schedule.starts[k + 1]]
+            features = self.added(features, of_scale, schedule, k)
         return features
 
     def next_input(self, features: Tensor, grid: Grid) -> Tensor:

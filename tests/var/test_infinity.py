@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_var import INFINITY, SCHEDULE, cache_for, infinity, noise, randomised
+from tiny_var import INFINITY, SCHEDULE, bsq_vae, cache_for, infinity, noise, randomised
 
+from tts_vision.errors import ConfigError
 from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.infinity import (
     SIZES,
@@ -25,6 +26,7 @@ from tts_vision.pipelines.var.infinity import (
     total_macs,
 )
 from tts_vision.pipelines.var.loading import infinity_config
+from tts_vision.pipelines.var.pipeline import InfinityPipeline, guided_layers
 from tts_vision.pipelines.var.schedules import schedule_for
 
 STARTS = SCHEDULE.starts
@@ -342,3 +344,43 @@ def test_fresh_weights_start_near_the_identity_and_repeat():
 def test_hidden_channels_are_a_multiple_of_256():
     assert replace(INFINITY, width=128).hidden == 512
     assert replace(INFINITY, width=2080, heads=20).hidden == 8192
+
+
+@pytest.mark.parametrize("layers", [[0], [-1], [-3], [0, -2], [-1, -2]])
+def test_guidance_after_blocks_written_out(layers):
+    """All scales at once, without a cache: where guidance acts, both branches go on from its output."""
+    model, cfg = infinity(), [1.0, 2.0, 3.0, 2.5]
+    settings = {"guidance_scale": cfg, "cfg_insertion_layer": layers, "tau": 1.0, "top_p": 0.0}
+    pipe = InfinityPipeline(model, bsq_vae(), None, None, SCHEDULE)
+    configured = pipe.configured(settings)
+    encoded, cache = model.condition(noise(2, 5, 24)), configured.cache(1)
+    quantizer, bits = pipe.vae.quantizer, torch.empty(1, 0, 8, dtype=torch.uint8)
+    found = []
+    for k in range(len(SCHEDULE)):
+        found.append(configured.probability(encoded, bits, k, cache))
+        bits = torch.cat([bits, (found[-1] > noise(*found[-1].shape, seed=k).sigmoid()).to(torch.uint8)], 1)
+
+    scales = torch.tensor(cfg).repeat_interleave(torch.tensor(SCHEDULE.lengths))[None, :, None]
+    parts = [model.embed(encoded, None, 0)]
+    for k in range(1, len(SCHEDULE)):
+        given = quantizer.next_input(quantizer.summed(bits, SCHEDULE, k), SCHEDULE.grids[k])
+        parts.append(model.embed(encoded, given.repeat(2, 1, 1), k))
+    x, mask = torch.cat(parts, 1), block_causal(SCHEDULE, "cpu")
+    rope = torch.cat([rotary(g, SCHEDULE.positions, INFINITY.head_dim, "cpu") for g in SCHEDULE.grids], 1)
+    for number, block in enumerate(model.blocks):
+        x = block(x, encoded.modulation, encoded.text[number], None, rope, None, mask)
+        if number - len(model.blocks) in layers:
+            guided = (scales * x[:1] + (1 - scales) * x[1:]).repeat(2, 1, 1)
+            x = torch.where(scales == 1, x, guided)  # a scale without guidance has two branches to its end
+    logits = model.logits(x, encoded)
+    if 0 in layers:
+        logits = scales[..., None] * logits[:1] + (1 - scales[..., None]) * logits[1:]
+    expected = logits[:1].softmax(-1)[..., 1]
+    assert torch.allclose(torch.cat(found, 1), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("layers", [1, -4, [], [0, 2], "0", True, [0.0]])
+def test_guidance_acts_on_logits_or_after_a_block(layers):
+    with pytest.raises(ConfigError, match=r"cfg_insertion_layer must be 0 .* -1 to -3 .* but got"):
+        guided_layers(layers, INFINITY.depth)
+    assert guided_layers(0, 4) == {0} and guided_layers([-3, 0], 4) == {0, -3}

@@ -68,12 +68,19 @@ def test_the_nearest_template():
     assert nearest_ratio(40) == 3.0
 
 
-def test_unknown_ratios_and_sizes_are_refused():
-    message = r"must be one of 0.333, 0.4, .*, 3 but got 1.7; use the nearest, 1.75"
-    with pytest.raises(ConfigError, match=message):
-        schedule_for(1.7)
-    with pytest.raises(ConfigError, match=r"must be one of 1, 2 but got 1.5"):
-        schedule_for(1.5, templates=[2.0, 1.0])
+def test_a_ratio_between_templates_takes_the_nearest():
+    assert schedule_for(0.5625) == schedule_for(0.571)
+    assert schedule_for(1.7).final == (84, 48)
+    assert schedule_for(3.7) == schedule_for(3.0) and schedule_for(0.26) == schedule_for(0.333)
+
+
+@pytest.mark.parametrize("ratio", [3.8, 0.24, 16.0, float("nan")])
+def test_a_ratio_far_from_all_templates_is_refused(ratio):
+    with pytest.raises(ConfigError, match=r"must be near one of 0.333, 0.4, .*, 3 but got"):
+        schedule_for(ratio)
+
+
+def test_unknown_sizes_are_refused():
     with pytest.raises(
         ConfigError, match=r"size must be one of 0.06M, 0.25M, 0.60M, 1M \(pixels\) but got '2M'"
     ):

@@ -26,10 +26,12 @@ from tiny_var import (
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.pipelines import published
 from tts_vision.pipelines.var import infinity as infinity_module
 from tts_vision.pipelines.var import var as var_module
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, VAES, plain_names
 from tts_vision.pipelines.var.loading import (
+    image_size,
     load_bsq_vae,
     load_infinity,
     load_infinity_transformer,
@@ -37,6 +39,7 @@ from tts_vision.pipelines.var.loading import (
     load_var,
     load_vqvae,
 )
+from tts_vision.pipelines.var.schedules import schedule_for
 
 FILE, VAE_FILE = "infinity_2b_reg.pth", "infinity_vae_d32reg.pth"
 WIDE = replace(INFINITY, width=96, heads=4)
@@ -454,3 +457,35 @@ def test_vars_that_do_not_fit_are_named(tmp_path):
     del state["quantize.embedding.weight"]
     with pytest.raises(PipelineError, match=r"\"VAR's VAE\" .* 1 missing \(quantize.embedding.weight\)"):
         load_vqvae(saved(state, tmp_path / "vae.pth"))
+
+
+def test_the_size_of_images_is_that_in_the_published_name(tmp_path):
+    vae = bsq_vae(replace(BSQ, channels=2, patch=2, multipliers=(1, 2)))
+    saved({"vae": published_vae(vae)}, tmp_path / "infinity_vae_d56_f8_14_patchify.pth")
+    save_t5(tmp_path / "flan-t5-xl")
+    small = sharded(infinity(WIDE).state_dict(), tmp_path / "infinity_8b_512x512_weights", "safetensors")
+    assert load_infinity("8b", str(tmp_path)).image_size == "0.25M"
+    text_encoder = str(tmp_path / "flan-t5-xl")
+    alone = load_infinity("8b", str(small), vae=str(tmp_path), text_encoder=text_encoder)
+    assert alone.image_size == "0.25M"
+    pipe = published.load_infinity(f"infinity-8b:{tmp_path}")
+    assert pipe.configured({}).schedule == schedule_for(1.0, "0.25M")
+    assert pipe.configured({"size": "1M"}).schedule == schedule_for(1.0)
+    sharded(infinity(WIDE).state_dict(), tmp_path / "infinity_8b_weights", "safetensors")
+    assert load_infinity("8b", str(tmp_path)).image_size is None, "the larger one is preferred"
+    assert published.load_infinity(f"infinity-8b:{tmp_path}").configured({}).schedule == schedule_for(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("infinity_125M_256x256.pth", "0.06M"),
+        ("infinity_8b_512x512_weights", "0.25M"),
+        ("mine_1024x1024.pth", "1M"),
+        ("infinity_2b_reg.pth", None),
+        ("mine_512x256.pth", None),
+        ("mine_512x5120.pth", None),
+    ],
+)
+def test_sizes_in_names(name, size):
+    assert image_size(Path(name)) == size

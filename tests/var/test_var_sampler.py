@@ -252,17 +252,21 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         finished(sampler_of(pipeline_kwargs=settings), (0,))
 
 
-def test_bad_aspect_ratios() -> None:
+def test_ratios_and_sizes_that_no_template_has() -> None:
     pipe = tiny_infinity(schedule=None)
-    with pytest.raises(
-        ConfigError, match=r"aspect_ratio .* must be one of .* but got 1.1; use the nearest, 1"
-    ):
-        pipe.configured({"aspect_ratio": 1.1})
+    with pytest.raises(ConfigError, match=r"must be near one of 0.333, .*, 3 but got 4; change it"):
+        pipe.configured({"aspect_ratio": 4})
     with pytest.raises(ConfigError, match=r"size must be one of 0.06M"):
         pipe.configured({"size": "2M"})
-    with pytest.raises(ConfigError, match="written width:height"):
-        pipe.configured({"aspect_ratio": "wide"})
-    assert pipe.configured({"aspect_ratio": "16:9", "size": "0.06M"}).schedule.final == (12, 21)
+    for wrong in ("wide", "0:1", "1:2:3", 0.0, -1, [1]):
+        with pytest.raises(ConfigError, match="written width:height"):
+            pipe.configured({"aspect_ratio": wrong})
+
+
+@pytest.mark.parametrize("ratio", ["16:9", 0.5625, 0.571, 9 / 16, "0.58:0.33"])
+def test_the_nearest_template_is_taken(ratio: Any) -> None:
+    pipe = tiny_infinity(schedule=None)
+    assert pipe.configured({"aspect_ratio": ratio, "size": "0.06M"}).schedule.final == (12, 21)
 
 
 def test_a_prompt_that_is_too_long() -> None:
