@@ -259,9 +259,9 @@ class SamplerContract:
                 assert (child.step, ledger.spent) == (all_of_it.target(step), spent)
             # the noise of a child belongs to its uid
             assert fresh.uids == (10, 11) and close(fresh.latents.flip(0), swapped.latents, tolerance)
-            differs |= not torch.equal(fresh.latents, same.latents)
-            end = sampler.advance(fresh, sampler.num_steps - fresh.step)
+            end, kept = (sampler.advance(x, sampler.num_steps - x.step) for x in (fresh, same))
             assert end.step == sampler.num_steps
+            differs |= not torch.equal(end.latents, kept.latents)
         assert differs, "at strength 1 nothing differs from strength 0 at any step"
 
     def test_rows_may_differ_in_conditions(
@@ -647,6 +647,7 @@ class Seen(Verifier):
     def __init__(self, verifier: Verifier) -> None:
         self.verifier, self.accepts = verifier, verifier.accepts
         self.differentiable = verifier.differentiable
+        self.questions, self.checks_demands = verifier.questions, verifier.checks_demands
         self.calls_seen: list[list[bytes]] = []
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
@@ -656,6 +657,9 @@ class Seen(Verifier):
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return self.verifier.rewards(pixels, prompts)
+
+    def answer(self, question: str, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        return self.verifier.answer(question, media, prompts)
 
 
 class Ranked(Verifier):
@@ -667,6 +671,7 @@ class Ranked(Verifier):
     def __init__(self, verifier: Verifier) -> None:
         self.verifier, self.accepts = verifier, verifier.accepts
         self.differentiable = verifier.differentiable
+        self.questions, self.checks_demands = verifier.questions, verifier.checks_demands
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         said = [{"said": score.value} for score in self.verifier.score(media, prompts)]
@@ -681,6 +686,9 @@ class Ranked(Verifier):
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The gradient is that of the other verifier, for algorithms that ask for it."""
         return self.verifier.rewards(pixels, prompts)
+
+    def answer(self, question: str, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        return self.verifier.answer(question, media, prompts)
 
 
 def kill_everywhere(
