@@ -41,14 +41,20 @@ class PlaygroundJudge(PixelReward):
         self.path = weights_path("judge") if path is None else path
 
     def _load(self) -> None:
-        from transformers import AutoTokenizer, BlipForImageTextRetrieval, CLIPImageProcessor
+        from transformers import AutoTokenizer, CLIPImageProcessor
 
         folder = str(self.path)
         with quietly():
-            model = from_pretrained(BlipForImageTextRetrieval, folder, self.name, dtype=self.dtype)
+            model = from_pretrained(self._class, folder, self.name, dtype=self.dtype)
         self._model = model.to(self.device)
         self._tokenizer: Any = processor_from(AutoTokenizer, folder, self.name)
         self._image_processor: Any = processor_from(CLIPImageProcessor, folder, self.name)
+
+    @property
+    def _class(self) -> Any:
+        from transformers import BlipForImageTextRetrieval
+
+        return BlipForImageTextRetrieval
 
     def _preprocess(self, samples: list[Image.Image]) -> Tensor:
         return self._image_processor(samples, return_tensors="pt").pixel_values
@@ -57,16 +63,19 @@ class PlaygroundJudge(PixelReward):
         return fit_clip(self._image_processor, pixels)
 
     def _reward(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
-        words = self._tokenizer([_wording(text) for text in texts], padding="max_length", return_tensors="pt")
+        words = self._words(texts)
         logits = self._model(
-            pixel_values=pixels,
-            input_ids=words.input_ids.to(self.device),
-            attention_mask=words.attention_mask.to(self.device),
+            pixel_values=pixels, input_ids=words.input_ids, attention_mask=words.attention_mask
         ).itm_score
         return logits.float().softmax(-1)[:, 1]
 
+    def _words(self, texts: Sequence[str]) -> Any:
+        """Token ids and mask of prompts, in the grammar's own wording."""
+        wordings = [wording(text) for text in texts]
+        return self._tokenizer(wordings, padding="max_length", return_tensors="pt").to(self.device)
 
-def _wording(text: str) -> str:
+
+def wording(text: str) -> str:
     """A prompt in the words of `world.caption`.
 
     Raises:

@@ -287,7 +287,7 @@ def load_painted(work_dir: Path, count: int, seed: int, workers: int) -> Example
         chunk = min(_PAINT_CHUNK, count)
         seeds = [seed * 100_003 + i for i in range(-(-count // chunk))]
         with ProcessPoolExecutor(workers) as pool:
-            _save(path, _joined(list(pool.map(judge_data.paint, seeds, [chunk] * len(seeds)))))
+            _save(path, joined(list(pool.map(judge_data.paint, seeds, [chunk] * len(seeds)))))
         log(work_dir, f"judge: painted {len(seeds) * chunk} images")
     return _load(path)
 
@@ -309,7 +309,7 @@ def load_drawn(work_dir: Path, source: str, count: int, seed: int) -> Examples:
         for i, part in enumerate(parts):
             if not part.exists():
                 _save(part, _drawn(draw, seed * 100_003 + i, size))
-        _save(path, _joined([_load(part) for part in parts]))
+        _save(path, joined([_load(part) for part in parts]))
         for part in parts:
             part.unlink()
         log(work_dir, f"judge: drew {len(parts) * size} images, {source}")
@@ -343,7 +343,7 @@ def _drawn(draw: Callable[[list[str], int, int], np.ndarray], seed: int, count: 
     return judge_data.label(rng, images, asked, [detect(image) for image in images])
 
 
-def _joined(parts: Sequence[Examples]) -> Examples:
+def joined(parts: Sequence[Examples]) -> Examples:
     return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS})
 
 
@@ -415,7 +415,7 @@ def train_judge(
         )
         batch = _chosen(painted, batch_size - drawn_count, generator)
         if drawn is not None:
-            batch = _joined([batch, _chosen(drawn, drawn_count, generator)])
+            batch = joined([batch, _chosen(drawn, drawn_count, generator)])
         x = weathered(pixels_of(batch), generator).to(device)
         tokens = torch.from_numpy(batch.tokens).long().to(device)
         length = int((tokens != 0).any(0).any(0).sum())
@@ -482,10 +482,10 @@ def _checkpoint(work_dir: Path, name: str) -> dict[str, dict]:
 
 
 def _chosen(examples: Examples, count: int, generator: torch.Generator) -> Examples:
-    return _taken(examples, torch.randint(len(examples.images), (count,), generator=generator))
+    return taken(examples, torch.randint(len(examples.images), (count,), generator=generator))
 
 
-def _taken(examples: Examples, index: Tensor) -> Examples:
+def taken(examples: Examples, index: Tensor) -> Examples:
     rows = index.numpy()
     return Examples(**{name: getattr(examples, name)[rows] for name in _FIELDS})
 
@@ -606,20 +606,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             drawn = load_drawn(work_dir, source, getattr(options, source), options.seed + k)
             # The last tenth is not trained on: it calibrates the verdicts.
             cut = len(drawn.images) - max(len(drawn.images) // 10, 1)
-            seen.append(_taken(drawn, torch.arange(cut)))
-            unseen.append(_taken(drawn, torch.arange(cut, len(drawn.images))))
+            seen.append(taken(drawn, torch.arange(cut)))
+            unseen.append(taken(drawn, torch.arange(cut, len(drawn.images))))
     if "train" in stages:
         train_judge(
             work_dir,
             painted,
-            _joined(seen),
+            joined(seen),
             Budget(options.minutes, options.steps),
             device=options.device,
             seed=options.seed,
             batch_size=options.batch_size,
         )
     if "export" in stages:
-        export(work_dir, options.output, _joined(unseen), JudgeSize(), options.seed)
+        export(work_dir, options.output, joined(unseen), JudgeSize(), options.seed)
     spent = (time.process_time() - started) / 60
     log(work_dir, f"judge: {', '.join(stages)}: {spent:.1f} minutes of the processor")
 
