@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+_TIE = 1e-6  # of the largest number of a cluster: what distances may differ by and still be equal
+
 
 def representatives(features: Any, k: int) -> list[int]:
     """`k` rows that represent all: of each k-means cluster the one nearest to the centroid, in order.
 
-    Where fewer than `k` rows differ, equal ones fill up.
+    Of members that are equally near, the first is taken. Where fewer than `k` rows differ, equal ones fill
+    up, the first ones first.
 
     Args:
         features: ``(B, D)``.
@@ -22,9 +25,11 @@ def representatives(features: Any, k: int) -> list[int]:
     clusters = min(k, len(np.unique(rows, axis=0)))
     means = KMeans(n_clusters=clusters, random_state=0, n_init=10).fit(rows)
     distance = np.linalg.norm(rows - means.cluster_centers_[means.labels_], axis=1)
-    nearest: dict[int, int] = {}
-    for i in np.argsort(distance, kind="stable").tolist():
-        nearest.setdefault(int(means.labels_[i]), i)
-    chosen = list(nearest.values())
+    chosen = []
+    for label in np.unique(means.labels_):
+        members = np.flatnonzero(means.labels_ == label)
+        # both members of a pair are as far from their mean: rounding must not decide between them
+        nearest = distance[members] <= distance[members].min() + _TIE * np.abs(rows[members]).max()
+        chosen.append(int(members[nearest][0]))
     others = [i for i in range(len(rows)) if i not in chosen]
     return sorted(chosen + others[: k - len(chosen)])

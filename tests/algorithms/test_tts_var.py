@@ -295,6 +295,17 @@ def test_duplicates_fill_up() -> None:
     assert representatives(rows, 6) == [0, 1, 2, 3, 4, 5]
 
 
+def test_of_equally_near_members_the_first_is_taken() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        pairs = rng.normal(size=(3, 1, 8)) * 100 + rng.normal(size=(3, 2, 8))
+        rows = pairs.transpose(1, 0, 2).reshape(6, 8).astype(np.float32)  # each pair is a cluster
+        assert representatives(rows, 3) == [0, 1, 2]
+        assert representatives(rows[[3, 1, 5, 0, 4, 2]], 3) == [0, 1, 2]
+    ring = np.array([[np.cos(a), np.sin(a)] for a in np.linspace(0, 2 * np.pi, 7)[:6]])
+    assert representatives(np.concatenate([ring + 50, ring]), 2) == [0, 6]
+
+
 def test_clusters_keep_what_differs() -> None:
     ctx = toy_context(TokenSampler(ids=True), seed=0)
     state = ctx.advance(ctx.init(40), 1)
