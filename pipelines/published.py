@@ -36,14 +36,14 @@ def load_infinity(name: str, *, options: ModelOptions | None = None) -> Infinity
     from tts_vision.pipelines.var.loading import load_infinity as load
     from tts_vision.pipelines.var.pipeline import InfinityPipeline
 
-    model, parts = _parts(name, ("checkpoint", "vae", "text_encoder"))
+    model, parts = parts_of(name, ("checkpoint", "vae", "text_encoder"))
     size = model.removeprefix("infinity-")
     found = load(
         size,
         parts.get("checkpoint", INFINITY_HUB),
         vae=parts.get("vae"),
         text_encoder=parts.get("text_encoder"),
-        **_placed(options),
+        **placed(options),
     )
     size_of_images = {} if found.image_size is None else {"size": found.image_size}
     return InfinityPipeline(
@@ -71,12 +71,12 @@ def load_var(name: str, *, options: ModelOptions | None = None) -> VARPipeline:
     from tts_vision.pipelines.var.class_pipeline import VARPipeline
     from tts_vision.pipelines.var.loading import load_var as load
 
-    model, parts = _parts(name, ("checkpoint", "vae"))
+    model, parts = parts_of(name, ("checkpoint", "vae"))
     found = load(
         model.removeprefix("var-"),
         parts.get("checkpoint", VAR_HUB),
         vae=parts.get("vae"),
-        **_placed(options),
+        **placed(options),
     )
     return VARPipeline(found.transformer, found.vae, name=model)
 
@@ -100,7 +100,7 @@ for _size in ("d16", "d20", "d24", "d30", "d36"):
     )(load_var)
 
 
-def _parts(name: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+def parts_of(name: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """The model that a name names, and where its parts are."""
     model, colon, rest = name.partition(":")
     spec = Spec.parse(name)
@@ -114,7 +114,7 @@ def _parts(name: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     return model, dict(spec.params)
 
 
-def _placed(options: ModelOptions | None) -> dict[str, Any]:
+def placed(options: ModelOptions | None) -> dict[str, Any]:
     """Device and precision as loaders take them.
 
     Raises:

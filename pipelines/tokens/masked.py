@@ -63,6 +63,10 @@ class Decoding:
         """The temperature of each step."""
         return temperatures(self.temperature, self.annealing, self.num_inference_steps)
 
+    def ratio_before(self, step: int) -> float:
+        """The share of tokens that is masked when a step begins."""
+        return float(self.ratios[step - 1]) if step else 1.0
+
     def masks(self, tokens: int) -> list[int]:
         """How many of so many tokens are masked before each step, and at the end."""
         found = [tokens]

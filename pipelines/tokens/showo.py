@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.condition import Condition
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines.tokens.layout import Layout, additive
 from tts_vision.pipelines.tokens.masked import plain_samples
 from tts_vision.pipelines.tokens.model import ImageTokenizer
@@ -31,6 +31,9 @@ class ShowoPipeline:
         layout: How both are laid out in a sequence.
         defaults: Of the settings of a call, where they are not those of the authors.
         name: Shown in reports.
+
+    Raises:
+        PipelineError: If the parts are of different vocabularies.
     """
 
     transformer: Any
@@ -41,6 +44,19 @@ class ShowoPipeline:
     name: str = "Show-o"
 
     family: ClassVar[str] = "masked"
+
+    def __post_init__(self) -> None:
+        found = (
+            self.transformer.config.vocab_size,
+            len(self.tokenizer),
+            len(self.image_tokenizer.codebook()),
+        )
+        wanted = (self.layout.size, self.layout.words, self.layout.codes)
+        if found != wanted:
+            raise PipelineError(
+                f"The parts of {self.name} must have {wanted[0]} ids in all, {wanted[1]} words and "
+                f"{wanted[2]} codes but have {found[0]}, {found[1]} and {found[2]}; give those of one model."
+            )
 
     @property
     def device(self) -> torch.device:

@@ -164,7 +164,7 @@ def load_infinity_transformer(
         model = Infinity(config)
     if "cfg_uncond" in state:
         state["cfg_uncond"] = _with_rows(state["cfg_uncond"], config.text_length)
-    return _fitted(model, state, owner, source, "block_chunks.", dtype, device)
+    return fitted(model, state, owner, source, "block_chunks.", dtype, device)
 
 
 def load_bsq_vae(size: str, path: str, *, device: torch.device | str = "cpu") -> BSQVAE:
@@ -196,7 +196,7 @@ def load_bsq_vae(size: str, path: str, *, device: torch.device | str = "cpu") ->
     config = replace(config, channels=channels or config.channels)
     with torch.device("meta"):
         vae = BSQVAE(config)
-    return _fitted(vae, plain_names(state, vae), owner, source, "", torch.float32, device)
+    return fitted(vae, plain_names(state, vae), owner, source, "", torch.float32, device)
 
 
 def load_text_encoder(
@@ -265,7 +265,7 @@ def load_var(
             raise _other_size(owner, source, ours, theirs, others.get(key))
     with torch.device("meta"):
         model = VAR(config)
-    transformer = _fitted(model, state, owner, source, "blocks.", dtype, device)
+    transformer = fitted(model, state, owner, source, "blocks.", dtype, device)
     return VARParts(transformer, load_vqvae(vae or _beside(path), device=device))
 
 
@@ -285,7 +285,7 @@ def load_vqvae(path: str, *, device: torch.device | str = "cpu") -> VQVAE:
     state.pop("quantize.ema_vocab_hit_SV", None)  # statistics of the training
     with torch.device("meta"):
         vae = VQVAE()
-    return _fitted(vae, state, owner, source, "", torch.float32, device)
+    return fitted(vae, state, owner, source, "", torch.float32, device)
 
 
 def locate(path: str, names: Sequence[str], owner: str) -> Path:
@@ -481,7 +481,7 @@ def _with_rows(rows: Tensor, length: int) -> Tensor:
     return torch.cat((rows[:length], rows[-1:].expand(max(0, length - len(rows)), -1)))
 
 
-def _fitted(
+def fitted(
     module: Module,
     state: Mapping[str, Tensor],
     owner: str,
