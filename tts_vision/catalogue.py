@@ -47,6 +47,7 @@ class Listing:
         name: What users call it.
         doc: The docstring.
         needs: As in `Entry`.
+        asks: As in `Entry`.
         wants_stochastic: As in `Entry`.
         accepts: Modalities that a verifier scores, where all of its kind score the same.
         paper: As in `Entry`.
@@ -59,6 +60,7 @@ class Listing:
     name: str
     doc: str = ""
     needs: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
     wants_stochastic: bool = False
     accepts: tuple[str, ...] = ()
     paper: str = ""
@@ -100,6 +102,7 @@ def of_entry(entry: Entry) -> Listing:
         name=entry.name,
         doc=inspect.getdoc(entry.target) or "",
         needs=tuple(sorted(entry.needs)),
+        asks=tuple(sorted(entry.asks)),
         wants_stochastic=entry.wants_stochastic,
         accepts=tuple(sorted(accepts)) if isinstance(accepts, (set, frozenset)) else (),
         paper=entry.paper,
@@ -207,6 +210,7 @@ def _listing(module: _Module, definition: _Definition, call: ast.Call) -> Listin
         name=facts["name"],
         doc=own,
         needs=tuple(sorted(facts.get("needs", ()))),
+        asks=tuple(sorted(facts.get("asks", ()))),
         wants_stochastic=facts.get("wants_stochastic", False),
         accepts=tuple(sorted(accepts)),
         paper=facts.get("paper", ""),

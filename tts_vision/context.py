@@ -29,8 +29,8 @@ from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
 from tts_vision.steering import STEERING, Decisions, Steered, Steering
 from tts_vision.trace import Event
-from tts_vision.types import Cost, Decoded, FeatureExtractor, Prompt, State
-from tts_vision.verifier import Verifier, as_verifier
+from tts_vision.types import Cost, Decoded, FeatureExtractor, Prompt, Score, State
+from tts_vision.verifier import Question, Verifier, as_verifier
 
 CHUNK = 16
 """Independent samples that are made at a time where nothing says otherwise."""
@@ -41,8 +41,8 @@ class SearchContext:
 
     Operations are of three kinds: births make particles (`init`, `select`, `mutate`, `renoise`,
     `recondition`), computed rows move them on (`advance`, `finish`, `gradient`), and answers are facts about
-    them or from elsewhere (`score`, `features`, `ask`). Each is charged and recorded; a resumed search runs
-    again and gets its recorded results until it reaches an operation that was never done.
+    them or from elsewhere (`score`, `judge`, `features`, `ask`). Each is charged and recorded; a resumed
+    search runs again and gets its recorded results until it reaches an operation that was never done.
 
     Args:
         sampler: The generator.
@@ -211,6 +211,14 @@ class SearchContext:
     def score_cost(self) -> Cost:
         """The cost of decoding and scoring one sample."""
         return self._judging.score_cost
+
+    def judge_cost(self, step: int, question: str) -> Cost:
+        """The cost of decoding one particle at `step` and of the answer to a question about it."""
+        calls = self.verifier.calls_to_answer(question, 1)
+        cost = Cost(decodes=1, verifier_calls=sum(calls.values()))
+        return cost + (
+            self._sampler.preview_cost(self._condition, step) if step < self.num_steps else Cost()
+        )
 
     def remaining(self) -> Remaining:
         """The rest of the budget; recorded where time is limited, so that a resumed search decides alike."""
@@ -407,6 +415,30 @@ class SearchContext:
         self._steer(state)
         return self._steered.decisions.applied(scores, state.uids)
 
+    def judge(self, state: State, question: str, *, expected: bool = True) -> list[Score]:
+        """The verifier's answers to one of its questions, about finished samples or previews.
+
+        They guide the search but make no candidates. A sample is decoded once at each step, whether it is
+        scored or judged, by one question or by several.
+
+        Args:
+            state: Particles.
+            question: One of `Verifier.questions`, such as ``clarity``.
+            expected: The verdict for the rehearsal that finds the size of a search, which asks nobody.
+
+        Returns:
+            A score for each particle, with the verdict as `Score.satisfied`; None there, and NaN as value,
+            where the verifier failed.
+
+        Raises:
+            BudgetSpent: If not all can be paid for.
+            CapabilityError: If the verifier does not answer that question, or the state is unfinished and the
+                sampler has no preview.
+        """
+        if state.step < self.num_steps:
+            self._sampler.requires("preview", f"judging at step {state.step} of {self.num_steps}")
+        return self._judging.judge(self._sampler, state, Question(self.verifier, question))
+
     def current_scores(self, state: State) -> Tensor:
         """The scores of finished particles by now; costs nothing.
 
@@ -431,7 +463,7 @@ class SearchContext:
                 f"Features {extractor.name!r} are of {' and '.join(sorted(extractor.accepts))} but "
                 f"{self._sampler.name!r} makes {self._sampler.modality}; choose others."
             )
-        self._judging.embeds = True
+        self._judging.keeps_decoded = True
         return extractor
 
     def features(self, state: State, extractor: FeatureExtractor) -> Tensor:
@@ -462,6 +494,7 @@ class SearchContext:
         *arguments: Any,
         cost: Cost | Mapping[str, int] | None = None,
         expected: Any = None,
+        about: State | None = None,
     ) -> Any:
         """The answer of `function`, asked once: recorded, and repeated from the record on resume.
 
@@ -473,6 +506,7 @@ class SearchContext:
             *arguments: Of the function.
             cost: Calls by name, or a `Cost`; charged before it is asked.
             expected: An answer for the rehearsal that finds the size of a search, which asks nobody.
+            about: The particles that it is about, for the record.
 
         Raises:
             ConfigError: If the name is taken by another operation, or JSON cannot hold the answer.
@@ -481,7 +515,8 @@ class SearchContext:
         Example:
             >>> better = ctx.ask("critic", critic, image, cost={"critic": 1}, expected="a red circle")
         """
-        return self._engine.ask(name, lambda: function(*arguments), cost=cost)
+        uids = () if about is None else about.uids
+        return self._engine.ask(name, lambda: function(*arguments), cost=cost, uids=uids)
 
     def measure(self, state: State, key: str) -> Tensor:
         """The numbers that the rows of a state carry under `key`, ``(B,)`` float64; recorded by `ask`."""
@@ -513,6 +548,18 @@ class SearchContext:
         warnings.warn(message, SearchWarning, stacklevel=3)
 
     # The end
+
+    def conclude(self) -> None:
+        """Says that nothing is left to be gained, so that the rest of the budget is saved.
+
+        Without it, the rest of the budget goes to independent samples.
+        """
+        self._engine.concluded = True
+
+    @property
+    def concluded(self) -> bool:
+        """Whether the algorithm saves the rest of its budget."""
+        return self._engine.concluded
 
     def finish_pinned(self) -> None:
         """Finishes and scores the pinned particles that the algorithm left behind, each alone.

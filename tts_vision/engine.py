@@ -34,6 +34,7 @@ class Engine:
         journal: Where operations are recorded.
         max_batch: Rows computed at once; shrinks when memory runs out.
         op: Number of the next operation.
+        concluded: Whether the algorithm saves the rest of its budget.
         recovery: Computes rows again whose stored tensors are lost.
         listeners: Called with each event, when it is recorded or, after a resume, repeated.
         observe: Called with each event that is recorded, and with the last one of each repeated operation.
@@ -42,6 +43,7 @@ class Engine:
     def __init__(self, seed: int, ledger: Ledger, journal: Journal, max_batch: int | None) -> None:
         self.seed, self.ledger, self.journal, self.max_batch = seed, ledger, journal, max_batch
         self.op = 0
+        self.concluded = False
         self.recovery: Recovery | None = None
         self.listeners: list[Callable[[Event], None]] = []
         self.observe: Callable[[Event], None] = lambda event: None

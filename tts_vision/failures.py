@@ -20,7 +20,7 @@ from tts_vision.errors import TTSVisionError
 _MACHINE = re.compile(r"memory|cuda|device|driver|disk|space left|connection|timed? ?out", re.IGNORECASE)
 # where the toolkit calls algorithms
 _CALLERS = ("tts_vision.runner", "tts_vision.rehearsal")
-_GROUPS = ("algorithm", "verifier", "features", "sampler", "model", "rewriter")
+_GROUPS = ("algorithm", "verifier", "features", "sampler", "model", "rewriter", "corrector")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tts_vision.candidates import Candidate
 from tts_vision.media import still
+from tts_vision.reflections import Reflection, reflections
 from tts_vision.trace import Ancestor, Event, ancestry, answers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from tts_vision.types import Region
 
 _SHEET_WIDTH, _MOST_IMAGES = 1280, 400
 _BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
@@ -173,6 +176,69 @@ def contact_sheet(
     return sheet
 
 
+def reflection_sheet(
+    told: Sequence[Reflection], candidates: Sequence[Candidate], *, title: str = ""
+) -> Image.Image:
+    """The judged samples one below the other: the image, why it was rejected, and what was made of it.
+
+    Parts of an image that the reason is about are framed. Of each correction the best samples are shown.
+
+    Args:
+        told: The reflections.
+        candidates: The finished samples, best first.
+        title: Of the sheet.
+    """
+    by_uid = {candidate.uid: candidate for candidate in candidates}
+    order = [candidate.uid for candidate in candidates]
+    side, words, most = 160, 250, 5
+    font, head = ImageFont.load_default(12), ImageFont.load_default(15)
+    shown = [each for each in told if each.uid in by_uid]
+    left = 8 + side + 12 + words
+    sheet = Image.new("RGB", (left + most * (side + 8), 36 + max(1, len(shown)) * (side + 28)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((8, 8), _shorten(title, 100), fill="black", font=head)
+    for row, each in enumerate(shown):
+        y = 34 + row * (side + 28)
+        _thumbnail(sheet, by_uid[each.uid], (8, y), side, each.regions)
+        draw.text((8, y + side + 3), _label(by_uid[each.uid], is_plain=False), fill="black", font=font)
+        lines = _wrapped("holds" if each.holds else each.reason or "rejected, without a reason", font, words)
+        lines = lines[:8] + [f"-> {c.corrector}: {len(c.uids)}" for c in each.corrections[:2]]
+        color = _LINE if each.holds else _BEST
+        draw.multiline_text((8 + side + 10, y + 2), "\n".join(lines), fill=color, font=font)
+        made = {uid for c in each.corrections for uid in c.uids}
+        for column, uid in enumerate([uid for uid in order if uid in made][:most]):
+            x = left + column * (side + 8)
+            _thumbnail(sheet, by_uid[uid], (x, y), side)
+            draw.text((x, y + side + 3), _label(by_uid[uid], is_plain=False), fill="black", font=font)
+    return sheet
+
+
+def _thumbnail(
+    sheet: Image.Image, candidate: Candidate, at: tuple[int, int], side: int, regions: Sequence[Region] = ()
+) -> None:
+    """Draws a sample into a square, and frames around some of its parts."""
+    has_pixels = candidate.media is not None or candidate.path is not None
+    image = _fit(still(candidate.load()), side) if has_pixels else Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    for left, top, right, bottom in regions:
+        box = (left * image.width, top * image.height, right * image.width - 1, bottom * image.height - 1)
+        if box[0] <= box[2] and box[1] <= box[3]:
+            draw.rectangle(box, outline=_BEST)
+    sheet.paste(image, (at[0] + (side - image.width) // 2, at[1] + (side - image.height) // 2))
+
+
+def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The words of a text in lines of at most so many pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 def _label(candidate: Candidate, *, is_plain: bool) -> str:
     value = candidate.score.value
     score = f"{value:.4f}"
@@ -194,6 +260,8 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, float] | None = None) -> str:
     """The family tree of a search: one line per particle from the step it was born at to where it ended.
+
+    Finished samples that were rejected say why, and dotted lines lead to those that were begun from them.
 
     Args:
         events: The trace.
@@ -219,6 +287,7 @@ def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, f
             # children made at one step would hide their parents without an indent
             x[uid] = max(x[uid], x[ancestor.parent] + 8)
     line = _line_of(born, best)
+    told = _reasons(events)
     width, bottom = max(left + num_steps * dx, *x.values()) + 150, top + height * len(order)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{bottom + 16:.0f}" '
@@ -233,7 +302,16 @@ def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, f
         parts.append(f'<text x="{at:.1f}" y="34" text-anchor="middle" fill="#777">{step}</text>')
     # the winner's line last, on top
     for uid in sorted(order, key=lambda u: u in line):
-        parts += _particle(born[uid], ends[uid], scores.get(uid), uid in line, x, y, left, dx, labels)
+        remarks = told.get(uid, [])
+        parts += _particle(
+            born[uid], ends[uid], scores.get(uid), uid in line, x, y, left, dx, labels, remarks
+        )
+    for rejected, child in _corrected(events, born):
+        start, end = left + ends[rejected] * dx, x[child]
+        parts.append(
+            f'<path d="M{start:.1f} {y[rejected]:.1f} L{end:.1f} {y[child]:.1f}" stroke="{_FAINT}" '
+            'stroke-dasharray="1 3" fill="none"/>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -247,6 +325,7 @@ def _particle(
     left: float,
     dx: float,
     labels: bool,
+    remarks: Sequence[str],
 ) -> list[str]:
     uid, parent = ancestor.uid, ancestor.parent
     color = _BEST if is_line else (_FAINT if score is None or math.isnan(score) else _LINE)
@@ -258,6 +337,7 @@ def _particle(
     facts += [str(ancestor.move)] if ancestor.move else []
     facts += [str(ancestor.condition)] if ancestor.condition else []
     facts += [f"score {verdict}"] if verdict else []
+    facts += remarks
     stop = max(left + end * dx, x[uid] + 4)
     parts = [f"<g><title>{escape(', '.join(facts))}</title>"]
     if parent is not None:
@@ -274,6 +354,24 @@ def _particle(
         parts.append(f'<text x="{stop + 5:.1f}" y="{y[uid] + 4:.1f}" fill="{color}">{text}</text>')
     parts.append("</g>")
     return parts
+
+
+def _reasons(events: Sequence[Event]) -> dict[int, list[str]]:
+    """What reflections say of particles, and of which rejected one they were begun."""
+    told: dict[int, list[str]] = {}
+    for each in reflections(events):
+        said = "holds" if each.holds else f"rejected: {each.reason or 'without a reason'}"
+        told.setdefault(each.uid, []).append(said)
+        for correction in each.corrections:
+            for uid in correction.uids:
+                told.setdefault(uid, []).append(f"corrects #{each.uid} by {correction.corrector}")
+    return told
+
+
+def _corrected(events: Sequence[Event], born: Mapping[int, Ancestor]) -> list[tuple[int, int]]:
+    """Rejected particles and those that were begun from them without being their children."""
+    pairs = [(each.uid, uid) for each in reflections(events) for c in each.corrections for uid in c.uids]
+    return [(a, b) for a, b in pairs if a in born and b in born and born[b].parent is None]
 
 
 def _last_steps(events: Sequence[Event], born: dict[int, Ancestor]) -> dict[int, int]:

@@ -32,7 +32,7 @@ from tts_vision.types import (
     State,
     Video,
 )
-from tts_vision.verifier import Asked, Best, Verifier
+from tts_vision.verifier import Asked, Best, Question, Verifier
 
 Target: TypeAlias = float | Literal["satisfied"] | None
 Decode: TypeAlias = Callable[[State], Sequence[Decoded]]
@@ -46,6 +46,8 @@ class Judging:
         prompt: The prompt that the user asked for.
         candidates: All scored samples.
         decoded: The samples that were decoded just now, by uid, while observers are told; else empty.
+        keeps_decoded: Whether samples are kept until others are decoded at another step, because features and
+            questions are about them too.
         target: The score, or ``satisfied``, at which the search ends.
     """
 
@@ -55,14 +57,14 @@ class Judging:
         self.verifier, self.prompt, self.target = verifier, prompt, target
         self.candidates = Candidates(satisfied_first=target == "satisfied")
         self.decoded: Mapping[int, Decoded] = {}
-        self.embeds = False
+        self.keeps_decoded = False
         self._engine, self._store = engine, store
         self._history = History()
         if verifier.learns:
             engine.listeners.append(self._history.add)
         engine.listeners.append(self._recall)
         self._embeddings: list[State] = []
-        # where features are in use: the samples decoded at one step, by uid; None if a former session did
+        # where samples are kept: those decoded at one step, by uid; None if a former session did
         self._decoded: dict[int, Decoded | None] = {}
         self._decoded_step = 0
         self._facts: dict[tuple[str, Condition], Mapping[str, Any]] = {}
@@ -118,7 +120,7 @@ class Judging:
     def features(self, sampler: Sampler, state: State, extractor: FeatureExtractor) -> Tensor:
         """Embeddings of samples or previews, ``(B, D)`` float32; see `SearchContext.features`."""
         engine = self._engine
-        self.embeds = True
+        self.keeps_decoded = True
         op, past = engine.begin("features")
         for event in past:
             if event.kind == "answer":
@@ -167,11 +169,11 @@ class Judging:
             rows = replace(state, latents=embedded, carry={}, shared={})
             return engine.journal.save(rows, event.op, 0)[0]
 
-    def _price(self, n: int) -> Cost:
+    def _price(self, n: int, verifier: Verifier | None = None) -> Cost:
         """The cost of decoding and scoring `n` samples together."""
-        return Cost(decodes=n, verifier_calls=sum(self.verifier.calls(n).values()))
+        return Cost(decodes=n, verifier_calls=sum((verifier or self.verifier).calls(n).values()))
 
-    def _affordable(self, wanted: int, extra: Cost) -> int:
+    def _affordable(self, wanted: int, extra: Cost, verifier: Verifier | None = None) -> int:
         """How many of the `wanted` scores can be paid for; each preview costs `extra` besides decoding."""
         if self._engine.journal.is_spent:
             return 0
@@ -181,13 +183,14 @@ class Judging:
         low, high = 0, wanted + 1
         while high - low > 1:
             middle = wanted if high > wanted else (low + high) // 2
-            fits = left.affords(self._price(middle) + extra * middle)
+            fits = left.affords(self._price(middle, verifier) + extra * middle)
             low, high = (middle, high) if fits else (low, middle)
         return low
 
     def _score_rows(self, op: int, sampler: Sampler, rows: State, preview: bool) -> dict[int, Score]:
-        samples = self._decode(op, sampler, rows, preview, scored=True)
-        scores = self._ask(samples, [self.prompt] * len(samples), step=rows.step if preview else None)
+        samples = self._decode(op, sampler, rows, preview, scored_by=self.verifier)
+        prompts = [self.prompt] * len(samples)
+        scores = self._ask(samples, prompts, rows.step if preview else None, self.verifier)
         files = []
         settled = not self.verifier.settles
         for uid, condition, sample, score in zip(rows.uids, rows.conditions, samples, scores):
@@ -217,23 +220,42 @@ class Judging:
 
     def _stage_score(self, sampler: Sampler, state: State, prompts: Sequence[Prompt]) -> Tensor:
         """Scores by other prompts than that of the user; they guide the search but make no candidates."""
-        op, past = self._engine.begin("stage_score")
         asked = [prompt.text for prompt in prompts]
+        scores = self._side_scores("stage_score", asked, sampler, state, self.verifier, prompts)
+        return torch.tensor([score.value for score in scores], dtype=torch.float64)
+
+    def judge(self, sampler: Sampler, state: State, question: Question) -> list[Score]:
+        """The verifier's answers to a question about samples or previews; see `SearchContext.judge`."""
+        self.keeps_decoded = True
+        prompts = [self.prompt] * len(state)
+        return self._side_scores("judge", question.question, sampler, state, question, prompts)
+
+    def _side_scores(
+        self,
+        what: str,
+        asked: Any,
+        sampler: Sampler,
+        state: State,
+        verifier: Verifier,
+        prompts: Sequence[Prompt],
+    ) -> list[Score]:
+        """Scores that make no candidates, recorded as the answer `what` to what was `asked`; all or none."""
+        op, past = self._engine.begin(what)
         for event in past:
-            if event.kind == "answer" and event.what == "stage_score":
+            if event.kind == "answer" and event.what == what:
                 check_repeats((event.value, event.uids) == (asked, state.uids))
-                return torch.tensor(event.values, dtype=torch.float64)
-        if self._affordable(len(state), _preview_price(sampler, state)) < len(state):
+                return list(event.scores)
+        if self._affordable(len(state), _preview_price(sampler, state), verifier) < len(state):
             raise BudgetSpent
         preview = state.step < sampler.num_steps
-        media = self._decode(op, sampler, state, preview, scored=True)
+        media = self._decode(op, sampler, state, preview, scored_by=verifier)
         if len(media) < len(state):
             raise BudgetSpent
-        scores = self._ask(media, prompts, step=state.step if preview else None)
+        scores = self._ask(media, prompts, step=state.step if preview else None, verifier=verifier)
         self._engine.record(
             Answer(
                 op=op,
-                what="stage_score",
+                what=what,
                 uids=state.uids,
                 step=state.step,
                 value=asked,
@@ -241,9 +263,11 @@ class Judging:
                 scores=tuple(scores),
             )
         )
-        return torch.tensor([score.value for score in scores], dtype=torch.float64)
+        return scores
 
-    def _ask(self, samples: Sequence[Decoded], prompts: Sequence[Prompt], step: int | None) -> list[Score]:
+    def _ask(
+        self, samples: Sequence[Decoded], prompts: Sequence[Prompt], step: int | None, verifier: Verifier
+    ) -> list[Score]:
         """The scores of the samples; the verifier is not asked about invalid ones."""
         valid = {i: sample for i, sample in enumerate(samples) if not isinstance(sample, Invalid)}
         best = self.candidates.best if step is None else None
@@ -255,7 +279,7 @@ class Judging:
             remember=self._engine.part,
         )
         with self._engine.ledger.phase("verify"):
-            found = safe_scores(self.verifier, [*valid.values()], [prompts[i] for i in valid], asked=asked)
+            found = safe_scores(verifier, [*valid.values()], [prompts[i] for i in valid], asked=asked)
         scores = {i: _remarked(score, valid[i]) for i, score in zip(valid, found)}
         return [
             Score.of_invalid(sample.reason) if isinstance(sample, Invalid) else scores[i]
@@ -263,7 +287,13 @@ class Judging:
         ]
 
     def _decode(
-        self, op: int, sampler: Sampler, rows: State, preview: bool, *, scored: bool = False
+        self,
+        op: int,
+        sampler: Sampler,
+        rows: State,
+        preview: bool,
+        *,
+        scored_by: Verifier | None = None,
     ) -> list[Decoded]:
         """The samples or previews of the rows; only of the first ones when time runs out.
 
@@ -272,7 +302,7 @@ class Judging:
             sampler: Decodes.
             rows: Particles, of which those that were decoded at this step before are not decoded again.
             preview: Whether they are unfinished.
-            scored: Whether they are scored next, which has to be paid for too.
+            scored_by: What they are scored by next, which has to be paid for too; nothing if None.
         """
         engine = self._engine
         decode = sampler.preview if preview else sampler.decode
@@ -282,7 +312,8 @@ class Judging:
         for a, b in engine.batches(len(todo)):
             part = rows.select(todo[a:b])
             cost = Cost(decodes=sum(uid not in done for uid in part.uids))
-            ahead = self._price(len(rows) - len(todo) + b).verifier_calls if scored else 0
+            scored = len(rows) - len(todo) + b
+            ahead = 0 if scored_by is None else self._price(scored, scored_by).verifier_calls
             if a and not engine.ledger.affords(cost + Cost(verifier_calls=ahead)):
                 break  # time runs out: go on with the decoded ones
             engine.ledger.charge(cost)
@@ -321,8 +352,8 @@ class Judging:
         return self._facts[key]
 
     def _decoded_at(self, step: int) -> dict[int, Decoded | None]:
-        """The samples decoded at a step, by uid; forgotten at once where no features are in use."""
-        if not self.embeds:
+        """The samples decoded at a step, by uid; forgotten at once where one operation alone needs them."""
+        if not self.keeps_decoded:
             return {}
         if self._decoded_step != step:
             self._decoded, self._decoded_step = {}, step

@@ -1,4 +1,4 @@
-"""Finds algorithms, verifiers, samplers, models and evaluators by name.
+"""Finds algorithms, verifiers, samplers, models, correctors and evaluators by name.
 
 A plugin is one module in the package of its kind that calls `register`; nothing else lists it. Which module
 registers a name is read from its source, so that finding one plugin imports no other. Plugins of other
@@ -28,7 +28,9 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from tts_vision.errors import ConfigError, UnknownNameError
 from tts_vision.trust import check_allowed
 
-Kind: TypeAlias = Literal["algorithm", "verifier", "features", "sampler", "model", "rewriter", "evaluator"]
+Kind: TypeAlias = Literal[
+    "algorithm", "verifier", "features", "sampler", "model", "rewriter", "corrector", "evaluator"
+]
 Plugin = TypeVar("Plugin", bound=Callable[..., Any])
 
 PACKAGES: dict[Kind, str] = {
@@ -38,6 +40,7 @@ PACKAGES: dict[Kind, str] = {
     "sampler": "tts_vision.pipelines",
     "model": "tts_vision.pipelines",
     "rewriter": "tts_vision.rewriters",
+    "corrector": "tts_vision.correctors",
     "evaluator": "tts_vision.eval.evaluators",
 }
 _CALL = re.compile(
@@ -55,6 +58,7 @@ class Entry:
         name: What users call it.
         target: The function or class.
         needs: Capabilities of the sampler without which an algorithm cannot run.
+        asks: Questions of the verifier without which an algorithm cannot run; see `Verifier.questions`.
         wants_stochastic: Whether an algorithm is meant for samplers that add noise at each step.
         paper: Where it comes from.
         notes: Facts to show beside it (licence, checkpoint ids, capabilities).
@@ -68,6 +72,7 @@ class Entry:
     name: str
     target: Callable[..., Any]
     needs: frozenset[str] = frozenset()
+    asks: frozenset[str] = frozenset()
     wants_stochastic: bool = False
     paper: str = ""
     notes: dict[str, str] = field(default_factory=dict)
@@ -93,6 +98,7 @@ def register(
     name: str,
     *,
     needs: frozenset[str] | set[str] = frozenset(),
+    asks: frozenset[str] | set[str] = frozenset(),
     wants_stochastic: bool = False,
     paper: str = "",
     notes: dict[str, str] | None = None,
@@ -109,6 +115,7 @@ def register(
         kind: What it is.
         name: What users call it.
         needs: As in `Entry`.
+        asks: As in `Entry`.
         wants_stochastic: As in `Entry`.
         paper: As in `Entry`.
         notes: As in `Entry`.
@@ -134,6 +141,7 @@ def register(
             name=name,
             target=target,
             needs=frozenset(needs),
+            asks=frozenset(asks),
             wants_stochastic=wants_stochastic,
             paper=paper,
             notes=notes or {},

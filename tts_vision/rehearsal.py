@@ -43,9 +43,10 @@ class StandInSampler(Sampler):
         self.name, self.modality, self.num_steps = real.name, real.modality, real.num_steps
         self.last_noisy_step, self.shares_forwards = real.last_noisy_step, real.shares_forwards
         self.capabilities, self.preview_shows_step = real.capabilities, real.preview_shows_step
+        self.grid = real.grid
+        self.draws_start = real.draws_start
 
     def condition_of(self, prompt: Prompt) -> Condition:
-        self.draws_start = real.draws_start
         return self.real.condition_of(prompt)
 
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
@@ -99,6 +100,9 @@ class StandInSampler(Sampler):
     def move(self, step: int, strength: float) -> Move | None:
         return self.real.move(step, strength)
 
+    def remasking(self, tokens: Sequence[int], to_step: int) -> Move | None:
+        return self.real.remasking(tokens, to_step)
+
     def apply(self, move: Move, state: State) -> State:
         step = move.target(state.step)
         latents = state.latents
@@ -114,12 +118,17 @@ class StandInVerifier(Verifier):
     """Announces the calls of the verifier that it stands for, and looks at nothing.
 
     Its scores are equal within a call, so that resampling copies as little as it can, and rise from call to
-    call, so that no search stops for lack of progress.
+    call, so that no search stops for lack of progress. Questions get the verdict that is expected.
+
+    Attributes:
+        expected: The verdict of the next answers.
     """
 
     def __init__(self, real: Verifier) -> None:
         self.real, self.name, self.accepts = real, real.name, real.accepts
-        self.differentiable = real.differentiable
+        self.differentiable, self.questions = real.differentiable, real.questions
+        self.checks_demands = real.checks_demands
+        self.expected = True
         self._asked = 0
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
@@ -128,6 +137,12 @@ class StandInVerifier(Verifier):
 
     def calls(self, n: int) -> dict[str, int]:
         return self.real.calls(n)
+
+    def answer(self, question: str, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        return [Score(value=float(self.expected), satisfied=self.expected)] * len(media)
+
+    def calls_to_answer(self, question: str, n: int) -> dict[str, int]:
+        return self.real.calls_to_answer(question, n)
 
 
 class StandInFeatures:
@@ -187,8 +202,14 @@ class Rehearsal(SearchContext):
         *arguments: Any,
         cost: Cost | Mapping[str, int] | None = None,
         expected: Any = None,
+        about: State | None = None,
     ) -> Any:
         return super().ask(name, lambda: expected, cost=cost)
+
+    def judge(self, state: State, question: str, *, expected: bool = True) -> list[Score]:
+        assert isinstance(self.verifier, StandInVerifier)
+        self.verifier.expected = expected
+        return super().judge(state, question)
 
     def warn(self, message: str) -> None:
         return None

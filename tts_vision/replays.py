@@ -27,6 +27,7 @@ from tts_vision.sampler import Sampler
 from tts_vision.trace import Ancestor
 from tts_vision.trust import trusting
 from tts_vision.types import Media, State
+from tts_vision.verifier import FunctionVerifier
 
 Samplers: TypeAlias = Mapping[str, Sampler]
 
@@ -85,11 +86,14 @@ def replay(
 
 def _replayed(root: Path, result: Result, pipe: Any, verifier: Any, samplers: Samplers | None) -> Replay:
     best = result.best
-    guided = "differentiable" in find_algorithm(result.config).needs
+    entry = find_algorithm(result.config)
+    guided = "differentiable" in entry.needs
+    silent = FunctionVerifier(_never_scores)
+    silent.questions = entry.asks
     # nothing is judged, so live verifiers may be missing, but for one whose gradients guided the search
     config = result.config.model_copy(update={"target": None, "holdout_verifier": None})
     config = with_inputs(config, root)
-    setup = prepare(config, Live(pipe=pipe, verifier=verifier if guided else _never_scores))
+    setup = prepare(config, Live(pipe=pipe, verifier=verifier if guided else silent))
     chain = result.lineage(best.uid)
     ctx = SearchContext(
         setup.sampler, setup.verifier, setup.prompt, seed=config.seed, open_sampler=setup.open_sampler

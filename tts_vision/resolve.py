@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,8 @@ from tts_vision.errors import (
 )
 from tts_vision.features import default_features
 from tts_vision.gradients import require_gradients
-from tts_vision.ledger import Budget
 from tts_vision.inputs import check_inputs
+from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters, validate
 from tts_vision.registry import Entry, entries, entry_of, lookup, registered
 from tts_vision.sampler import Sampler
@@ -67,12 +68,20 @@ class Setup:
     prompt: Prompt
     budget: Budget
 
-    def open_sampler(self, model: str) -> Sampler:
-        """The sampler of another model, for `SearchContext.using`."""
-        config = self.config.model_copy(
-            update={"model": model, "model_options": ModelOptions(), "sampler_options": SamplerOptions()}
-        )
-        return find_sampler(config, Live(), stochastic=False)
+    def open_sampler(self, name: str) -> Sampler:
+        """The sampler of another model, for `SearchContext.using`.
+
+        Args:
+            name: As ``--model`` takes it; arguments of the pipeline's call may follow a question mark, as in
+                ``editor?strength=0.6&num_inference_steps=20``.
+
+        Raises:
+            ConfigError: If the arguments cannot be read.
+        """
+        model, arguments = _with_arguments(name)
+        options = SamplerOptions(pipeline_kwargs=arguments)
+        update = {"model": model, "model_options": ModelOptions(), "sampler_options": options}
+        return find_sampler(self.config.model_copy(update=update), Live(), stochastic=False)
 
 
 def fill_defaults(config: RunConfig, live: Live | None = None) -> RunConfig:
@@ -125,6 +134,8 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
             _check_modality(judge, sampler)
             if judge is verifier and "differentiable" in entry.needs:
                 require_gradients(verifier, f"algorithm {entry.name!r}")
+            if judge is verifier:
+                _check_questions(entry, verifier)
             judge.load()
     _check_target(config, verifier)
     calls = sum(verifier.calls(1).values())
@@ -141,6 +152,26 @@ def prepare(config: RunConfig, live: Live | None = None) -> Setup:
         prompt=prompt,
         budget=Budget.parse(config.budget).resolve(sample + Cost(decodes=1, verifier_calls=calls)),
     )
+
+
+def _with_arguments(name: str) -> tuple[str, dict[str, Any]]:
+    """A model's name, and the arguments of its call that follow it."""
+    model, mark, text = name.partition("?")
+    pairs = [part.partition("=") for part in text.split("&")] if mark else []
+    if any(not key or not equals for key, equals, _ in pairs):
+        raise ConfigError(
+            "Arguments of another model's call are written 'MODEL?key=value&key=value' but got "
+            f"{name!r}; change what follows the question mark."
+        )
+    return model, {key: json.loads(value) if _is_json(value) else value for key, _, value in pairs}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _given(entry: Entry, config: RunConfig) -> dict[str, Any]:
@@ -180,6 +211,7 @@ def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
         live: A `Sampler`, or any pipeline that a registered sampler accepts.
         stochastic: Whether steps add noise where the configuration leaves it open.
     """
+    check_inputs(config)
     pipe = load_model(config) if live.pipe is None else live.pipe
     options = config.sampler_options
     if isinstance(pipe, Sampler):
@@ -211,7 +243,6 @@ def load_model(config: RunConfig) -> Any:
         ConfigError: If the name is of no model.
         PipelineError: If it cannot be loaded.
     """
-    check_inputs(config)
     _refuse_live("model", config.model, "search(pipe, ..., output=FOLDER, resume=True)")
     entry = _find_model(config.model)
     try:
@@ -355,6 +386,16 @@ def _check_capabilities(entry: Entry, sampler: Sampler) -> None:
         f"Algorithm {entry.name!r} needs a sampler with {', '.join(sorted(entry.needs))} but "
         f"{sampler.name!r} lacks {', '.join(missing)}; {remedy}."
     )
+
+
+def _check_questions(entry: Entry, verifier: Verifier) -> None:
+    missing = sorted(entry.asks - verifier.questions)
+    if missing:
+        raise CapabilityError(
+            f"Algorithm {entry.name!r} needs a verifier that answers {' and '.join(sorted(entry.asks))} but "
+            f"{verifier.name!r} does not answer {' and '.join(missing)}; use a step verifier such as parm, "
+            "or another algorithm."
+        )
 
 
 def _check_modality(verifier: Verifier, sampler: Sampler) -> None:

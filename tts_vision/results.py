@@ -35,6 +35,7 @@ from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Spent
 from tts_vision.media import read_text, still, suffix_of, write_media
 from tts_vision.metadata import from_seed, model_fingerprint, sample_text, version_of
+from tts_vision.reflections import Reflection, reflections
 from tts_vision.resampling import ess, normalise
 from tts_vision.trace import Ancestor, Event, Family, answers, check_order, lineage, read_trace
 from tts_vision.types import Media, Score
@@ -234,6 +235,11 @@ class Result:
         """How previews ranked their finished samples, by step; empty if none was scored."""
         return preview_trust(self.trace, self._final)
 
+    @property
+    def reflections(self) -> list[Reflection]:
+        """The finished samples that were judged, the reasons, and what was begun from them, in order."""
+        return reflections(self.trace)
+
     def plot(self) -> Figure:
         """The best score so far, against network evaluations and against seconds; the holdout's beside it."""
         from tts_vision.figures import known_at, scaling
@@ -390,6 +396,9 @@ def _draw(result: Result, root: Path) -> None:
         lambda part: plot.savefig(part, format="png", dpi=120, metadata={"Software": None}),
         "The plot",
     )
+    if result.reflections:
+        told = figures.reflection_sheet(result.reflections, result.population, title=result.config.prompt)
+        replace_file(root / "reflections.png", lambda part: told.save(part, "PNG"), "The reflections")
     best = None if result.winner is None else result.winner.uid
     tree = figures.lineage_svg(result.trace, best, {c.uid: c.score.value for c in result.population})
     replace_file(root / "lineage.svg", lambda part: part.write_text(tree), "The lineage")
@@ -415,6 +424,7 @@ def report(result: Result) -> dict[str, Any]:
         "ess": _number(result.ess),
         "budget": {key: value for key, value in asdict(result.budget).items() if value is not None},
         "spent": result.spent.model_dump(exclude={"seconds", "elapsed", "peak_memory"}),
+        "reflections": [reflection.as_json() for reflection in result.reflections],
         "holdout": None if result.holdout is None else result.holdout.as_json(),
         "preview_trust": [asdict(row) for row in result.preview_trust],
         "lineage": []

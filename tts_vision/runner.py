@@ -335,8 +335,8 @@ def conduct(
     """Runs an algorithm at the size that its budget pays for.
 
     Where the size is left open, the largest affordable one is found by rehearsal, and the rest of the budget
-    goes to independent samples. Under a limit of time, one plain sample is drawn first to measure speeds; it
-    is a candidate like any other.
+    goes to independent samples, unless the algorithm concludes that nothing is left to be gained. Under a
+    limit of time, one plain sample is drawn first to measure speeds; it is a candidate like any other.
 
     Args:
         context: What the algorithm runs on.
@@ -368,7 +368,7 @@ def conduct(
         _check_affordable(context, algorithm, params, "it")
         return algorithm(context, **params)
     state = algorithm(context, **params, **{size: n}) if n else plain
-    extra = top_up(context)
+    extra = None if context.concluded else top_up(context)
     return extra if state is None else state
 
 

@@ -40,6 +40,7 @@ class Sampler(ABC):
             earlier step, are drawn by uid, so that no two are equal there.
         preview_shows_step: Whether a preview depends on the randomness of the last step, as that of tokens
             does. An x0 estimate is made before the noise of its step is added.
+        grid: Rows and columns of its tokens, where latents are a grid of them over the image.
         capabilities: The abilities that algorithms may ask for:
 
             ``noise``       the state at step 0 is Gaussian noise that may be replaced;
@@ -57,11 +58,12 @@ class Sampler(ABC):
     num_steps: int
     last_noisy_step: int = -1
     shares_forwards: bool = False
+    draws_start: bool = False
     preview_shows_step: bool = False
+    grid: tuple[int, int] | None = None
     capabilities: frozenset[str] = frozenset()
     meter: Meter = NoMeter()
 
-    draws_start: bool = False
     def bind(self, meter: Meter) -> None:
         """Reports all spending to `meter` from now on."""
         self.meter = meter
@@ -128,6 +130,15 @@ class Sampler(ABC):
     def renoise(self, state: State, to_step: int) -> State:
         """The state sent back to the earlier `to_step` with fresh noise (capability ``renoise``)."""
         raise self._cannot("renoise", "going back to an earlier step")
+
+    def remasking(self, tokens: Sequence[int], to_step: int) -> Move | None:
+        """The move that draws chosen tokens of a finished state again and keeps the others, if there is one.
+
+        Args:
+            tokens: Their numbers, row by row of the `grid`.
+            to_step: The earlier step, at least 1, from which on they are drawn.
+        """
+        return None
 
     def move(self, step: int, strength: float) -> Move | None:
         """The move that redoes part of the randomness behind a state at `step`; None if there is none.

@@ -109,11 +109,12 @@ class Answer(_Event):
     """A recorded answer.
 
     Attributes:
-        what: ``score``; ``stage_score``, by other prompts than that of the user; ``features``; ``heldout``;
-            ``note``; ``part``, inside another operation; or the name that an algorithm asked under.
+        what: ``score``; ``stage_score``, by other prompts than that of the user; ``judge``, by a question of
+            the verifier; ``features``; ``heldout``; ``note``; ``part``, inside another operation; or the name
+            that an algorithm asked under.
         value: The answer as JSON has it; of ``features`` the name of the extractor, of ``stage_score`` the
-            prompts.
-        scores: Of ``score``, ``stage_score`` and ``heldout``, one per row.
+            prompts, of ``judge`` the question.
+        scores: Of ``score``, ``stage_score``, ``judge`` and ``heldout``, one per row.
         files: Of ``score``: names of the stored samples, empty where there is none.
         preview: Whether the samples were unfinished.
         blob: Name of the stored tensor, of ``features``.
@@ -186,9 +187,9 @@ Event = Annotated[
 _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 PART = "part"
 """Name of the answers inside an operation that is not done yet."""
-OPERATIONS = frozenset(
-    {"init", "advance", "gradient", "decode", "score", "stage_score", "features", "heldout", "select", PART}
-)
+SCORES = frozenset({"score", "stage_score", "judge", "heldout"})
+"""Names of the answers that are scores of particles."""
+OPERATIONS = frozenset({"init", "advance", "gradient", "decode", "features", "select", PART}) | SCORES
 """Names that no answer of an algorithm can have."""
 _FORMER = {"init", "advance", "select", "mutate", "renoise", "measure", "decode", "score", "features"}
 _FORMER |= {"gradient", "note", "holdout"}
@@ -282,7 +283,7 @@ def _flaw(event: Event) -> str | None:
             return "it has no rewards"
     elif event.kind == "answer":
         rows = {"scores": len(event.scores), "files": len(event.files)}
-        if event.what in ("score", "stage_score", "heldout") and len(event.scores) != len(event.uids):
+        if event.what in SCORES and len(event.scores) != len(event.uids):
             return "scores are not one for each particle"
     wrong = next((name for name, n in rows.items() if n not in (0, len(event.uids))), None)
     if wrong is not None:

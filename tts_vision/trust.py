@@ -32,7 +32,14 @@ _MODULE = re.compile(r"\w[\w.]*:\w+")
 # what may be code or an endpoint, in whatever setting: wider than `demands`
 _ASKING = re.compile(r"\.py@|://|\w:(?!\w+=)\w|key_variable")
 _KEY = "key_variable"
-_SPECS: dict[str, Kind] = {"rewriter": "rewriter", "features": "features", "verifier": "verifier"}
+_SPECS: dict[str, Kind] = {
+    "rewriter": "rewriter",
+    "refine_by": "rewriter",
+    "corrector": "corrector",
+    "critic": "corrector",
+    "features": "features",
+    "verifier": "verifier",
+}
 
 
 def check_allowed(name: str, does: str) -> None:

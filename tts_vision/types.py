@@ -62,6 +62,10 @@ class Invalid:
 
 
 Decoded: TypeAlias = Media | Invalid
+
+Region: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom edge of a part of an image, as shares of its width and height."""
+
 _INVALID = "invalid sample: "
 
 
@@ -73,6 +77,8 @@ class Score(BaseModel):
         parts: Named components of the value, for reports.
         reason: Why the value is what it is, or why there is none.
         satisfied: Whether all demands of the prompt are met; None where the verifier does not check demands.
+            Of an answer to a question: whether it is yes.
+        regions: The parts of the image that the reason is about, where the verifier locates them.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -81,6 +87,7 @@ class Score(BaseModel):
     parts: dict[str, float] = Field(default_factory=dict)
     reason: str | None = None
     satisfied: bool | None = None
+    regions: tuple[Region, ...] = ()
 
     @classmethod
     def unscored(cls, reason: str) -> Score:

@@ -79,6 +79,11 @@ class Verifier(ABC):
         settles: Whether `settle` makes values anew whenever samples are added, as ranks need.
         learns: Whether `score` learns from `Asked.history`.
         checks_demands: Whether scores say if all demands of the prompt are met (`Score.satisfied`).
+        questions: Further questions that it answers, each by the method of that name, which takes samples and
+            prompts and returns a score for each: P(yes) or the like, and in `Score.satisfied` the verdict, by
+            default whether the value is above 0.5. Searches ask for ``clarity`` (is this preview clear
+            enough to judge?), ``potential`` (will it become a good sample?) and ``reflection`` (is this
+            sample good, and if not, why?).
 
     Example:
         >>> class Brightness(Verifier):
@@ -94,6 +99,7 @@ class Verifier(ABC):
     settles: bool = False
     learns: bool = False
     checks_demands: bool = False
+    questions: frozenset[str] = frozenset()
 
     @abstractmethod
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
@@ -107,6 +113,25 @@ class Verifier(ABC):
 
     def calls(self, n: int) -> dict[str, int]:
         """Calls that scoring `n` samples of one prompt takes, by the name of the verifier that is called."""
+        return {self.name: n}
+
+    def answer(self, question: str, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        """The answers to one of its `questions`, one per sample, in order.
+
+        Raises:
+            CapabilityError: If it does not answer that question.
+        """
+        if question not in self.questions:
+            answers = ", ".join(sorted(self.questions)) or "none"
+            raise CapabilityError(
+                f"A question must be one that the verifier answers but {self.name!r} was asked for "
+                f"{question!r} and answers {answers}; use another verifier, such as parm."
+            )
+        answered_by: Callable[..., list[Score]] = getattr(self, question)
+        return answered_by(media, prompts)
+
+    def calls_to_answer(self, question: str, n: int) -> dict[str, int]:
+        """Calls that the answers to a question about `n` samples take, by the name of what is called."""
         return {self.name: n}
 
     def settle(self, scores: Sequence[Score]) -> list[float]:
@@ -140,6 +165,37 @@ class Verifier(ABC):
         )
 
 
+class Question(Verifier):
+    """One question of a verifier, as a verifier whose scores are the answers.
+
+    Args:
+        verifier: Answers it.
+        question: One of its `Verifier.questions`.
+
+    Raises:
+        CapabilityError: If it does not answer that question.
+    """
+
+    def __init__(self, verifier: Verifier, question: str) -> None:
+        self.verifier, self.question = verifier, question
+        self.name, self.accepts = verifier.name, verifier.accepts
+        if question not in verifier.questions:
+            verifier.answer(question, [], [])
+
+    def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
+        found = self.verifier.answer(self.question, media, prompts)
+        return [_with_verdict(score) for score in as_scores(found, len(media), self.name)]
+
+    def calls(self, n: int) -> dict[str, int]:
+        return self.verifier.calls_to_answer(self.question, n)
+
+
+def _with_verdict(score: Score) -> Score:
+    if score.satisfied is not None or math.isnan(score.value):
+        return score
+    return score.model_copy(update={"satisfied": score.value > 0.5})
+
+
 class FunctionVerifier(Verifier):
     """A plain function ``f(media, prompts) -> floats`` as a verifier.
 
@@ -162,7 +218,7 @@ class ObjectVerifier(Verifier):
     """An object with ``name``, ``accepts`` and ``score(media, prompts)`` as a verifier.
 
     It may return scores, or numbers as a function may. Its ``load()`` and ``rewards(pixels, prompts)`` are
-    used where it has them.
+    used where it has them, and the methods that its ``questions`` name.
     """
 
     def __init__(self, wrapped: Any) -> None:
@@ -170,9 +226,15 @@ class ObjectVerifier(Verifier):
         self.name: str = wrapped.name
         self.accepts: frozenset[Modality] = frozenset(wrapped.accepts)
         self.differentiable = callable(getattr(wrapped, "rewards", None))
+        self.questions = frozenset(getattr(wrapped, "questions", ()))
 
     def score(self, media: Sequence[Media], prompts: Sequence[Prompt], asked: Asked = ALONE) -> list[Score]:
         return as_scores(self.wrapped.score(media, prompts), len(media), self.name)
+
+    def answer(self, question: str, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        if question not in self.questions:
+            return super().answer(question, media, prompts)
+        return as_scores(getattr(self.wrapped, question)(media, prompts), len(media), self.name)
 
     def load(self) -> None:
         getattr(self.wrapped, "load", lambda: None)()

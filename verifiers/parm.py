@@ -7,7 +7,7 @@ from typing import Any
 
 from tts_vision.registry import register
 from tts_vision.types import Media, Prompt, Score
-from tts_vision.verifiers.orm import ORM, _filled, _neither
+from tts_vision.verifiers.orm import FINAL, ORM, _filled, _neither
 
 # The checkpoint was trained on this wording and spacing, which comes after the image.
 CLARITY = (
@@ -22,6 +22,8 @@ POTENTIAL = (
     "Do you think whether the image has the potential to iterate to the image satisfied the prompt? Please "
     "answer yes or no with no explanation.(yes or no in lowercase and no full point)"
 )
+REASON = "Why does this image not represent the prompt? Please answer in one sentence."
+LONGEST_REASON = 64
 WORST = 50.0  # the paper's code ranks a garbled answer behind all others
 
 
@@ -38,13 +40,15 @@ class PARM(ORM):
     """PARM: P(yes) of its final question for finished images, in [0, 1]; of two more for unfinished ones.
 
     A search asks `clarity` of the preview at each step until it is clear, then `potential` once, and at
-    the end `score` of those that have potential.
+    the end `score` of those that have potential. `reflection` says why the winner is wrong, in the model's own
+    words; the published checkpoint was not trained for that.
 
     Args:
         checkpoint: Folder, or hub id with the folder inside the repository, in the layout of LLaVA-NeXT.
     """
 
     name = "parm"
+    questions = frozenset({"clarity", "potential", "reflection"})
 
     def __init__(
         self,
@@ -84,12 +88,23 @@ class PARM(ORM):
         """
         return self._in_batches(self._potential, media, prompts)
 
+    def reflection(self, media: Sequence[Media], prompts: Sequence[Prompt]) -> list[Score]:
+        """Whether finished images represent their prompts, and the reason for those that do not.
+
+        Returns:
+            P(yes) of the final question, in [0, 1].
+        """
+        return self._in_batches(self._reflection, media, prompts)
+
+    def calls_to_answer(self, question: str, n: int) -> dict[str, int]:
+        return {self.name: 2 * n if question == "reflection" else n}
+
     def _clarity(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
         questions = [_filled(CLARITY, prompt) for prompt in prompts]
         if not self.reference_sampling:
             return _with_verdict("clear", self._probabilities(samples, questions))
         drawn = [float(word != "no") for word, _ in self._drawn(samples, questions, "no")]
-        return [Score(value=clear, parts={"clear": clear}) for clear in drawn]
+        return [Score(value=clear, parts={"clear": clear}, satisfied=bool(clear)) for clear in drawn]
 
     def _potential(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
         dialogues = [[_filled(CLARITY, prompt), "yes", POTENTIAL] for prompt in prompts]
@@ -100,9 +115,21 @@ class PARM(ORM):
             valid = word in {"yes", "no"}
             no = probability if valid else WORST
             parts = {"potential": float(word == "yes"), "no_probability": no}
-            scores.append(Score(value=1 - no, parts=parts, reason=None if valid else _neither(word)))
+            reason = None if valid else _neither(word)
+            scores.append(Score(value=1 - no, parts=parts, reason=reason, satisfied=word == "yes"))
         return scores
+
+    def _reflection(self, samples: list[Any], prompts: list[Prompt]) -> list[Score]:
+        finals = self._probabilities(samples, [_filled(FINAL, prompt) for prompt in prompts])
+        wrong = [i for i, score in enumerate(finals) if not score.value > 0.5]
+        asked = [[_filled(FINAL, prompts[i]), "no", REASON] for i in wrong]
+        told = self._vlm.generate([[samples[i]] for i in wrong], asked, max_new_tokens=LONGEST_REASON)
+        reasons = dict(zip(wrong, told))
+        return [
+            Score(value=score.value, reason=reasons.get(i) or None, satisfied=i not in wrong)
+            for i, score in enumerate(finals)
+        ]
 
 
 def _with_verdict(name: str, scores: list[Score]) -> list[Score]:
-    return [Score(value=s.value, parts={name: float(s.value > 0.5)}) for s in scores]
+    return [Score(value=s.value, parts={name: float(s.value > 0.5)}, satisfied=s.value > 0.5) for s in scores]

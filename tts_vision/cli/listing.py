@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from tts_vision.registry import Kind
 
 
-_KINDS: tuple[Kind, ...] = ("model", "sampler", "algorithm", "verifier", "rewriter", "evaluator")
+_KINDS: tuple[Kind, ...] = (
+    "model",
+    "sampler",
+    "algorithm",
+    "verifier",
+    "rewriter",
+    "corrector",
+    "evaluator",
+)
 
 
 @app.command("list")

@@ -27,7 +27,10 @@ def kind_table(kind: Kind, found: Sequence[Listing]) -> Table:
 
 
 def _facts(listing: Listing) -> str:
-    facts = [*listing.needs, *(["(stochastic steps)"] if listing.wants_stochastic else []), *listing.accepts]
+    questions = f"a verifier that answers {' and '.join(listing.asks)}"
+    facts = [*listing.needs, *([questions] if listing.asks else [])]
+    facts += ["(stochastic steps)"] if listing.wants_stochastic else []
+    facts += listing.accepts
     return ", ".join([*facts, *(f"{key}: {value}" for key, value in listing.notes.items())])
 
 

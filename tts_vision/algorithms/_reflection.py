@@ -1,0 +1,151 @@
+"""Reflection: finished samples are judged, and correctors begin new samples from them and the reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from tts_vision.algorithms._paths import by_context
+from tts_vision.context import SearchContext
+from tts_vision.correcting import Begun, CannotCorrect, Corrector, Rejected
+from tts_vision.critics import ChatCritic
+from tts_vision.errors import CapabilityError
+from tts_vision.reflections import CORRECTION, REFLECTION
+from tts_vision.rewriting import Rewriter
+from tts_vision.types import Region, Score, State
+
+QUESTION = "reflection"
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A finished and scored sample that may be corrected.
+
+    Attributes:
+        context: Of its generator.
+        state: The particle, one row.
+        prompt: The prompt that a correction starts from.
+        failures: Corrections of it that were no better.
+    """
+
+    context: SearchContext
+    state: State
+    prompt: str
+    failures: int = 0
+
+    @property
+    def score(self) -> Score:
+        return self.context.candidates[self.state.uids[0]].score
+
+    @property
+    def value(self) -> float:
+        return self.context.current_scores(self.state).item()
+
+    def rejected(self, reason: str = "", regions: tuple[Region, ...] = ()) -> Rejected:
+        return Rejected(self.context, self.state, self.prompt, reason, regions)
+
+    def beats(self, other: Attempt) -> bool:
+        """Whether it is better; a sample without a score never is."""
+        return not math.isnan(self.value) and not self.value <= other.value
+
+
+Rejections: TypeAlias = list[tuple[Attempt, Rejected | None]]
+
+
+def reflect(
+    ctx: SearchContext, attempts: Sequence[Attempt], *, critic: ChatCritic | None, holds: float | None
+) -> Rejections:
+    """The attempts, each with the reason why it is rejected, in order; with None where it holds.
+
+    The verifier judges it: by its question ``reflection`` if it answers that, else by its score. It holds if
+    the verdict says so, or, without a verdict, if the score is at least `holds`.
+
+    Args:
+        ctx: Of the search's own generator.
+        attempts: Finished samples.
+        critic: States the reasons instead of the verifier.
+        holds: The score from which on a sample holds; None if no score is enough.
+    """
+    asks = QUESTION in ctx.verifier.questions
+    verdicts = [
+        each.context.judge(each.state, QUESTION, expected=False)[0] if asks else each.score
+        for each in attempts
+    ]
+    reasons = [verdict.reason or "" for verdict in verdicts]
+    if critic is not None:
+        told = ctx.ask(
+            critic.name,
+            lambda: critic.reasons(ctx.prompt.text, [each.rejected().image for each in attempts], verdicts),
+            cost={critic.name: len(attempts)},
+            expected=[""] * len(attempts),
+        )
+        reasons = [new or old for new, old in zip(told, reasons, strict=True)]
+    return [(each, state_reason(ctx, each, *said, holds)) for each, *said in zip(attempts, verdicts, reasons)]
+
+
+def state_reason(
+    ctx: SearchContext, attempt: Attempt, verdict: Score, reason: str, holds: float | None = None
+) -> Rejected | None:
+    """Records whether an attempt holds, and if not, why; None if it does."""
+    enough = holds is not None and verdict.value >= holds
+    held = enough if verdict.satisfied is None else verdict.satisfied
+    said = ctx.ask(
+        REFLECTION,
+        lambda: {"holds": held, "reason": reason, "regions": verdict.regions},
+        about=attempt.state,
+        expected={"holds": False, "reason": reason, "regions": []},
+    )
+    return None if said["holds"] else attempt.rejected(said["reason"], tuple(map(tuple, said["regions"])))
+
+
+def correct(ctx: SearchContext, corrector: Corrector, rejected: Rejected, n: int) -> Begun:
+    """`n` particles that a corrector begins; fresh ones, and a warning, where it cannot."""
+    try:
+        begun = corrector.correct(ctx, rejected, n)
+    except (CannotCorrect, CapabilityError) as error:
+        ctx.warn(
+            f"Corrector {corrector.name!r} cannot correct particle {rejected.uid} ({error}); fresh samples "
+            "take the place of the corrected ones."
+        )
+        begun = ctx, ctx.init(n)
+    ctx.ask(
+        CORRECTION,
+        lambda: {"corrector": corrector.name, "rejected": rejected.uid},
+        about=begun[1],
+    )
+    return begun
+
+
+def finished(begun: Sequence[tuple[Begun, str]]) -> list[list[Attempt]]:
+    """The attempts that begun particles become, by their prompts; those of one generator run together."""
+    done: dict[int, Attempt] = {}
+    prompts = {uid: prompt for (_, state), prompt in begun for uid in state.uids}
+    for ctx, state in by_context([each for each, _ in begun]):
+        state = ctx.finish(state)
+        ctx.score(state)
+        done |= {uid: Attempt(ctx, state.select([i]), prompts[uid]) for i, uid in enumerate(state.uids)}
+    return [[done[uid] for uid in state.uids] for (_, state), _ in begun]
+
+
+def drawn(ctx: SearchContext, n: int) -> list[Attempt]:
+    """Fresh attempts by the user's prompt."""
+    return finished([((ctx, ctx.init(n)), ctx.prompt.text)])[0]
+
+
+def refined(ctx: SearchContext, rewriter: Rewriter, rejections: Rejections) -> Rejections:
+    """The rejections with prompts in other words, asked for in order; as they were where there are none."""
+    found: Rejections = []
+    for parent, rejected in rejections:
+        if rejected is not None:
+            texts = ctx.ask(
+                "refine",
+                lambda text=rejected.prompt: rewriter.rewrite(text, 1),
+                cost={rewriter.name: rewriter.calls} if rewriter.calls else None,
+                about=rejected.state,
+                expected=[],
+            )
+            rejected = replace(rejected, prompt=texts[0] if texts else rejected.prompt)
+        found.append((parent, rejected))
+    return found

@@ -1,0 +1,1 @@
+"""Correctors of rejected samples: one module each."""
