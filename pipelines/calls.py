@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision.condition import Condition, distinct
+from tts_vision.condition import ORIGINAL, Condition, distinct
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.segment import Driver
 
@@ -112,7 +112,7 @@ class Calls:
         """
         negative = () if condition.negative_text is None else ("negative_prompt",)
         self._check_names(negative, "The negative text of a condition")
-        self._check_names(condition.images, "Images of a condition")
+        self._check_names(set(condition.images) - {ORIGINAL}, "Images of a condition")
         self._check_names(condition.embeddings, "Embeddings of a condition")
         self._check_names(condition.overrides, "Overrides of a condition")
         names = [*negative, *condition.images, *condition.embeddings, *condition.overrides]

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from tts_vision.condition import Condition, distinct
+from tts_vision.condition import ORIGINAL, Condition, distinct
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.memory import out_of_memory
 from tts_vision.moves import PREVIEW, STEP_NOISE, STEP_NOISE_STD
+from tts_vision.pipelines.adopting import DecoderInput, StandInDecoder, edits_images, encoded, laid_out
 from tts_vision.pipelines.callbacks import CALLBACK
 from tts_vision.pipelines.calls import Calls, has_media, texts_of
 from tts_vision.pipelines.decoding import FLAGGED, DecodeWatch
@@ -105,6 +106,8 @@ class DiffusersSampler(Sampler):
             self.capabilities = frozenset({"whole", *(["noise", "moves"] if self._takes_noise else [])})
         else:
             self._plan(settings)
+        if edits_images(self.name, signature) and self.modality == "image":
+            self.capabilities |= {"adopt", "edits"}
         self._alone: dict[Condition, _Alone] = {}
         self._takes_lists: dict[Hashable, bool] = {}
         self._together: dict[Hashable, bool | None] = {}
@@ -137,6 +140,7 @@ class DiffusersSampler(Sampler):
                 "step_noise": self._step_rule is not None,
                 "moves": self._takes_noise or self._step_rule is not None,
                 "renoise": has_levels,
+                "adopt": has_levels and self.modality == "image" and _encodes(self._driver.pipe),
                 "preview": has_levels,
                 "differentiable": not self._driver.is_offloaded,
             }.items()
@@ -349,7 +353,51 @@ class DiffusersSampler(Sampler):
         # with frozen weights the way back costs about as much as the way forth
         return self.cost(condition, step, steps).nfe * (1 + sum(self._recomputed(steps)))
 
+    def adopt(self, state: State, to_step: int, noise: Tensor) -> State:
+        rows = [
+            self._adopted(state.select([i]), noise[i : i + 1].to(self._device())) for i in range(len(state))
+        ]
+        carry: dict[str, Tensor | Rows] = {
+            _ORIGIN: _numbers(_origins(state)),
+            _ADOPTED: torch.tensor([size for _, size in rows]),
+        }
+        latents = torch.cat([latents for latents, _ in rows])
+        return replace(state, latents=latents, step=to_step, carry=carry, shared={})
+
+    def _adopted(self, row: State, noise: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """One image at the end of the trajectory, and the width and height that it decodes to."""
+        image = original_of(row.conditions[0])
+        if image is None:
+            raise ConfigError(
+                f"An image is adopted from a condition that names {ORIGINAL!r} but it has images "
+                f"{sorted(row.conditions[0].images)}; add it."
+            )
+        if "edits" in self.capabilities:  # the pipeline encodes it itself
+            return row.latents, image.size
+        latents = row.latents.to(self._device())
+        z, size = encoded(self._driver.pipe, image, self._decoder_input(row, latents))
+        clean = laid_out(z, lambda x: self._decoder_input(row, x), latents, self.name)
+        end = self._known_levels(row.conditions[0])[self.num_steps]
+        return end.alpha * clean + end.sigma * noise.to(clean), size
+
+    def _decoder_input(self, row: State, latents: Tensor) -> Tensor:
+        """The input of the autoencoder when the pipeline decodes latents."""
+        stand_in = StandInDecoder(self._driver.pipe.vae)
+        try:
+            self._decode(replace(row, latents=latents), stand_in, "pt")
+        except DecoderInput as found:
+            return found.latents
+        raise PipelineError(
+            f"An image is refined by a pipeline that decodes with its autoencoder but {self.name} does not; "
+            "use an image-to-image or edit pipeline."
+        )
+
     def renoise(self, state: State, to_step: int) -> State:
+        if "edits" in self.capabilities and _ADOPTED in state.carry:
+            raise CapabilityError(
+                f"An image has no latents of {self.name}, which encodes it for itself, so it cannot be sent "
+                "back; start from it with ctx.init."
+            )
         return self._in_groups(state, self._calls.key, lambda part: self._renoised(part, to_step))
 
     def _renoised(self, state: State, to_step: int) -> State:
@@ -375,7 +423,16 @@ class DiffusersSampler(Sampler):
         return self._decoded(replace(state, latents=estimate), self._preview_vae)
 
     def decode(self, state: State) -> list[Decoded]:
-        return self._decoded(state, None)
+        sizes = state.carry.get(_ADOPTED)
+        if not isinstance(sizes, Tensor):
+            return self._decoded(state, None)
+        images = [original_of(condition) for condition in state.conditions]
+        return [
+            self._decoded(state.select([i]), None)[0]
+            if image is None
+            else ImageOps.fit(image, tuple(sizes[i].tolist()), Image.Resampling.LANCZOS)
+            for i, image in enumerate(images)
+        ]
 
     def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> list[Decoded]:
         if self._step_rule is not None:
@@ -414,6 +471,8 @@ class DiffusersSampler(Sampler):
         if key not in self._forwards:
             # guidance is decided in the pipeline's loop, so the loop is asked
             call, _ = self._calls.batch([condition], "latent")
+            if "edits" in self.capabilities and call.get("image") is None:
+                call["image"] = Image.new("RGB", (_BLANK, _BLANK))  # the price is the same for any image
             self._forwards[key] = self._driver.forwards_per_step(call) or self._driver.measured_forwards(call)
         forwards = self._forwards[key]
         if self._whole:
@@ -769,9 +828,24 @@ class _Alone:
     shape: torch.Size
 
 
+_BLANK = 64  # pixels along an edge
 _ORIGIN = "root_uid"  # the particle whose seed the inputs of a row are prepared with
 _INTERRUPTED = "interrupted"
 _FLAGGED = "flagged"
+_ADOPTED = "adopted"  # width and height that the image of an adopted row decodes to
+
+
+def original_of(condition: Condition) -> Image.Image | None:
+    """The image that particles are refined from, if the condition names any."""
+    asset = condition.images.get(ORIGINAL)
+    return asset.value if asset is not None and isinstance(asset.value, Image.Image) else None
+
+
+def _encodes(pipe: Any) -> bool:
+    """Whether a pipeline has an autoencoder that encodes images as well."""
+    vae = getattr(pipe, "vae", None)
+    has_processor = any(hasattr(pipe, name) for name in ("image_processor", "video_processor"))
+    return callable(getattr(vae, "encode", None)) and has_processor
 
 
 def _generator(seed: int) -> torch.Generator:

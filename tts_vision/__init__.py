@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         VerifierError,
     )
     from tts_vision.ledger import Budget
+    from tts_vision.refining import refine
     from tts_vision.registry import register
     from tts_vision.replays import Replay, replay
     from tts_vision.results import Result, load_result
@@ -74,6 +75,7 @@ __all__ = [
     "draft",
     "finish",
     "load_result",
+    "refine",
     "register",
     "replay",
     "resume",
@@ -96,6 +98,7 @@ _HOMES = {
         "VerifierError",
     ),
     "ledger": ("Budget",),
+    "refining": ("refine",),
     "registry": ("register",),
     "replays": ("Replay", "replay"),
     "results": ("Result", "load_result"),

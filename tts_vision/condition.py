@@ -17,6 +17,9 @@ from torch import Tensor
 
 from tts_vision.errors import ConfigError
 
+ORIGINAL = "original"
+"""Name of the image in a condition that particles are refined from; no argument of a pipeline's call."""
+
 
 @dataclass(frozen=True, eq=False)
 class Asset:
@@ -93,7 +96,7 @@ class Condition:
         text: The prompt that the generator gets.
         negative_text: The negative prompt; that of the search's own settings without one.
         images: Input images by the name of the pipeline's argument, such as ``image`` or ``mask_image``; a
-            single image is ``image``.
+            single image is ``image``. `ORIGINAL` is for `tts_vision.moves.Adopt` alone.
         embeddings: Tensors by argument, such as ``prompt_embeds``, which replace the encoded text.
         overrides: Other arguments of the pipeline's call for this particle alone, such as ``guidance_scale``:
             values that JSON can hold. One that changes the number of steps is refused by the sampler.
@@ -150,6 +153,7 @@ class Condition:
         """The arguments of a pipeline's call that it sets, the prompt apart."""
         negative = {} if self.negative_text is None else {"negative_prompt": self.negative_text}
         values = {key: asset.value for key, asset in (*self.images.items(), *self.embeddings.items())}
+        values.pop(ORIGINAL, None)
         return {**negative, **values, **self.overrides}
 
     def describe(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tts_vision.candidates import Candidate, MediaStore
-from tts_vision.condition import Condition, conditions_of
+from tts_vision.condition import Asset, Condition, conditions_of
 from tts_vision.engine import Engine, check_steps
 from tts_vision.errors import ConfigError, SearchWarning, TargetReached
 from tts_vision.features import load_extractor
@@ -22,6 +22,7 @@ from tts_vision.gradients import compute_gradient
 from tts_vision.journal import Journal
 from tts_vision.judging import Judging, Target
 from tts_vision.ledger import Budget, Ledger, Remaining
+from tts_vision.media import open_image
 from tts_vision.moves import Move, Recondition, Renoise, Select, carried
 from tts_vision.recovery import Recovery
 from tts_vision.resampling import Floats
@@ -517,6 +518,23 @@ class SearchContext:
         """
         uids = () if about is None else about.uids
         return self._engine.ask(name, lambda: function(*arguments), cost=cost, uids=uids)
+
+    def image(self, source: str) -> Asset:
+        """An image that is read once: it is kept with the search, and taken from there on resume.
+
+        Args:
+            source: A file, or an image as `tts_vision.media.data_url` writes it.
+
+        Raises:
+            ConfigError: If it is no still image, or a configuration that is not trusted names a file.
+        """
+
+        def read() -> str:
+            asset = Asset.of(open_image(source))
+            self._engine.journal.keep(asset)
+            return asset.name
+
+        return self._engine.journal.asset(self._engine.ask("image", read))
 
     def measure(self, state: State, key: str) -> Tensor:
         """The numbers that the rows of a state carry under `key`, ``(B,)`` float64; recorded by `ask`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import struct
 import warnings
@@ -18,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.trust import check_allowed
 from tts_vision.types import Decoded, Invalid, Media, Video
 
 _CRF = "12"  # of x264: visually lossless
@@ -27,6 +30,7 @@ _STORED_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # as PN
 _WITH_EXIF = frozenset({"JPEG", "MPO", "WEBP", "TIFF", "AVIF"})
 _ANIMATED = frozenset({"PNG", "GIF", "WEBP", "TIFF", "AVIF"})
 _WITHOUT_ALPHA = frozenset({"JPEG", "MPO", "BMP"})
+_DATA = "data:image/png;base64,"
 _MOST_EXIF = 65_000  # bytes that a JPEG has room for
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 
@@ -191,18 +195,18 @@ def read_text(path: Path) -> dict[str, str]:
         return {}
 
 
-def open_media(path: Path) -> Media:
+def open_media(path: Path | io.BytesIO) -> Media:
     """The sample in any image or video file.
 
     Args:
-        path: Anything that Pillow reads, which keeps its mode, turned as its camera says; several frames
-            are a clip. Or a video that PyAV decodes, with one of the usual suffixes.
+        path: The file, or its content: anything that Pillow reads, which keeps its mode, turned as its camera
+            says; several frames are a clip. Or a video that PyAV decodes, with one of the usual suffixes.
 
     Raises:
         ConfigError: If it is a video and PyAV is not installed.
         OSError: If it cannot be read; the message says why.
     """
-    if path.suffix.lower() in _CLIPS:
+    if isinstance(path, Path) and path.suffix.lower() in _CLIPS:
         return _read_video(path)
     try:
         with Image.open(path) as image:
@@ -214,6 +218,33 @@ def open_media(path: Path) -> Media:
         raise OSError("it is no image that Pillow can read") from None
     except (ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise OSError(f"the image is damaged: {error}") from error
+
+
+def data_url(image: Image.Image) -> str:
+    """An image as text: a data URL of a PNG file."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return _DATA + base64.b64encode(buffer.getvalue()).decode()
+
+
+def open_image(source: str) -> Image.Image:
+    """The still image in a file, or in text that `data_url` wrote, as RGB.
+
+    Raises:
+        ConfigError: If it is none, or a configuration that is not trusted names a file.
+    """
+    is_text = source.startswith(_DATA)
+    name = "a data URL" if is_text else repr(source)
+    if not is_text:
+        check_allowed(source, "read")
+    try:
+        content = io.BytesIO(base64.b64decode(source[len(_DATA) :], validate=True)) if is_text else None
+        media = open_media(Path(source).expanduser() if content is None else content)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"An image must be readable but {name}: {error}; name another file.") from None
+    if isinstance(media, Video):
+        raise ConfigError(f"An image must be a still one but {name} is a clip; save one of its frames.")
+    return media.convert("RGB")
 
 
 def _images(media: Media) -> list[Image.Image]:

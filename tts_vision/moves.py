@@ -125,6 +125,30 @@ class Renoise(Move):
         return sampler.renoise(state, self.to_step)
 
 
+@register_move
+@dataclass(frozen=True)
+class Adopt(Move):
+    """Puts the image that the condition of a parent names `ORIGINAL` at the end of a trajectory.
+
+    Attributes:
+        to_step: The end.
+    """
+
+    to_step: int
+    name: ClassVar[str] = "adopt"
+    needs: ClassVar[str] = "adopt"
+
+    def target(self, step: int) -> int:
+        if step:
+            raise ConfigError(
+                f"An image is adopted by a particle at step 0 but got one at step {step}; use ctx.init."
+            )
+        return self.to_step
+
+    def apply(self, sampler: Sampler, state: State, noise: Tensor) -> State:
+        return sampler.adopt(state, self.to_step, noise)
+
+
 class InitialNoiseMove(Move):
     """A move of the initial noise, at step 0 alone."""
 

@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision.condition import Condition
+from tts_vision.condition import Asset, Condition
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.ledger import Remaining
+from tts_vision.media import open_image
 from tts_vision.moves import PREVIEW, Move
 from tts_vision.sampler import RewardFunction, Sampler
+from tts_vision.trace import answers
 from tts_vision.types import Cost, FeatureExtractor, Media, Modality, Prompt, Score, State, Video
 from tts_vision.verifier import ALONE, Asked, Verifier
 
@@ -180,6 +182,7 @@ class Rehearsal(SearchContext):
             open_sampler=find,
         )
         self._chunk, self._early = real._chunk, real._may_end_early
+        self._journal = real._engine.journal
 
     @property
     def _may_end_early(self) -> bool:
@@ -210,6 +213,11 @@ class Rehearsal(SearchContext):
         assert isinstance(self.verifier, StandInVerifier)
         self.verifier.expected = expected
         return super().judge(state, question)
+
+    def image(self, source: str) -> Asset:
+        known = next(answers(self._journal.events, "image"), None)
+        # a search that is resumed has it, perhaps without the file
+        return Asset.of(open_image(source)) if known is None else self._journal.asset(known.value)
 
     def warn(self, message: str) -> None:
         return None

@@ -49,6 +49,8 @@ class Sampler(ABC):
             ``moves``       the randomness of some steps can be redone; see `move`;
             ``renoise``     a state can be sent back to an earlier step;
             ``preview``     an unfinished state can be decoded as an estimate of its end;
+            ``adopt``       an image can be put at the end of a trajectory; see `adopt`;
+            ``edits``       trajectories start from the image of a condition that is named ``image``;
             ``differentiable``  gradients go back through its steps; see `gradient`.
         meter: Where spending is reported.
     """
@@ -130,6 +132,19 @@ class Sampler(ABC):
     def renoise(self, state: State, to_step: int) -> State:
         """The state sent back to the earlier `to_step` with fresh noise (capability ``renoise``)."""
         raise self._cannot("renoise", "going back to an earlier step")
+
+    def adopt(self, state: State, to_step: int, noise: Tensor) -> State:
+        """The images that conditions name `ORIGINAL`, as finished particles (capability ``adopt``).
+
+        They decode to these images themselves, at the size of the generator's samples, and unless the sampler
+        ``edits`` they can be sent back to an earlier step.
+
+        Args:
+            state: Particles at step 0.
+            to_step: The end of the trajectory.
+            noise: ``(B, ...)`` standard normal, for schedules that end with some noise.
+        """
+        raise self._cannot("adopt", "starting from an image")
 
     def remasking(self, tokens: Sequence[int], to_step: int) -> Move | None:
         """The move that draws chosen tokens of a finished state again and keeps the others, if there is one.

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 STEERING = "steering"
 """Name of the answers that record decisions."""
 
-
+ORIGINAL = "original"
+"""Name of the number that a note records: the particle that all others of a search are variations of."""
 PICKS = "picks"
 """Name of the answers that say which drafts are finished."""
 _picks: ContextVar[list[list[int]] | None] = ContextVar("picks", default=None)

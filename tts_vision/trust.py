@@ -1,7 +1,8 @@
 """Trust: a configuration from elsewhere runs no code of its own and asks no endpoint.
 
 Settings may name code (``file.py@name``, ``module:attr``) and endpoints of language models, which get
-prompts, images and the key in an environment variable. On a command line or in a call the user named them.
+prompts, images and the key in an environment variable, and images of this machine to start from. On a command
+line or in a call the user named them.
 In a file somebody else may have, so `resume`, `replay` and ``--config`` act on such settings only if the user
 says so, or if this user began the very same search in the very same folder on this machine.
 """
@@ -142,7 +143,8 @@ def is_mine(folder: Path, config: RunConfig) -> bool:
 
 def remember(folder: Path, config: RunConfig) -> None:
     """Notes that this user began a search in a folder, where that may make a difference later."""
-    if not any(map(_ASKING.search, _texts(config.content))):
+    reads = isinstance(config.algorithm_params.get("image"), str)
+    if not reads and not any(map(_ASKING.search, _texts(config.content))):
         return
     with suppress(OSError):  # without a home, --trust remains
         key = _key(make=True)

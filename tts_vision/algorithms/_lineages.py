@@ -1,27 +1,47 @@
-"""A particle of another search, made again from its lineage."""
+"""Originals of variations: a particle of another search made again from its lineage, or an image."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from pydantic import ValidationError
 
-from tts_vision.condition import Asset, Condition
+from tts_vision.condition import ORIGINAL, Asset, Condition
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError
-from tts_vision.moves import Move, Select, from_description
+from tts_vision.moves import Adopt, Move, Select, from_description
 from tts_vision.trace import Ancestor
 from tts_vision.types import State
 
 
-def relive(ctx: SearchContext, chain: Sequence[Ancestor]) -> tuple[State, State]:
+def adopt(ctx: SearchContext, path: str) -> tuple[State, State]:
+    """The image in a file as a particle.
+
+    Returns:
+        A particle at step 0 whose condition has the image, and the image as a finished particle.
+
+    Raises:
+        ConfigError: If the file holds no still image.
+        CapabilityError: If the sampler starts from no image.
+    """
+    ctx.sampler.requires("adopt", "refining an image")
+    image = ctx.image(path)
+    own = ctx.sampler.condition_of(ctx.prompt)
+    images = {ORIGINAL: image, **({"image": image} if "edits" in ctx.capabilities else {})}
+    begin = ctx.init(1, replace(own, images=images))
+    return begin, ctx.mutate(begin, Adopt(ctx.num_steps))
+
+
+def relive(ctx: SearchContext, chain: Sequence[Ancestor], made_for: str = "") -> tuple[State, State]:
     """A particle of another search of the same seed, made again from its lineage.
 
     Args:
         ctx: A search that has made no particles yet, on the same generator and prompt.
         chain: The lineage, from the seed on.
+        made_for: The prompt of that search; by default that of this one.
 
     Returns:
         The particle that it began as, at step 0, and the particle itself where it was born.
@@ -32,7 +52,8 @@ def relive(ctx: SearchContext, chain: Sequence[Ancestor]) -> tuple[State, State]
     """
     first = chain[0]
     ctx.number_from(first.uid)
-    state = begin = ctx.init(1, _condition(first))
+    default = ctx.sampler.condition_of(replace(ctx.prompt, text=made_for)) if made_for else None
+    state = begin = ctx.init(1, _condition(first) or default)
     for child in chain[1:]:
         move = _move(child)
         if child.sampler or move.gradient_steps:
