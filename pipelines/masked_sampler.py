@@ -149,6 +149,7 @@ class MaskedSampler(NetworkSampler):
         own, networks = split_settings(pipe, SETTINGS, self._settings)
         self._network = pipe.configured(networks)
         super().__init__(pipe.name, self._network)
+        self.grid = self._network.grid
         if options.preview == "expected":
             raise ConfigError(
                 f"preview of {pipe.name} must be 'decode' or 'complete' but got 'expected', which is for "
@@ -156,7 +157,7 @@ class MaskedSampler(NetworkSampler):
             )
         self._completes = options.preview == "complete"
         self._decoding = Decoding(**own)
-        self._tokens = self._network.grid[0] * self._network.grid[1]
+        self._tokens = self.grid[0] * self.grid[1]
         self._masks = self._decoding.masks(self._tokens)
         self.num_steps = self._decoding.num_inference_steps
         self._is_stochastic = options.stochastic is not False
@@ -199,6 +200,10 @@ class MaskedSampler(NetworkSampler):
         # the noise of step 0 is all that a state has there
         first = 1 if self._is_stochastic else 2
         return RemaskStep(strength**2) if first <= step < self.num_steps else None
+
+    def remasking(self, tokens: Sequence[int], to_step: int) -> Move:
+        """The move that draws chosen tokens again and keeps the others; see `RemaskTokens`."""
+        return RemaskTokens(tuple(tokens), to_step)
 
     def renoise(self, state: State, to_step: int) -> State:
         """The state with as many tokens masked as at an earlier step, chosen at random."""
