@@ -147,13 +147,13 @@ def arm_of(
         prompts=len({each.sample.item.id for each in judged}),
         figures=figures_of(evaluator, judged),
         rejected=1 - sum(known) / len(known) if known else math.nan,
-        holdout=_mean([record.holdout for record in records]),
-        nfe=_mean([record.nfe for record in records]),
-        macs=_mean([record.macs for record in records]),
-        verifier_calls=_mean([float(record.verifier_calls) for record in records]),
-        seconds=_mean([record.elapsed for record in records]),
-        phases={phase: _mean([r.seconds.get(phase, 0.0) for r in records]) for phase in phases},
-        topped_up=_mean([record.topped_up for record in records]),
+        holdout=mean([record.holdout for record in records]),
+        nfe=mean([record.nfe for record in records]),
+        macs=mean([record.macs for record in records]),
+        verifier_calls=mean([float(record.verifier_calls) for record in records]),
+        seconds=mean([record.elapsed for record in records]),
+        phases={phase: mean([r.seconds.get(phase, 0.0) for r in records]) for phase in phases},
+        topped_up=mean([record.topped_up for record in records]),
         by_compute=curve_of(records, trail, evaluator.metric, 0, ends[0]),
         by_seconds=curve_of(records, trail, evaluator.metric, 1, ends[1]),
     )
@@ -161,7 +161,7 @@ def arm_of(
 
 def longest(arms: Iterable[Sequence[Record]]) -> tuple[float, float]:
     """The largest mean compute and the largest mean seconds of a search, over arms."""
-    means = [(_mean([r.compute for r in arm]), _mean([r.elapsed for r in arm])) for arm in arms if arm]
+    means = [(mean([r.compute for r in arm]), mean([r.elapsed for r in arm])) for arm in arms if arm]
     return max((m[0] for m in means), default=0.0), max((m[1] for m in means), default=0.0)
 
 
@@ -170,10 +170,10 @@ def curve_of(records: Sequence[Record], trail: Trail, metric: str, axis: int, en
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     areas: list[float] = []
     for record in records:
-        points = [(p[axis], p[2]) for p in trail.get(record.name, [])]
-        points = [(at, verdict) for at, verdict in points if metric in verdict.values]
-        if not points:
-            continue
+        every = [(p[axis], p[2]) for p in trail.get(record.name, [])]
+        points = [(at, verdict) for at, verdict in every if metric in verdict.values]
+        if record.name not in trail or (every and not points):
+            continue  # not judged; a search without a sample, in contrast, counts as 0
         at = np.array([spent for spent, _ in points])
         quality = np.array([0.0, *(float(verdict.values[metric]) for _, verdict in points)])
         wrong = np.array([math.nan, *(_wrong(verdict.correct) for _, verdict in points)])
@@ -201,7 +201,8 @@ def _wrong(correct: bool | None) -> float:
     return math.nan if correct is None else float(not correct)
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The mean of the values that are numbers; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 

@@ -26,34 +26,6 @@ def test_prompts_of_the_hard_track_are_other_ones_with_counts_in_turn():
     assert not {prompt.text for prompt in every} & {p.text for p in playground.evaluation_prompts(1000)}
 
 
-def test_the_hard_track_is_guided_by_the_judge_and_judged_by_the_checker(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--track", "hard", "--algorithms", "best_of_n", "fk_steering", "--budgets", "2x"]
-    playground.main([*arguments, "--prompts", "1", "--seeds", "0"])
-    root = tmp_path / "runs" / "playground-hard"
-    lines = (root / "table.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["plain", "best_of_n", "fk_steering"]
-    configs = [json.loads(file.read_text())["config"] for file in root.rglob("result.json")]
-    assert {config["verifier"] for config in configs} == {"playground_judge"}
-    (prompt,) = {config["prompt"] for config in configs}
-    assert prompt == playground.evaluation_prompts(1, "hard")[0].text
-
-
-def test_the_benchmark_writes_a_table_and_a_plot_and_resumes(tmp_path, capsys, monkeypatch):
-    arguments = ["--output", str(tmp_path), "--budgets", "2x", "--prompts", "2", "--seeds", "0"]
-    arguments += ["--algorithms", "best_of_n", "zero_order"]
-    playground.main(arguments)
-    table = (tmp_path / "table.md").read_text()
-    assert table in capsys.readouterr().out
-    names = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert names == ["plain", "best_of_n", "zero_order"]
-    assert (tmp_path / "plot.png").stat().st_size > 1000
-    # nothing is computed a second time
-    monkeypatch.setattr("tts_vision.runner._search", None)
-    playground.main(arguments)
-    assert (tmp_path / "table.md").read_text() == table
-
-
 def test_overhead_compares_the_same_images(tmp_path, capsys):
     file = tmp_path / "overhead.json"
     overhead.main(["--n", "3", "--batch", "2", "--repeats", "1", "--json", str(file)])

@@ -23,6 +23,7 @@ def grid(
     verifiers: Sequence[str],
     seeds: Sequence[int],
     ids: Sequence[str] | None = None,
+    folder: Sequence[str] = (),
 ) -> list[Task]:
     """All searches of a run, by verifier, arm, prompt and seed.
 
@@ -33,6 +34,7 @@ def grid(
         verifiers: What guides.
         seeds: Root seeds.
         ids: Names of the prompts; by default their texts with their facts.
+        folder: Words of the folder that holds theirs; by default that of the run.
 
     Raises:
         ConfigError: If an algorithm or a verifier cannot be used as given.
@@ -43,7 +45,7 @@ def grid(
             fill_defaults(_with(base, algorithm=algorithm, verifier=verifier))
     return [
         Task(
-            name=search_name((verifier, arm), prompt, seed),
+            name=search_name((*folder, verifier, arm), prompt, seed),
             arm=arm,
             prompt_id=ids[i] if ids is not None else prompt_key(prompt),
             config=_with(
