@@ -38,14 +38,13 @@ support-table: setup
 
 bench: setup
 	$(BIN)/python -m tts_vision.eval.overhead
-	$(BIN)/python -m tts_vision.eval.playground
-	$(BIN)/python -m tts_vision.eval.playground --track hard
+	$(BIN)/python -m tts_vision.eval.playground --previews expected complete rollout:2 --executor ray
 	$(BIN)/python -m tts_vision.eval.judge --mixed
 	$(BIN)/python -m tts_vision.eval.verifiers
 	$(BIN)/python -m tts_vision.eval.gradients
 	$(BIN)/python -m tts_vision.eval.var_costs
-	$(BIN)/python -m tts_vision.eval.var_previews
-	$(BIN)/python -m tts_vision.eval.var_playground
+	$(BIN)/python -m tts_vision.eval.previews --model playground --prompts 40 --samples 4
+	$(BIN)/python -m tts_vision.eval.previews --model playground-var
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -26,6 +26,7 @@ from tts_vision.pipelines.encoding import Shapes
 from tts_vision.pipelines.frame_rates import frame_rate
 from tts_vision.pipelines.noise import noise_scale, unit_noise
 from tts_vision.pipelines.proxy import Step, initial_scale
+from tts_vision.pipelines.rollout import Coarse, check_rollout, rollout_steps, straight_step
 from tts_vision.pipelines.rows import Inputs, agree
 from tts_vision.pipelines.rules import described, step_rule
 from tts_vision.pipelines.schedule import (
@@ -38,6 +39,7 @@ from tts_vision.pipelines.schedule import (
 )
 from tts_vision.pipelines.segment import DENOISERS, Driver, Segment, modules
 from tts_vision.pipelines.stochastic import Level, guidance_gain, renoise
+from tts_vision.pipelines.tokens.amused import is_amused
 from tts_vision.pipelines.whole import UNDRIVABLE, reason_to_drive_whole
 from tts_vision.registry import register
 from tts_vision.rng import row_generator, row_noise, row_seed
@@ -76,10 +78,11 @@ class DiffusersSampler(Sampler):
                 f"preview_size needs a model that decodes at any size but got {options.preview_size} for "
                 f"{type(pipe).__name__}; give it a tiny autoencoder instead (model.preview_vae)."
             )
-        if options.preview != "decode":
+        self._rollout = rollout_steps(options.preview)
+        if self._rollout is None and options.preview != "decode":
             raise ConfigError(
-                f"preview must be 'decode' for {type(pipe).__name__}, which estimates the end of a sample at "
-                f"every step, but got {options.preview!r}; leave it out."
+                f"preview must be 'decode', the estimate of each step, or 'rollout:k' for "
+                f"{type(pipe).__name__} but got {options.preview!r}; change it."
             )
         _check_drivable(pipe)
         self.name = type(pipe).__name__
@@ -101,6 +104,10 @@ class DiffusersSampler(Sampler):
         self._has_callback = settings.get(CALLBACK) is not None
         self._native_noise = False
         self._scale: float | None = None
+        if self._rollout is not None:
+            levels = None if self._whole else levels_if_known(self._calls.schedule())
+            check_rollout(self._driver.scheduler, levels, self.name, self._whole)
+            self.preview_shows_step = True
         if self._whole:
             self.num_steps = 1
             self.capabilities = frozenset({"whole", *(["noise", "moves"] if self._takes_noise else [])})
@@ -112,6 +119,7 @@ class DiffusersSampler(Sampler):
         self._takes_lists: dict[Hashable, bool] = {}
         self._together: dict[Hashable, bool | None] = {}
         self._forwards: dict[Hashable, Mapping[int, float]] = {}
+        self._rollout_forwards: dict[Hashable, float] = {}
 
     def _plan(self, settings: Mapping[str, Any]) -> None:
         """Finds the steps of a trajectory and the capabilities."""
@@ -155,7 +163,8 @@ class DiffusersSampler(Sampler):
     @staticmethod
     def accepts(pipe: Any) -> bool:
         """Whether `pipe` looks like a diffusers pipeline."""
-        return hasattr(pipe, "components") and hasattr(pipe, "scheduler") and callable(pipe)
+        is_pipeline = hasattr(pipe, "components") and hasattr(pipe, "scheduler") and callable(pipe)
+        return is_pipeline and not is_amused(pipe)  # whose latents are tokens
 
     def bind(self, meter: Meter) -> None:
         super().bind(meter)
@@ -413,6 +422,9 @@ class DiffusersSampler(Sampler):
         return replace(state, latents=latents, step=to_step, carry=carry, shared={})
 
     def preview(self, state: State) -> list[Decoded]:
+        if self._rollout is not None:
+            ends = self._in_groups(state, self._group, self._rolled_out)
+            return self._decoded(ends, self._preview_vae)
         estimate = state.carry.get(PREVIEW)
         if not isinstance(estimate, Tensor):
             raise CapabilityError(
@@ -421,6 +433,50 @@ class DiffusersSampler(Sampler):
                 "it first, or use an algorithm that scores finished samples."
             )
         return self._decoded(replace(state, latents=estimate), self._preview_vae)
+
+    def preview_cost(self, condition: Condition, step: int) -> Cost:
+        if self._rollout is None or step >= self.num_steps:
+            return Cost()
+        key = self._calls.cost_key(condition), step
+        if key not in self._rollout_forwards:
+            call, _ = self._calls.batch([condition], "latent")
+            coarse = self._coarse(condition, step)
+            steps = range(step, step + len(coarse.chosen))
+            forwards = self._driver.forwards_per_step(call, coarse)
+            if forwards is None:  # the loop does not run dry: as much as the same timesteps cost otherwise
+                taken = [position - coarse.before + step for position in coarse.chosen]
+                self._rollout_forwards[key] = sum(self.cost(condition, i, 1).nfe for i in taken)
+            else:
+                self._rollout_forwards[key] = sum(forwards.get(i, 0) for i in steps)
+        return Cost(nfe=self._rollout_forwards[key])
+
+    def _coarse(self, condition: Condition, step: int) -> Coarse:
+        """The schedule of a rollout from `step`."""
+        assert self._rollout is not None
+        return Coarse.of(self._known_levels(condition), step, self._steps.start, self._rollout)
+
+    def _rolled_out(self, state: State) -> State:
+        """The ends of rollouts of rows that go through the pipeline together."""
+        condition = state.conditions[0]
+        if len(state) > 1 and self._rows_together(condition) is None:
+            return State.cat([self._rolled_out(state.select([i])) for i in range(len(state))])
+        carry: dict[str, Tensor | Rows] = {_ORIGIN: _numbers(_origins(state))}
+        ahead = replace(state, step=self.num_steps, carry=carry, shared={})
+        if bool(_flags(state, _INTERRUPTED)[0]):  # by a callback: its loop has ended
+            return ahead
+        coarse = self._coarse(condition, state.step)
+        segment = self._run(
+            state.conditions,
+            state.step,
+            state.step + len(coarse.chosen),
+            latents=state.latents.to(self._device()),
+            scale=self._entry_scale(state.step, condition),
+            generators=self._generators(state),
+            step=straight_step,
+            coarse=coarse,
+            output_type="latent",
+        )
+        return replace(ahead, latents=self._left(segment))
 
     def decode(self, state: State) -> list[Decoded]:
         sizes = state.carry.get(_ADOPTED)
@@ -652,6 +708,7 @@ class DiffusersSampler(Sampler):
         vae: Any = None,
         phase: Phase = "denoise",
         watch: DecodeWatch | None = None,
+        coarse: Coarse | None = None,
     ) -> Segment:
         call, mixed = self._batch(conditions, output_type)
         with self.meter.phase(phase):
@@ -668,6 +725,7 @@ class DiffusersSampler(Sampler):
                 vae=vae,
                 encode_by_row=mixed,
                 watch=watch,
+                coarse=coarse,
             )
 
     def _decoded(self, state: State, vae: Any) -> list[Decoded]:

@@ -93,6 +93,7 @@ class DiscreteFlowSampler(NetworkSampler):
         self._settings = flow_settings(own)
         self._network = pipe.configured(networks)
         super().__init__(pipe.name, self._network)
+        options.refuse_rollout(pipe.name)
         if options.preview == "complete":
             raise ConfigError(
                 f"preview of {pipe.name} must be 'decode' or 'expected' but got 'complete', which is for "

@@ -104,6 +104,7 @@ class JanusSampler(NetworkSampler):
         options = options or SamplerOptions()
         self._network = pipe.configured(options.pipeline_kwargs)
         super().__init__(pipe.name, self._network)
+        options.refuse_rollout(pipe.name)
         self._preview = options.preview
         self.num_steps, self._width = self._network.grid
         self.last_noisy_step = self.num_steps - 1

@@ -150,6 +150,7 @@ class MaskedSampler(NetworkSampler):
         self._network = pipe.configured(networks)
         super().__init__(pipe.name, self._network)
         self.grid = self._network.grid
+        options.refuse_rollout(pipe.name)
         if options.preview == "expected":
             raise ConfigError(
                 f"preview of {pipe.name} must be 'decode' or 'complete' but got 'expected', which is for "

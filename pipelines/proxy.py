@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.rollout import Coarse
 from tts_vision.pipelines.schedule import (
     clipped,
     first_order,
@@ -66,6 +67,7 @@ class SchedulerProxy:
         skip: Tells the pipeline whether to skip the next step, if it can.
         result: The result of every step, if given; nothing is computed then.
         halves: Whether the half-steps of a second-order scheduler are taken.
+        coarse: A coarser end of the schedule, if given; `start` and `stop` count its timesteps.
 
     Attributes:
         before: The loop's latents before the last computed step; None if those that entered.
@@ -95,6 +97,7 @@ class SchedulerProxy:
         skip: Callable[[bool], None] | None = None,
         result: Tensor | None = None,
         halves: bool = True,
+        coarse: Coarse | None = None,
     ) -> None:
         self.inner = scheduler
         self.start, self.stop = start, stop
@@ -111,7 +114,7 @@ class SchedulerProxy:
         self.skipping = self.interrupted = self.draws = False
         self.generators, self._streams = generators, streams
         self._history, self._rule, self._skip = history, rule, skip
-        self._result, self._halves = result, halves
+        self._result, self._halves, self._coarse = result, halves, coarse
         self._at_start: list[Tensor] = []
         self._fresh: dict[str, Any] = {}
         self._loose_history: dict[str, Any] = {}
@@ -215,6 +218,8 @@ class SchedulerProxy:
         self.inner.set_timesteps(*args, **kwargs)
         if not self._halves:
             first_order(self.inner)
+        if self._coarse is not None:
+            self._coarse.cut(self.inner)
         self._fresh = {k: list(v) if isinstance(v, list) else v for k, v in vars(self.inner).items()}
         if self._history:
             for name, value in self._history.items():

@@ -24,6 +24,7 @@ from tts_vision.pipelines.callbacks import CALLBACK, INPUTS, StepEnd
 from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.encoding import EncoderCache, Shapes
 from tts_vision.pipelines.proxy import SchedulerProxy, Step
+from tts_vision.pipelines.rollout import Coarse, straight_step
 from tts_vision.pipelines.silence import KINDS, answer, denoised, recalled
 from tts_vision.types import Cost, Meter, NoMeter
 
@@ -114,6 +115,7 @@ class Driver:
         vae: Any = None,
         encode_by_row: bool = False,
         watch: DecodeWatch | None = None,
+        coarse: Coarse | None = None,
     ) -> Segment:
         """Runs steps ``[start, stop)`` of the loop; none of them when ``start == stop``.
 
@@ -132,6 +134,7 @@ class Driver:
             encode_by_row: Whether encoders run row by row, for texts that differ, so that each text is
                 encoded as it is alone.
             watch: Notes which samples must not be judged, where the segment decodes.
+            coarse: A coarser end of the schedule, whose timesteps `start` and `stop` count.
 
         Raises:
             PipelineError: If the loop does not take the steps.
@@ -144,6 +147,7 @@ class Driver:
             streams=streams,
             rule=step,
             skip=self._interrupt if self.interruptible else None,
+            coarse=coarse,
         )
         entry = _Entry(latents, scale)
         # flags of a safety checker are named in an output object alone
@@ -194,13 +198,19 @@ class Driver:
             return None
         return proxy.latents
 
-    def forwards_per_step(self, call: Mapping[str, Any]) -> dict[int, float] | None:
+    def forwards_per_step(
+        self, call: Mapping[str, Any], coarse: Coarse | None = None
+    ) -> dict[int, float] | None:
         """How many rows each step evaluates for one particle, found out without evaluating any.
 
         The loop runs with a denoiser that answers zeros. None where no such answer fits.
+
+        Args:
+            call: Arguments of the pipeline.
+            coarse: A coarser end of the schedule, if any.
         """
         for kind in [self._silence] if self._silence else KINDS:
-            counts = self._dry_run(call, kind, self._dry_proxy(call))
+            counts = self._dry_run(call, kind, self._dry_proxy(call, coarse))
             if counts:
                 self._silence = kind
                 return counts
@@ -292,10 +302,11 @@ class Driver:
                 f"{type(self.pipe).__name__} does not; it cannot be driven step by step."
             )
 
-    def _dry_proxy(self, call: Mapping[str, Any]) -> SchedulerProxy:
+    def _dry_proxy(self, call: Mapping[str, Any], coarse: Coarse | None = None) -> SchedulerProxy:
         given = call.get("generator") or [torch.Generator("cpu")]
         generators = [torch.Generator("cpu").manual_seed(g.initial_seed()) for g in given]
-        return self._proxy(0, None, generators=generators)
+        rule = None if coarse is None else straight_step
+        return self._proxy(0, None, generators=generators, coarse=coarse, rule=rule)
 
     def _dry_run(
         self,

@@ -54,6 +54,7 @@ class ScaleSampler(Sampler):
         self.name = pipe.name
         self._settings = dict(options.pipeline_kwargs)
         self._model = pipe.configured(self._settings)
+        options.refuse_rollout(pipe.name)
         self._preview_size, self._preview = options.preview_size, options.preview
         self._given = self._model.given.scales
         self.num_steps = len(self._model.schedule) - self._given

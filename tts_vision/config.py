@@ -38,6 +38,7 @@ _OBJECT_ARGUMENT = re.compile(
     r"(\w+_)?(image|images|mask|video|embeds|latents)|generator|callback(_on_step_end)?|\w*attention_kwargs"
 )
 _LARGEST = 1e6
+_PREVIEW = re.compile(r"decode|expected|complete|rollout:[1-9]\d{0,3}")
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,11 @@ class SamplerOptions(_Settings):
         diffusion: Diffusion coefficient of "euler", as a function of time.
         diffusion_norm: Factor on that coefficient.
         interpolant: Path between noise and data on which stochastic steps of a flow model move.
-        preview: What a preview of a visual autoregressive model shows: "decode" the sum of the scales done,
-            "expected" with the next scale's expectation, for one more pass, "complete" with the likeliest
-            tokens of all further scales, for the price of these.
+        preview: What a preview shows. "decode" is the x0 estimate, or of a visual autoregressive model the
+            sum of the scales done; nothing is computed for it. A diffusion or flow model takes "rollout:k":
+            the end of k cheap deterministic steps from here. A visual autoregressive model takes "expected",
+            with the next scale's expectation, for one more pass, and "complete", with the likeliest tokens of
+            all further scales, for the price of these.
         preview_size: Longest side, in pixels, that previews are decoded at, by samplers that can choose; by
             default that of the finished sample.
         recompute: Whether gradients keep only the inputs of the networks' blocks and compute the rest again,
@@ -188,9 +191,31 @@ class SamplerOptions(_Settings):
     diffusion: str = "square"
     diffusion_norm: float = Field(default=1.0, gt=0)
     interpolant: Literal["linear", "vp"] = "linear"
-    preview: Literal["decode", "expected", "complete"] = "decode"
+    preview: str = "decode"
     preview_size: int | None = Field(default=None, ge=1)
     recompute: bool | None = None
+
+    def refuse_rollout(self, name: str) -> None:
+        """Refuses rollouts for a model of tokens.
+
+        Raises:
+            ConfigError: If previews are to be rollouts.
+        """
+        if self.preview.startswith("rollout"):
+            raise ConfigError(
+                f"preview={self.preview!r} is for diffusion and flow models but {name} draws tokens; use a "
+                "preview of its own kind, or leave it out."
+            )
+
+    @field_validator("preview")
+    @classmethod
+    def _known(cls, preview: str) -> str:
+        if _PREVIEW.fullmatch(preview):
+            return preview
+        raise ConfigError(
+            "preview must be 'decode', 'expected', 'complete' or 'rollout:k' with k steps, such as "
+            f"'rollout:2', but got {preview!r}; {did_you_mean(preview, ('decode', 'expected', 'complete'))}"
+        )
 
     @field_validator("pipeline_kwargs")
     @classmethod

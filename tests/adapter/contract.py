@@ -26,6 +26,7 @@ from tts_vision.types import Invalid, State, Video
 
 PROMPT = Condition("two red circles")
 STEPS = 4
+ROLLOUT = "rollout:2"
 SEED = 5
 
 
@@ -160,7 +161,7 @@ def stochastic_steps_fork(subject: Subject) -> None:
 
 
 def previews_decode(subject: Subject) -> None:
-    """An unfinished sample has a preview of the size of the sample, or none is promised."""
+    """An unfinished sample has a preview and a rollout of the size of the sample, or none is promised."""
     sampler = subject.sampler
     if "preview" not in sampler.capabilities or sampler.num_steps < 2:
         raise NotPromised
@@ -168,6 +169,15 @@ def previews_decode(subject: Subject) -> None:
     preview = sampler.preview(state)[0]
     finished = sampler.decode(sampler.advance(state))[0]
     assert _values(preview).shape == _values(finished).shape
+    ledger, rollouts = (
+        Ledger(),
+        DiffusersSampler(subject.pipe, options=_options(subject.entry, preview=ROLLOUT)),
+    )
+    rollouts.bind(ledger)
+    early = rollouts.advance(rollouts.init(PROMPT, [0], seed=SEED))
+    before = ledger.spent.nfe
+    assert _values(rollouts.preview(early)[0]).shape == _values(finished).shape
+    assert ledger.spent.nfe - before == rollouts.preview_cost(PROMPT, early.step).nfe > 0
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {

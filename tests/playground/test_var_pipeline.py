@@ -13,7 +13,7 @@ import tts_vision
 from tts_vision.cli import app
 from tts_vision.config import ModelOptions
 from tts_vision.errors import ConfigError, PipelineError
-from tts_vision.eval import var_previews
+from tts_vision.eval import previews
 from tts_vision.eval.playground import evaluation_prompts
 from tts_vision.pipelines import playground
 from tts_vision.pipelines.bundled import load_playground_var
@@ -83,14 +83,42 @@ def test_small_previews_are_compared_with_large_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "previews.md"
-    var_previews.main(["--prompts", "2", "--samples", "6", "--sizes", "32", "--output", str(file)])
+    previews.main(["--prompts", "2", "--samples", "6", "--sizes", "32", "--output", str(file)])
     text = file.read_text()
     assert text in capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
-    assert [row[:3] for row in rows[:2]] == [["1 of 6", "decode", "32"], ["1 of 6", "decode", "64"]]
+    rows = rows_of(text)
+    assert [row[:3] for row in rows[:2]] == [["1 of 6", "decode", "64"], ["1 of 6", "expected", "64"]]
     assert len(rows) == 4 * 5
     full = [row for row in rows if row[1:3] == ["decode", "64"]]
     assert {row[3] for row in full} == {"1.00"}
     assert float(full[-1][4]) > float(full[0][4])
     ends = [float(row[4]) for row in rows if row[1] == "complete"]
     assert ends[2] > float(full[2][4]), "half-way, a completion says more than the sum of the scales done"
+
+
+def test_rollouts_of_the_flow_are_compared_with_its_estimates(tmp_path: Path) -> None:
+    file = tmp_path / "previews.md"
+    previews.main(
+        [
+            "--model",
+            "playground",
+            "--prompts",
+            "2",
+            "--samples",
+            "3",
+            "--track",
+            "hard",
+            "--output",
+            str(file),
+        ]
+    )
+    rows = rows_of(file.read_text())
+    assert [row[1] for row in rows[:4]] == ["decode", "rollout:1", "rollout:2", "rollout:4"]
+    assert len(rows) == 4 * 8 and rows[-1][0] == "12 of 13"
+    assert {row[3] for row in rows if row[1] == "decode"} == {"1.00"}
+    # with one step left every rollout is the sample
+    assert {row[4] for row in rows[-3:]} == {"1.00"}
+
+
+def rows_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]

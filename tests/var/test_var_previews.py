@@ -153,5 +153,7 @@ def test_pipelines_with_an_estimate_of_their_own_refuse_it() -> None:
     from tiny_pipelines import TINY
     from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
 
-    with pytest.raises(ConfigError, match="preview must be 'decode' for StableDiffusionPipeline"):
+    with pytest.raises(ConfigError, match="'rollout:k' for StableDiffusionPipeline but got 'complete'"):
         DiffusersSampler(TINY["stable_diffusion"].build(), options=SamplerOptions(preview="complete"))
+    with pytest.raises(ConfigError, match="is for diffusion and flow models but tiny-infinity draws tokens"):
+        sampler_of("rollout:2")
