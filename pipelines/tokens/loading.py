@@ -177,13 +177,7 @@ def check_config(name: str, path: str, source: Path) -> None:
     """
     file = (source if source.is_dir() else source.parent) / "config.json"
     if not file.is_file() and not Path(path).expanduser().exists():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            file = Path(hf_hub_download(path, "config.json"))
-        except EntryNotFoundError:
-            return
+        file = locate(path, ("config.json",), f"{name}'s configuration")
     if not file.is_file():
         return
     try:

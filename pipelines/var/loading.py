@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tts_vision.config import did_you_mean
 from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.hub import asked_once
 from tts_vision.pipelines.var import infinity, var
 from tts_vision.pipelines.var.bsq_vae import BSQVAE, VAES, plain_names
 from tts_vision.pipelines.var.infinity import Infinity, InfinityConfig
@@ -314,22 +315,26 @@ def locate(path: str, names: Sequence[str], owner: str) -> Path:
         )
     _refuse_missing_path(path, owner)
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    for name in names:
-        try:
-            if Path(name).suffix:
-                return Path(hf_hub_download(path, name))
-            folder = Path(snapshot_download(path, allow_patterns=f"{name}/*")) / name
-            if folder.exists():
-                return folder
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # the hub's client raises a dozen kinds
-            raise _unreadable(owner, f"{path}/{name}", error) from error
+    doubt = ""
+    with asked_once():
+        for name in names:
+            try:
+                if Path(name).suffix:
+                    return Path(hf_hub_download(path, name))
+                folder = Path(snapshot_download(path, allow_patterns=f"{name}/*")) / name
+                if folder.exists():
+                    return folder
+            except LocalEntryNotFoundError:  # the hub was not reached, and another name may be in its cache
+                doubt = ", as far as is known without the hub, which did not answer"
+            except EntryNotFoundError:
+                continue
+            except Exception as error:  # the hub's client raises a dozen kinds
+                raise _unreadable(owner, f"{path}/{name}", error) from error
     raise PipelineError(
-        f"The repository of {owner!r} must hold {wanted} but {path!r} does not; download the file and give "
-        "its path."
+        f"The repository of {owner!r} must hold {wanted} but {path!r} does not{doubt}; download the file and "
+        "give its path."
     )
 
 
