@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from tts_vision.config import ModelOptions
 from tts_vision.errors import ConfigError, PipelineError
@@ -11,7 +12,10 @@ from tts_vision.registry import register
 if TYPE_CHECKING:
     from diffusers import CogView4Pipeline
 
+    from tts_vision.pipelines.tokens.showo import ShowoPipeline
     from tts_vision.pipelines.var.pipeline import InfinityPipeline
+
+Pipeline = TypeVar("Pipeline")
 
 
 @register(
@@ -71,19 +75,53 @@ def load_playground_var(
         PipelineError: If its weights are missing or damaged.
         ConfigError: If the name goes on, or another option is set.
     """
-    _check_name(name, "playground-var")
+    from tts_vision.pipelines.var.folder import load_pipeline
+
+    return _tokens_of(name, "playground-var", "var", load_pipeline, options)
+
+
+def load_playground_masked(
+    name: str = "playground-masked", *, options: ModelOptions | None = None
+) -> ShowoPipeline:
+    """The bundled masked-token model: a small Show-o over coloured shapes.
+
+    Args:
+        name: What it was called.
+        options: Precision and device; float32 on the CPU by default, where it is fast enough.
+
+    Raises:
+        PipelineError: If its weights are missing or damaged.
+        ConfigError: If the name goes on, or another option is set.
+    """
+    from tts_vision.pipelines.tokens.folder import load_pipeline
+
+    return _tokens_of(name, "playground-masked", "masked", load_pipeline, options)
+
+
+def _tokens_of(
+    name: str, own: str, part: str, load: Callable[..., Pipeline], options: ModelOptions | None
+) -> Pipeline:
+    """A bundled model of tokens, in the place and the precision of the options.
+
+    Args:
+        name: What it was called.
+        own: Its name.
+        part: Of the playground's weights.
+        load: Reads a folder.
+        options: Precision and device.
+    """
+    _check_name(name, own)
     import torch
 
     from tts_vision.pipelines.loading import check_only_placed, place
     from tts_vision.pipelines.playground import weights_path
     from tts_vision.pipelines.playground.quiet import quietly
-    from tts_vision.pipelines.var.folder import load_pipeline
 
     options = options or ModelOptions()
     check_only_placed(options)
     try:
         with quietly():
-            pipe = load_pipeline(weights_path("var"), dtype=getattr(torch, options.dtype or "float32"))
+            pipe = load(weights_path(part), dtype=getattr(torch, options.dtype or "float32"))
     except Exception as error:
         raise _damaged(error) from error
     place(pipe, options.device or "cpu")

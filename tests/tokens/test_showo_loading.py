@@ -17,6 +17,8 @@ from tts_vision.condition import Condition
 from tts_vision.config import ModelOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines import published_tokens
+from tts_vision.pipelines.bundled import load_playground_masked
+from tts_vision.pipelines.playground import WEIGHTS_VARIABLE
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 from tts_vision.pipelines.tokens import loading
 from tts_vision.pipelines.tokens.folder import load_pipeline, save_pipeline
@@ -234,3 +236,21 @@ def test_the_small_model_has_the_published_layout() -> None:
     assert (pipe.layout.words, pipe.layout.offset, pipe.layout.text_length) == (45, 55, 18)
     assert config.vocab_size == 55 + 64 + 1 and pipe.layout.bos == pipe.layout.eos == 1
     assert pipe.layout.prompt(pipe.tokenizer, "red circle")[:2] == [50, 1]
+
+
+def test_the_bundled_model_loads_or_says_what_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
+    with pytest.raises(
+        PipelineError, match=r"The playground's masked weights must lie in .*masked, which does"
+    ):
+        load_playground_masked()
+    save_pipeline(tiny_showo(), tmp_path / "masked")
+    pipe = load_playground_masked(options=ModelOptions(dtype="float32"))
+    assert torch.equal(logits(pipe), logits(tiny_showo()))
+    with pytest.raises(
+        ConfigError, match="A bundled model is named without more but got 'playground-masked:x'"
+    ):
+        load_playground_masked("playground-masked:x")
+    (tmp_path / "masked" / "image_tokenizer" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(PipelineError, match="The playground's weights must be whole but"):
+        load_playground_masked()
