@@ -88,6 +88,11 @@ def flow_settings(values: Mapping[str, Any]) -> FlowSettings:
     """
     kinds = {name: type(default) for name, default in vars(FlowSettings()).items()}
     for name, value in values.items():
+        if name not in kinds:
+            raise ConfigError(
+                f"A setting of a discrete flow must be one of {', '.join(kinds)} but got {name!r}; leave "
+                "it out of the pipeline's own."
+            )
         wanted = (int, float) if kinds[name] is float else kinds[name]
         if not isinstance(value, wanted) or (isinstance(value, bool) and kinds[name] is not bool):
             raise ConfigError(f"{name} must be of type {kinds[name].__name__} but got {value!r}; change it.")

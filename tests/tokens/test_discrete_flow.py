@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from tiny_showo import tiny_showo
 from torch import Tensor
 from toy_network import GRID, VOCABULARY, ToyNetwork, ToyPipeline
 
@@ -21,6 +22,7 @@ from tts_vision.ledger import Ledger
 from tts_vision.moves import PREVIEW, Renoise
 from tts_vision.pipelines.discrete_flow_sampler import DiscreteFlowSampler, PathNoise
 from tts_vision.pipelines.tokens.kinetic import Metric, Schedule, path_probability
+from tts_vision.pipelines.tokens.showo import ShowoPipeline
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler
 from tts_vision.testing.contracts import SamplerContract
@@ -65,6 +67,43 @@ class TestStrictReference(SamplerContract):
     @pytest.fixture
     def sampler(self) -> Sampler:
         return sampler_of(strict_reference=True, guidance_scale=0.0, temperature=0.8, top_k=4)
+
+
+class ShowoFlow(ShowoPipeline):
+    """A Show-o whose tokens are a discrete flow, as the bundled one."""
+
+    family = "discrete_flow"  # type: ignore[misc]
+    sampling: ClassVar[dict[str, Any]] = {"num_inference_steps": 5}  # type: ignore[assignment]
+
+
+def showo_flow() -> ShowoFlow:
+    pipe = tiny_showo()
+    return ShowoFlow(pipe.transformer, pipe.tokenizer, pipe.image_tokenizer, pipe.layout, {}, "tiny-flow")
+
+
+class TestOnAShowo(SamplerContract):
+    """The real network class: full codes go in, and no mask."""
+
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return DiscreteFlowSampler(
+            showo_flow(), options=SamplerOptions(pipeline_kwargs={"guidance_scale": 1.0})
+        )
+
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return 1e-4
+
+
+def test_a_showo_as_a_flow_starts_from_random_codes() -> None:
+    sampler = DiscreteFlowSampler(showo_flow())
+    codes = sampler.init(CONDITION, tuple(range(50)), seed=0).latents
+    assert codes.shape == (50, 16) and int(codes.max()) < 64 and len(codes.unique()) == 64
+    end = sampler.advance(sampler.init(CONDITION, (0, 1), seed=0), sampler.num_steps)
+    whole = sampler.plain(CONDITION, (0, 1), seed=0)
+    assert [np.asarray(i).tobytes() for i in sampler.decode(end)] == [np.asarray(i).tobytes() for i in whole]
+    with pytest.raises(ConfigError, match=r"must be one of num_inference_steps.*but got 'annealing'"):
+        DiscreteFlowSampler(ToyPipeline(sampling={"annealing": "linear"}))
 
 
 class TestShowsTheLikeliest(SamplerContract):
