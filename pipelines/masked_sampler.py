@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from tts_vision.condition import Condition, distinct
+from tts_vision.condition import ORIGINAL, Condition, distinct
 from tts_vision.config import SamplerOptions
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.moves import PREVIEW, Blend, Move, carried, register_move
@@ -31,6 +34,7 @@ from tts_vision.types import Cost, Decoded, Rows, State
 FAMILY = "masked"
 UNMASKED = "unmasked"  # which tokens the last step made known
 START = "start"  # factor on the share of tokens that is masked, 1 for whole images
+ADOPTED = "adopted"  # of codes that stand for an image of the user
 NOISE = "noise"  # of all steps, where it belongs to the initial state
 
 
@@ -139,6 +143,7 @@ class MaskedSampler(NetworkSampler):
     shares_forwards = True
     draws_start = True
     preview_shows_step = True
+    images = frozenset({ORIGINAL})
 
     def __init__(self, pipe: Any, *, options: SamplerOptions | None = None) -> None:
         options = options or SamplerOptions()
@@ -165,7 +170,8 @@ class MaskedSampler(NetworkSampler):
         self.last_noisy_step = self.num_steps - 1 if self._is_stochastic else -1
         noise = "stochastic" if self._is_stochastic else "noise"
         can_move = not self._is_stochastic or self.num_steps > 1
-        self.capabilities = frozenset({noise, "preview", "renoise", *(["moves"] if can_move else [])})
+        moves = ["moves"] if can_move else []
+        self.capabilities = frozenset({noise, "preview", "renoise", "adopt", *moves})
 
     @staticmethod
     def accepts(pipe: Any) -> bool:
@@ -205,6 +211,34 @@ class MaskedSampler(NetworkSampler):
     def remasking(self, tokens: Sequence[int], to_step: int) -> Move:
         """The move that draws chosen tokens again and keeps the others; see `RemaskTokens`."""
         return RemaskTokens(tuple(tokens), to_step)
+
+    def adopt(self, state: State, to_step: int, noise: Tensor) -> State:
+        """The codes of images, which decode to the images themselves as long as none is drawn again."""
+        with self.meter.phase("encode"):
+            pixels = torch.stack([_pixels_of(self._original(c)) for c in state.conditions])
+            codes = self._network.image_codes(pixels)
+        carry = {START: torch.ones(len(state)), ADOPTED: torch.ones(len(state), dtype=torch.bool)}
+        return replace(state, latents=codes, step=to_step, carry=carry)
+
+    def _original(self, condition: Condition) -> Image.Image:
+        """The image that a condition names `ORIGINAL`, at the size of samples.
+
+        Raises:
+            ConfigError: If it names none.
+        """
+        asset = condition.images.get(ORIGINAL)
+        if asset is None or not isinstance(asset.value, Image.Image):
+            raise ConfigError(
+                f"An image is adopted from a condition that names {ORIGINAL!r} but it has images "
+                f"{sorted(condition.images)}; add it."
+            )
+        return ImageOps.fit(asset.value.convert("RGB"), self._image_size, Image.Resampling.LANCZOS)
+
+    @cached_property
+    def _image_size(self) -> tuple[int, int]:
+        """Width and height of samples."""
+        height, width = self._network.pixels(torch.zeros(1, self._tokens, dtype=torch.long)).shape[-2:]
+        return width, height
 
     def renoise(self, state: State, to_step: int) -> State:
         """The state with as many tokens masked as at an earlier step, chosen at random."""
@@ -252,6 +286,8 @@ class MaskedSampler(NetworkSampler):
         return self.cost(condition, step, left) if self._completes and left else Cost()
 
     def decode(self, state: State) -> list[Decoded]:
+        if ADOPTED in state.carry:
+            return [self._original(condition) for condition in state.conditions]
         return self.decoded(state.latents)
 
     def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> list[Decoded]:
@@ -322,6 +358,11 @@ class MaskedSampler(NetworkSampler):
     def _with_codes(self, state: State) -> State:
         """The state with its codes as latents, by which rows are compared."""
         return replace(state, latents=self._codes(state))
+
+
+def _pixels_of(image: Image.Image) -> Tensor:
+    """An RGB image as pixels ``(3, H, W)`` in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _masked_sampler(sampler: Sampler, move: Move) -> MaskedSampler:

@@ -40,10 +40,15 @@ class Network(Protocol):
 class NetworkSampler(Sampler):
     """A sampler of image tokens by a network that takes a text alone.
 
+    Attributes:
+        images: The images of a condition that the sampler reads.
+
     Args:
         name: Shown in reports.
         network: Predicts the tokens and decodes them.
     """
+
+    images: frozenset[str] = frozenset()
 
     def __init__(self, name: str, network: Network) -> None:
         self.name = name
@@ -92,10 +97,11 @@ class NetworkSampler(Sampler):
                 f"A condition of {self.name} must have no negative text but got "
                 f"{condition.negative_text!r}; set negative_prompt in pipeline_kwargs if the model has one."
             )
-        if condition.assets:
+        unused = [*(name for name in condition.images if name not in self.images), *condition.embeddings]
+        if unused:
             raise ConfigError(
-                f"A condition of {self.name} must have no images or embeddings but got "
-                f"{', '.join([*condition.images, *condition.embeddings])}; leave them out."
+                f"A condition of {self.name} must have no images or embeddings but got {', '.join(unused)}; "
+                "leave them out."
             )
         unknown = sorted(condition.overrides.keys() - self._drawn_by.overrides)
         if unknown:

@@ -13,12 +13,12 @@ from PIL import Image
 from tiny_showo import DEFAULTS, tiny_showo
 from torch import Tensor
 
-from tts_vision.condition import Condition
+from tts_vision.condition import ORIGINAL, Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.context import SearchContext
 from tts_vision.errors import CapabilityError, ConfigError, ForkError
 from tts_vision.ledger import Ledger
-from tts_vision.moves import Blend, Neighbour, describe, from_description
+from tts_vision.moves import Adopt, Blend, Neighbour, describe, from_description
 from tts_vision.pipelines.masked_sampler import UNMASKED, MaskedSampler, RemaskStep, RemaskTokens
 from tts_vision.pipelines.tokens.masked import Decoding
 from tts_vision.pipelines.var_sampler import ScaleSampler
@@ -314,6 +314,34 @@ def test_regenerated_children_are_made_again_from_their_record() -> None:
     for uid, candidate in result.items():
         media = recreate(again, family.lineage(uid), STEPS, lambda name: None, {})  # type: ignore[arg-type]
         assert np.array_equal(np.asarray(media), np.asarray(candidate.load())), uid
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_an_image_of_the_user_is_where_a_search_may_start(stochastic: bool) -> None:
+    sampler = sampler_of(stochastic=stochastic)
+    y, x = np.mgrid[0:64, 0:64]
+    photo = Image.fromarray(np.stack([4 * x, 4 * y, 0 * x + 90], -1).astype(np.uint8))
+    ctx = SearchContext(sampler, TargetReward(), Prompt(CONDITION.text), seed=3)
+    begin = ctx.init(1, Condition(CONDITION.text, images={ORIGINAL: photo}))
+    adopted = ctx.mutate(begin, Adopt(ctx.num_steps))
+    (shown,) = sampler.decode(adopted)
+    assert isinstance(shown, Image.Image) and shown.tobytes() == photo.tobytes()
+    pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 127.5 - 1
+    codes = tiny_showo().image_tokenizer.encode(pixels)
+    assert torch.equal(adopted.latents, codes) and ctx.ledger.spent.nfe == 0
+    variations = ctx.renoise(adopted, 2, [0, 0, 0])
+    assert masked(variations) == [MASKS[2]] * 3
+    known = variations.latents != MASK
+    assert torch.equal(variations.latents[known], codes.expand(3, -1)[known])
+    ends = ctx.finish(variations)
+    assert len({tuple(row.tolist()) for row in ends.latents}) == 3
+    for own, image in zip(sampler.decode(ends), sampler.decoded(ends.latents)):
+        assert np.array_equal(np.asarray(own), np.asarray(image))
+    wide = Image.new("RGB", (200, 100), "red")
+    begin = ctx.init(1, Condition("x", images={ORIGINAL: wide}))
+    assert sampler.decode(ctx.mutate(begin, Adopt(ctx.num_steps)))[0].size == (64, 64)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"from a condition that names 'original' but it has images \[\]"):
+        ctx.mutate(ctx.init(1), Adopt(ctx.num_steps))
 
 
 def test_with_its_noise_at_the_start_a_trajectory_is_the_same() -> None:
