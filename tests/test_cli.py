@@ -543,7 +543,7 @@ def test_list_shows_kinds_and_parameters() -> None:
 def test_list_as_json_has_all_facts() -> None:
     listed = json.loads(ok("list", "--json"))
     assert {entry["kind"] for entry in listed} == {
-        *("model", "sampler", "algorithm", "verifier", "rewriter", "evaluator")
+        *("model", "sampler", "algorithm", "verifier", "rewriter", "corrector", "evaluator")
     }
     (found,) = json.loads(ok("list", "zero_order", "--json"))
     assert found["needs"] == ["noise"] and found["size"] == "n" and "Ma et al. 2025" in found["summary"]

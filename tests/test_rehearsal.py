@@ -31,6 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::tts_vision.errors.SearchWarning
 UNITS = ("nfe", "decodes", "verifier_calls", "tokens", "macs")
 # of their choices by score, rows that become equal share a forward: how many do, only the search itself shows
 SHARE_BY_SCORES = {"evosearch", "fk_steering", "tts_var"}
+# searches that may end early by what the verifier says; their own tests compare costs
+BY_VERDICTS = {"fusion", "parm", "parm_pp", "raise_search", "reflection_flow"}
 
 
 def diffusion() -> GaussianMixtureSampler:
@@ -45,7 +47,7 @@ def many_tokens() -> TokenSampler:
 def algorithms(make: Callable[[], Sampler]) -> list[Any]:
     """All bundled algorithms that run on a sampler and are sized by the budget alone."""
     ours = [entry for entry in entries("algorithm") if entry.target.__module__.startswith("tts_vision.")]
-    sized = [entry for entry in ours if entry.name not in {"draft", "variations"}]  # of a person's choice
+    sized = [entry for entry in ours if entry.name not in {"draft", "variations"} | BY_VERDICTS]
     able = [entry for entry in sized if not entry.missing(make().capabilities)]
     return [pytest.param(entry, id=entry.name) for entry in able]
 

@@ -16,6 +16,11 @@ Verifiers:
 Feature extractors:
     - `FeatureExtractor`: the protocol of objects that embed samples, for clustering and diversity.
 
+Correctors:
+    - `Corrector`: the base class of correctors with parameters. Define `correct`.
+    - `Rejected`: a sample that was rejected, and why.
+    - `CannotCorrect`: raised by a corrector for a sample that it cannot correct.
+
 Generators:
     - `Sampler`: the base class of generators that are driven step by step.
     - `State`, `Rows`: a batch of particles, and recomputable objects that belong to each.
@@ -34,6 +39,7 @@ Registration:
 from __future__ import annotations
 
 from tts_vision.condition import Condition
+from tts_vision.correcting import CannotCorrect, Corrector, Rejected
 from tts_vision.model_verifier import BatchedVerifier, LazyModel, UnusableSample
 from tts_vision.moves import Move, register_move
 from tts_vision.registry import register
@@ -45,7 +51,9 @@ __all__ = [
     "ALONE",
     "Asked",
     "BatchedVerifier",
+    "CannotCorrect",
     "Condition",
+    "Corrector",
     "Cost",
     "FeatureExtractor",
     "Invalid",
@@ -53,6 +61,7 @@ __all__ = [
     "Media",
     "Move",
     "Prompt",
+    "Rejected",
     "Rows",
     "Sampler",
     "Score",

@@ -58,7 +58,6 @@ class Entry:
         name: What users call it.
         target: The function or class.
         needs: Capabilities of the sampler without which an algorithm cannot run.
-        asks: Questions of the verifier without which an algorithm cannot run; see `Verifier.questions`.
         wants_stochastic: Whether an algorithm is meant for samplers that add noise at each step.
         paper: Where it comes from.
         notes: Facts to show beside it (licence, checkpoint ids, capabilities).
@@ -66,19 +65,20 @@ class Entry:
         features: What embeds a model's samples by default, as a `tts_vision.config.Spec`.
         size: The keyword parameter of an algorithm that sizes a search. Where the user leaves it open, the
             search finds the largest value that the budget pays for.
+        asks: Questions of the verifier without which an algorithm cannot run; see `Verifier.questions`.
     """
 
     kind: Kind
     name: str
     target: Callable[..., Any]
     needs: frozenset[str] = frozenset()
-    asks: frozenset[str] = frozenset()
     wants_stochastic: bool = False
     paper: str = ""
     notes: dict[str, str] = field(default_factory=dict)
     verifier: str = ""
     features: str = ""
     size: str = ""
+    asks: frozenset[str] = frozenset()
 
     def missing(self, capabilities: frozenset[str]) -> list[str]:
         """The needed capabilities that are not among those of a sampler."""

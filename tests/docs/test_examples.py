@@ -16,6 +16,7 @@ from PIL import Image
 
 import tts_vision
 from pages import DOCS, PAGES, blocks
+from tts_vision.context import SearchContext
 from tts_vision.features import load_extractor
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import (
@@ -25,6 +26,8 @@ from tts_vision.testing.contracts import (
     SamplerContract,
     kills,
 )
+from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
+from tts_vision.types import Prompt
 
 EXAMPLES = DOCS / "examples"
 
@@ -35,6 +38,7 @@ KINDS = {
     "features": ("colour_grid",),
     "model": ("mosaic", "guided_playground"),
     "rewriter": ("numerals",),
+    "corrector": ("brighter",),
 }
 
 
@@ -216,3 +220,13 @@ def test_the_example_rewriter_gives_other_wordings() -> None:
     found = example("numerals").numerals("two red circles and three stars", 5)
     assert found[:2] == ["2 red circles and three stars", "exactly two red circles and three stars"]
     assert len(found) == 5
+
+
+def test_the_example_corrector_begins_from_the_rejected_sample() -> None:
+    ctx = SearchContext(GaussianMixtureSampler(num_steps=4), TargetReward(), Prompt("x"), seed=0)
+    corrector = f"{EXAMPLES / 'brighter.py'}@brighter"
+    lookup("algorithm", "reflection_flow").target(ctx, n=2, rounds=1, branches=1, corrector=corrector)
+    assert ctx.best is not None
+    rejected = next(event for event in ctx.events if event.what == "reflection").uids[0]
+    (back,) = [event for event in ctx.events if event.what == "renoise"]
+    assert back.kind == "birth" and back.parents == (rejected,) and back.step == 2

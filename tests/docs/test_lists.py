@@ -19,6 +19,7 @@ from tts_vision.registry import PACKAGES, entries
         ("features", DOCS / "verifiers.md"),
         ("evaluator", DOCS / "benchmarks" / "index.md"),
         ("rewriter", DOCS / "algorithms" / "prompt-search.md"),
+        ("corrector", DOCS / "algorithms" / "reflection.md"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )

@@ -37,13 +37,16 @@ class Attempt:
 
     @property
     def score(self) -> Score:
+        """The verifier's score."""
         return self.context.candidates[self.state.uids[0]].score
 
     @property
     def value(self) -> float:
+        """The value of the score by now, NaN without one."""
         return self.context.current_scores(self.state).item()
 
     def rejected(self, reason: str = "", regions: tuple[Region, ...] = ()) -> Rejected:
+        """The sample as a corrector gets it."""
         return Rejected(self.context, self.state, self.prompt, reason, regions)
 
     def beats(self, other: Attempt) -> bool:
@@ -73,31 +76,44 @@ def reflect(
         each.context.judge(each.state, QUESTION, expected=False)[0] if asks else each.score
         for each in attempts
     ]
+    held = held_by(ctx, verdicts, holds)
+    rejected = [i for i, good in enumerate(held) if not good]
     reasons = [verdict.reason or "" for verdict in verdicts]
-    if critic is not None:
+    if critic is not None and rejected:
         told = ctx.ask(
             critic.name,
-            lambda: critic.reasons(ctx.prompt.text, [each.rejected().image for each in attempts], verdicts),
-            cost={critic.name: len(attempts)},
-            expected=[""] * len(attempts),
+            lambda: critic.reasons(
+                ctx.prompt.text,
+                [attempts[i].rejected().image for i in rejected],
+                [verdicts[i] for i in rejected],
+            ),
+            cost={critic.name: len(rejected)},
+            expected=[""] * len(rejected),
         )
-        reasons = [new or old for new, old in zip(told, reasons, strict=True)]
-    return [(each, state_reason(ctx, each, *said, holds)) for each, *said in zip(attempts, verdicts, reasons)]
+        for i, reason in zip(rejected, told, strict=True):
+            reasons[i] = reason or reasons[i]
+    stated = zip(attempts, held, reasons, verdicts, strict=True)
+    return [(each, state_reason(ctx, each, good, why, v.regions)) for each, good, why, v in stated]
+
+
+def held_by(ctx: SearchContext, verdicts: Sequence[Score], holds: float | None) -> list[bool]:
+    """For each verdict whether the sample holds."""
+
+    def found() -> list[bool]:
+        enough = [holds is not None and verdict.value >= holds for verdict in verdicts]
+        return [e if v.satisfied is None else v.satisfied for v, e in zip(verdicts, enough)]
+
+    held: list[bool] = ctx.ask("holds", found, expected=[False] * len(verdicts))
+    return held
 
 
 def state_reason(
-    ctx: SearchContext, attempt: Attempt, verdict: Score, reason: str, holds: float | None = None
+    ctx: SearchContext, attempt: Attempt, held: bool, reason: str, regions: Sequence[Region] = ()
 ) -> Rejected | None:
     """Records whether an attempt holds, and if not, why; None if it does."""
-    enough = holds is not None and verdict.value >= holds
-    held = enough if verdict.satisfied is None else verdict.satisfied
-    said = ctx.ask(
-        REFLECTION,
-        lambda: {"holds": held, "reason": reason, "regions": verdict.regions},
-        about=attempt.state,
-        expected={"holds": False, "reason": reason, "regions": []},
-    )
-    return None if said["holds"] else attempt.rejected(said["reason"], tuple(map(tuple, said["regions"])))
+    said = {"holds": held, "reason": "" if held else reason, "regions": [] if held else list(regions)}
+    ctx.ask(REFLECTION, lambda: said, about=attempt.state)
+    return None if held else attempt.rejected(reason, tuple(regions))
 
 
 def correct(ctx: SearchContext, corrector: Corrector, rejected: Rejected, n: int) -> Begun:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tts_vision.algorithms._common import at_least
 from tts_vision.algorithms._refinement import refine
-from tts_vision.algorithms._reflection import Attempt, Rejections, drawn, state_reason
+from tts_vision.algorithms._reflection import Attempt, Rejections, drawn, held_by, state_reason
 from tts_vision.context import SearchContext
 from tts_vision.correcting import load_corrector
 from tts_vision.critics import load_critic
@@ -50,7 +50,8 @@ def fusion(
     def judged(attempts: Sequence[Attempt]) -> Rejections:
         scores = [each.score for each in attempts]
         described = best_parts(scores)
-        if reader is not None:
+        (held,) = held_by(ctx, scores[:1], holds)
+        if reader is not None and not held:
             told = ctx.ask(
                 reader.name,
                 lambda: reader.best_parts(ctx.prompt.text, [each.rejected().image for each in attempts]),
@@ -58,7 +59,7 @@ def fusion(
                 expected="",
             )
             described = told or described
-        return [(attempts[0], state_reason(ctx, attempts[0], scores[0], described, holds))]
+        return [(attempts[0], state_reason(ctx, attempts[0], held, described))]
 
     return refine(
         ctx, drawn(ctx, n), judged, [fix], rounds=rounds, parents=top, children=children, patience=patience
