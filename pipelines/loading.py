@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @register("model", "diffusers", notes={"takes": "any diffusers checkpoint: a hub id or a folder"})
 def load(name_or_path: str, *, options: ModelOptions | None = None) -> DiffusionPipeline:
-    """Any diffusers checkpoint, by hub id or folder; also a Janus or FUDOKI.
+    """Any diffusers checkpoint, by hub id or folder; also a Janus, FUDOKI or Show-o.
 
     Args:
         name_or_path: A hub id, such as ``black-forest-labs/FLUX.1-dev``, or a folder that
@@ -34,11 +34,15 @@ def load(name_or_path: str, *, options: ModelOptions | None = None) -> Diffusion
     """
     from diffusers import DiffusionPipeline
 
+    from tts_vision.pipelines.published_tokens import token_model
     from tts_vision.pipelines.unified_models import unified_model
 
     other = unified_model(name_or_path)
     if other is not None:
         return other(f":{name_or_path}", options=options)
+    masked = token_model(name_or_path)
+    if masked is not None:
+        return masked(name_or_path, options=options)
     options = options or ModelOptions()
     device = default_device(options)
     if Path(name_or_path).is_file():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tts_vision.config import ModelOptions
 from tts_vision.pipelines.published import parts_of, placed
@@ -12,6 +15,13 @@ if TYPE_CHECKING:
     from tts_vision.pipelines.tokens.showo import ShowoPipeline
 
 HUBS = {"show-o": "showlab/show-o", "show-o-512": "showlab/show-o-512x512"}
+REPOSITORIES = {
+    "showlab/show-o": "show-o",
+    "showlab/show-o-w-clip-vit": "show-o",
+    "showlab/show-o-512x512": "show-o-512",
+    "showlab/show-o-w-clip-vit-512x512": "show-o-512",
+    "showlab/show-o-512x512-wo-llava-tuning": "show-o-512",
+}
 
 
 def load_showo(name: str, *, options: ModelOptions | None = None) -> ShowoPipeline:
@@ -37,6 +47,48 @@ def load_showo(name: str, *, options: ModelOptions | None = None) -> ShowoPipeli
         image_tokenizer=parts.get("image_tokenizer", IMAGE_TOKENIZER),
         **placed(options),
     )
+
+
+def load_folder(path: str, *, options: ModelOptions | None = None) -> ShowoPipeline:
+    """A masked-token model in a folder that `tts_vision.pipelines.tokens.folder.save_pipeline` wrote.
+
+    Args:
+        path: The folder.
+        options: Precision and device.
+
+    Raises:
+        PipelineError: If a file is missing or does not fit.
+        ConfigError: If an option is set that it does not have.
+    """
+    from tts_vision.pipelines.tokens.folder import load_pipeline
+
+    where = placed(options)
+    return load_pipeline(Path(path).expanduser(), dtype=where["dtype"]).to(where["device"])
+
+
+def token_model(name_or_path: str) -> Any | None:
+    """The loader of a folder or hub id that holds a masked-token model; None for any other."""
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        name = REPOSITORIES.get(name_or_path)
+        return None if name is None else partial(_load_path, name)
+    if _values(folder / "pipeline.json").get("family") == "masked":
+        return load_folder
+    name = {256: "show-o", 1024: "show-o-512"}.get(_values(folder / "config.json").get("num_vq_tokens"))
+    return None if name is None else partial(_load_path, name)
+
+
+def _load_path(name: str, path: str, *, options: ModelOptions | None = None) -> ShowoPipeline:
+    return load_showo(f"{name}:{path}", options=options)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """The values in a JSON file; none if there is no such file."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 for _name, _hub in HUBS.items():

@@ -18,6 +18,7 @@ from tts_vision.config import ModelOptions
 from tts_vision.errors import ConfigError, PipelineError
 from tts_vision.pipelines import published_tokens
 from tts_vision.pipelines.bundled import load_playground_masked
+from tts_vision.pipelines.loading import load
 from tts_vision.pipelines.playground import WEIGHTS_VARIABLE
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 from tts_vision.pipelines.tokens import loading
@@ -254,3 +255,18 @@ def test_the_bundled_model_loads_or_says_what_lacks(tmp_path: Path, monkeypatch:
     (tmp_path / "masked" / "image_tokenizer" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(PipelineError, match="The playground's weights must be whole but"):
         load_playground_masked()
+
+
+def test_a_folder_or_a_hub_id_is_recognised(published: dict[str, Path], tmp_path: Path) -> None:
+    save_pipeline(tiny_showo(), tmp_path / "own")
+    pipe = load(str(tmp_path / "own"), options=ModelOptions(dtype="float32", device="cpu"))
+    assert torch.equal(logits(pipe), logits(tiny_showo()))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="takes the options dtype and device but got compile"):
+        load(str(tmp_path / "own"), options=ModelOptions(compile=True))
+    (tmp_path / "other").mkdir()
+    for folder, tokens, name in [("show-o", 256, "show-o"), ("other", 1024, "show-o-512")]:
+        (tmp_path / folder / "config.json").write_text(json.dumps({"num_vq_tokens": tokens}))
+        assert published_tokens.token_model(str(tmp_path / folder)).args == (name,)  # type: ignore[union-attr]
+    assert published_tokens.token_model("showlab/show-o-w-clip-vit-512x512").args == ("show-o-512",)  # type: ignore[union-attr]
+    assert published_tokens.token_model("stabilityai/sdxl-turbo") is None
+    assert published_tokens.token_model(str(published["words"])) is None
