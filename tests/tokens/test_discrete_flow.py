@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,13 +24,16 @@ from tts_vision.moves import PREVIEW, Renoise
 from tts_vision.pipelines.discrete_flow_sampler import DiscreteFlowSampler, PathNoise
 from tts_vision.pipelines.tokens.kinetic import Metric, Schedule, path_probability
 from tts_vision.pipelines.tokens.showo import ShowoPipeline
+from tts_vision.registry import lookup
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler
-from tts_vision.testing.contracts import SamplerContract
+from tts_vision.testing.contracts import SamplerContract, kill_everywhere
 from tts_vision.testing.toys import TargetReward
 from tts_vision.types import Cost, Prompt, State
+from tts_vision.verifier import as_verifier
 
 CONDITION = Condition("two red circles")
+KILLED = {"evosearch": {"particles": 6, "evolution_schedule": [1, 3]}, "beam_search": {"width": 2}}
 SIZE = GRID[0] * GRID[1]
 
 
@@ -295,6 +299,14 @@ def test_temperature_and_top_k() -> None:
     assert entropies[0] < entropies[1]
 
 
+@pytest.mark.parametrize("algorithm", ["evosearch", "beam_search"])
+def test_searches_survive_kills(algorithm: str, tmp_path: Path) -> None:
+    """What is resumed ends with the same samples, scores and costs as what was not killed."""
+    verifier = as_verifier(brightness, "brightness")
+    search = partial(lookup("algorithm", algorithm).target, **KILLED[algorithm])
+    kill_everywhere(search, sampler_of, verifier, tmp_path, most=4)
+
+
 @pytest.mark.parametrize(
     "algorithm", ["best_of_n", "fk_steering", "search_over_paths", "evosearch", "beam_search"]
 )
@@ -315,6 +327,7 @@ def test_algorithms_run_unchanged(algorithm: str, tmp_path: Path) -> None:
     plain = brightness(DiscreteFlowSampler(pipe).plain(CONDITION, (0,), seed=0), [])[0]
     assert found[0].best.score.value > plain
     assert found[0].best.uid == found[1].best.uid and found[0].spent.nfe == found[1].spent.nfe
+    assert tts_vision.replay(tmp_path / "a", pipe).max_difference == 0
     one = DiscreteFlowSampler(pipe).cost(CONDITION, 0, 7)
     assert found[0].spent.macs <= 6 * one.macs
 

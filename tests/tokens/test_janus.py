@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.ledger import Ledger
 from tts_vision.pipelines.janus_sampler import JanusSampler, RowNoise
 from tts_vision.pipelines.tokens.janus import JanusNetwork, JanusPipeline
+from tts_vision.registry import lookup
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler
-from tts_vision.testing.contracts import SamplerContract
+from tts_vision.testing.contracts import SamplerContract, kill_everywhere
 from tts_vision.testing.toys import TargetReward
 from tts_vision.tokens import draw
 from tts_vision.types import Cost, Prompt, Rows, State
+from tts_vision.verifier import as_verifier
 
 CONDITION = Condition("two red circles")
+KILLED = {"evosearch": {"particles": 6, "evolution_schedule": [1, 3]}, "beam_search": {"width": 2}}
 ROWS = WIDTH = 4
 
 
@@ -323,6 +327,14 @@ def test_a_new_condition_comes_before_the_first_row() -> None:
         sampler.recondition(sampler.advance(start))
 
 
+@pytest.mark.parametrize("algorithm", ["evosearch", "beam_search"])
+def test_searches_survive_kills(algorithm: str, tmp_path: Path) -> None:
+    """What is resumed ends with the same samples, scores and costs as what was not killed."""
+    verifier = as_verifier(brightness, "brightness")
+    search = partial(lookup("algorithm", algorithm).target, **KILLED[algorithm])
+    kill_everywhere(search, sampler_of, verifier, tmp_path, most=4)
+
+
 @pytest.mark.parametrize(
     "algorithm", ["best_of_n", "beam_search", "fk_steering", "search_over_paths", "evosearch"]
 )
@@ -343,6 +355,7 @@ def test_algorithms_run_unchanged(algorithm: str, tmp_path: Path) -> None:
     plain = brightness([pipe(CONDITION.text, seed=0)[0]], [])[0]
     assert found[0].best.score.value >= plain
     assert found[0].best.uid == found[1].best.uid and found[0].spent.nfe == found[1].spent.nfe
+    assert tts_vision.replay(tmp_path / "a", pipe).max_difference == 0
     assert found[0].spent.macs <= 6 * JanusSampler(pipe).cost(CONDITION, 0, ROWS).macs
 
 
