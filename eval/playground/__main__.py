@@ -68,8 +68,9 @@ def _make(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         device=options.device,
         limit=options.limit or MOST_PROMPTS,
+        workers=workers,
     )
-    stage = Stage(options.output, items, executor, workers, note=_note)
+    stage = Stage(options.output, items, executor, note=_note)
     plan = prepared(settings, stage, lambda records: measures.look_at(records, settings.tracks[0]))
     estimate = estimated(plan, stage)
     if options.limit is None:
@@ -80,7 +81,7 @@ def _make(options: argparse.Namespace) -> None:
     _note(f"{estimate}; seconds are comparable if the machine has nothing else to do")
     tasks = Tasks(plan, items)
     with RunReport(sys.stderr) as report:
-        run = replace(stage, progress=report).run(tasks.all())
+        run = stage.run(tasks.all(), report)
     _note("judging samples")
     table = FairTable.of(plan, items, measures)
     print(markdown(table))

@@ -22,7 +22,7 @@ from tts_vision.parameters import parameters
 from tts_vision.progress import clock
 from tts_vision.registry import entries, known_names, lookup
 from tts_vision.runs.engine import Progress, Run, run_tasks
-from tts_vision.runs.executors import Executor
+from tts_vision.runs.executors import Done, Executor
 from tts_vision.runs.grid import grid
 from tts_vision.runs.manifest import Manifest
 from tts_vision.runs.task import Record, Task
@@ -97,6 +97,10 @@ class Settings:
         dtype: Precision of the models; their own by default.
         device: Where they run.
         limit: Most prompts of a track.
+        workers: Searches that are carried out at once, which decides how long each takes.
+
+    Raises:
+        ConfigError: If a budget is written in another unit.
     """
 
     tracks: tuple[Track, ...]
@@ -109,6 +113,10 @@ class Settings:
     dtype: Any = None
     device: str | None = None
     limit: int = 100
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        _ = self.yardstick
 
     @property
     def yardstick(self) -> Level:
@@ -155,7 +163,9 @@ class Plan:
             return None
         try:
             values = json.loads(read_file(root / PLAN))
-            own = {k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("settings").items()}
+            own: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.pop("settings").items()
+            }
             return cls(settings=Settings(**own), **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(
@@ -260,7 +270,9 @@ class Tasks:
             prompt="-",
             model=contender.model,
             model_options=ModelOptions(dtype=settings.dtype, device=settings.device),
-            sampler_options=SamplerOptions(**({"preview": contender.preview} if contender.preview else {})),
+            sampler_options=SamplerOptions(preview=contender.preview)
+            if contender.preview
+            else SamplerOptions(),
             verifier=settings.verifier,
             budget=budget,
         )
@@ -303,21 +315,17 @@ class Stage:
         root: The folder of the run.
         items: The prompts of each track, in the order in which they are taken.
         executor: As in `run_tasks`.
-        workers: Searches that it carries out at once.
-        progress: As in `run_tasks`.
         note: Told what goes on.
     """
 
     root: Path
     items: Mapping[Track, Sequence[Item]]
     executor: Executor | None = None
-    workers: int = 1
-    progress: Progress | None = None
     note: Callable[[str], None] = lambda line: None
 
-    def run(self, tasks: Sequence[Task]) -> Run:
-        """Carries out searches."""
-        return run_tasks(tasks, self.root, executor=self.executor, progress=self.progress)
+    def run(self, tasks: Sequence[Task], progress: Progress | None = None) -> Run:
+        """Carries out searches, as `run_tasks` does."""
+        return run_tasks(tasks, self.root, executor=self.executor, progress=progress)
 
 
 def prepared(settings: Settings, stage: Stage, measure: Callable[[Sequence[Record]], None]) -> Plan:
@@ -360,9 +368,9 @@ def _timed(plan: Plan, model: str, stage: Stage) -> list[Task]:
     every = [task for each in by_times.values() for task in each]
     if not set(by_times) <= set(limits):
         stage.note(f"timing {REFERENCE} on {model}")
-        # the first searches of a process are slow
-        stage.run(tasks.of(Cell(first, reference, Level("1x")), prompts, settings.seeds[:1]))
-        run = stage.run(every)
+        # before them others, because the first searches of a process are slow
+        warm = tasks.of(Cell(first, reference, Level("1x")), prompts, settings.seeds[:1])
+        run = stage.run([*warm, *every])
         if run.failed:
             raise run.failed[0].error
         took = {record.name: record.elapsed for record in run.records}
@@ -392,29 +400,34 @@ def _tried(
     if finished.keys() >= {task.name for task in new}:
         return plan
     stage.note(f"trying {len({tasks.cells[task.name].contender for task in new})} searches on one prompt")
-    began = time.monotonic()
+    ends: list[tuple[float, Done]] = []
     # with those that have succeeded, so that a refusal is not taken for the failure of all
-    run = stage.run(list({task.name: task for task in (*known, *new)}.values()))
-    between = stage.workers * (time.monotonic() - began)
+    run = stage.run(
+        list({task.name: task for task in (*known, *new)}.values()),
+        lambda done, total, search: ends.append((time.monotonic(), search)),
+    )
     for failed in run.failed:
         if not isinstance(failed.error, (CapabilityError, ConfigError)):
             raise failed.error
         plan.refuse(tasks.cells[failed.task.name].contender, str(failed.error))
-    records = [record for record in run.records if record.name not in finished]
-    if not records:
+    records = [search for _, search in ends if isinstance(search, Record)]
+    if len(records) < 2:
         return plan
     began = time.monotonic()
     measure(records)
-    between += stage.workers * (time.monotonic() - began) - sum(record.elapsed for record in records)
-    return replace(plan, overhead=max(0.0, between / len(records)))
+    judged = (time.monotonic() - began) / len(records)
+    # from the first end on: a worker starts once
+    between = settings.workers * (ends[-1][0] - ends[0][0]) - sum(r.elapsed for r in records[1:])
+    return replace(plan, overhead=settings.workers * judged + max(0.0, between / (len(records) - 1)))
 
 
 def _check_same(old: Settings, new: Settings, root: Path) -> None:
-    for name in ("verifier", "dtype", "device"):
+    for name in ("verifier", "dtype", "device", "workers"):
         if getattr(old, name) != getattr(new, name):
             raise ConfigError(
-                f"All searches of a run have one {name} but {str(root)!r} was begun with "
-                f"{getattr(old, name)} and {getattr(new, name)} was given; choose another --output."
+                f"All searches of a run must have the same {name} but {str(root)!r} was begun with "
+                f"{getattr(old, name)} and {getattr(new, name)} was given; give the same, or choose another "
+                "--output."
             )
 
 
@@ -475,4 +488,4 @@ def estimated(plan: Plan, stage: Stage) -> Estimate:
         seconds[cell.contender.model] += (took + plan.overhead) * len(settings.seeds)
     prompts = {track: min(settings.limit, len(stage.items[track])) for track in settings.tracks}
     searches = len(cells) * len(settings.seeds) * sum(prompts.values())
-    return Estimate(seconds, prompts, searches, stage.workers)
+    return Estimate(seconds, prompts, searches, settings.workers)

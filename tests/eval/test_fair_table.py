@@ -102,7 +102,7 @@ def test_budgets_are_those_of_the_reference() -> None:
     assert own.levels(Contender("playground", "evosearch")) == several
     assert own.levels(Contender("playground", "best_of_n")) == [Level("1x"), *several, Level("64x")]
     with pytest.raises(ConfigError, match="in plain samples, such as 4x, but got 'nfe=20'"):
-        _ = settings(budgets=("nfe=20",)).yardstick
+        settings(budgets=("nfe=20",))
 
 
 def plan(**changes: Any) -> Plan:
@@ -318,7 +318,7 @@ def test_a_run_makes_the_table_and_goes_on(
     assert text in capsys.readouterr().out
     main([*arguments, "--previews", "complete"])
     assert (tmp_path / "results" / "playground.md").read_text() == text
-    with pytest.raises(SystemExit, match="have one verifier but"):
+    with pytest.raises(SystemExit, match="must have the same verifier but"):
         main([*arguments, "--verifier", "playground_clip"])
 
 
@@ -346,7 +346,7 @@ def test_an_interrupted_run_shows_what_it_has(
         (["--hours", "0"], "--hours must be positive"),
         (["--limit", "0"], "--limit at least 1"),
         (["--workers", "2"], "add --executor ray"),
-        (["--algorithms", "evo"], "did you mean 'evosearch'"),
+        (["--algorithms", "evosearh"], "did you mean 'evosearch'"),
         (["--verifier", "none"], "Verifier must be one of"),
         (["--tables"], "holds none; leave it out"),
     ],

@@ -40,7 +40,6 @@ from tts_vision.cli.options import (
 )
 from tts_vision.cli.outcomes import best_file, outcome_json, tell_outcome
 from tts_vision.cli.settings import (
-    folder_name,
     free_folder,
     opened_images,
     pipeline_arguments,
@@ -248,10 +247,15 @@ def _run_all(
     """
     import json
 
+    from tts_vision.runs.task import search_name
+    from tts_vision.types import Prompt
+
     live: Live | None = None
     failed = 0
     for number, config in enumerate(searches, start=1):
-        folder = free_folder(config.prompt, ctx) if output is None else output / folder_name(config)
+        prompt = Prompt(config.prompt, config.prompt_metadata)
+        name = search_name((), prompt, config.seed)
+        folder = free_folder(config.prompt, ctx) if output is None else output / name
         count = f"{number}/{len(searches)}  "
         try:
             if live is None:
@@ -287,12 +291,12 @@ def _load(config: RunConfig, *, quiet: bool) -> Live:
         )
     with explained([config.verifier, config.model]):
         from tts_vision.hub import asked_once
-        from tts_vision.resolve import Live, fill_defaults, find_verifier, load_model, load_verifier
+        from tts_vision.loaded import Models
+        from tts_vision.resolve import fill_defaults
 
         fill_defaults(config)  # mistakes that need no model are told before one is loaded
-        verifier = load_verifier(find_verifier(config.verifier))
         with asked_once():
-            return Live(pipe=load_model(config), verifier=verifier)
+            return Models().live(config)
 
 
 @contextmanager

@@ -171,12 +171,3 @@ def free_folder(text: str, ctx: typer.Context) -> Path:
                 continue
     ctx.call_on_close(lambda: remove_empty(folder, *made))
     return folder
-
-
-def folder_name(config: RunConfig) -> str:
-    """The folder of one of several searches, by what it searches for."""
-    import hashlib
-
-    words = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:40].rstrip("-") or "run"
-    task = f"{config.prompt}\n{sorted(config.prompt_metadata.items(), key=repr)}"
-    return f"{words}-{hashlib.sha256(task.encode()).hexdigest()[:6]}-s{config.seed}"
