@@ -15,23 +15,30 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tts_vision.app.job import Job, JobState
 from tts_vision.app.rules import Rules
+from tts_vision.condition import Asset
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, TTSVisionError
-from tts_vision.files import is_folder, is_plain
+from tts_vision.files import is_folder, is_plain, make_inside, replace_file, storage
 from tts_vision.folders import has_result, is_finished, read_config
 from tts_vision.loaded import Models
 from tts_vision.steering import Decisions
+from tts_vision.trust import allowing
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from tts_vision.app.estimate import Estimate, Speed
     from tts_vision.results import Result
     from tts_vision.types import Media, Score
 
+UPLOADS = "uploads"
+"""Folder, inside the output folder, of the images that people bring to refine them."""
 JOBS_IN_MEMORY = 64
 """Jobs that are kept in memory after their end; older ones are read from their folders again."""
 Answer = TypeVar("Answer")
@@ -55,7 +62,7 @@ class Jobs:
         self, output: Path | str, *, queue: int = 20, rules: Rules | None = None, models: int = 1
     ) -> None:
         self.output = Path(output).expanduser().resolve()
-        self.rules = rules or Rules()
+        self.rules = replace(rules or Rules(), output=self.output)
         self._bound = queue
         self._models = Models(models)
         self._jobs: dict[str, Job] = {}
@@ -81,37 +88,64 @@ class Jobs:
         config = fill_defaults(config)  # mistakes that need no model are told at once
         return self._add(config)
 
-    def more_like(self, job: Job, uid: int, *, n: int = 8, strength: float = 0.5) -> Job:
-        """Queues a search around one particle of another one: variations of it.
+    def refine(
+        self,
+        job: Job,
+        uid: int,
+        *,
+        prompt: str | None = None,
+        n: int = 8,
+        strength: float | None = None,
+        by_hand: bool = False,
+    ) -> Job:
+        """Queues the refinement of a sample of another search: candidates around it, and the best kept.
 
         Args:
-            job: The other search.
-            uid: The particle.
-            n: Variations.
+            job: The other search, finished or not.
+            uid: The sample.
+            prompt: What it should show; by default that of the other search.
+            n: Candidates.
+            strength: How far they may go from it, from 0 to 1.
+            by_hand: Whether the person at the page judges them.
+
+        Raises:
+            ConfigError: If there is no such sample, it cannot be refined, or it is not allowed here.
+            QueueFullError: If the queue is full.
+        """
+        from tts_vision.refining import of_result
+
+        settings = {"verifier": "human"} if by_hand else {}
+        self.rules.check(job.config)
+        with allowing(()):
+            config = of_result(job.folder, uid, prompt=prompt, n=n, strength=strength, settings=settings)
+        return self.submit(config)
+
+    def refine_image(
+        self, image: Image.Image, config: RunConfig, *, n: int = 8, strength: float | None = None
+    ) -> Job:
+        """Queues the refinement of an image that somebody brings; it is kept in the output folder.
+
+        Args:
+            image: The image.
+            config: The settings of a search, of which all but the algorithm count.
+            n: Candidates.
             strength: How far they may go from it, from 0 to 1.
 
         Raises:
-            ConfigError: If there is no such particle, or it cannot be made again.
+            ConfigError: If something cannot be used as given, or is not allowed here.
             QueueFullError: If the queue is full.
         """
-        from tts_vision.files import TRACE
-        from tts_vision.trace import lineage, read_trace
+        from tts_vision.refining import ALGORITHM
 
-        try:
-            chain = lineage(read_trace(job.folder / TRACE), uid)
-        except KeyError:
-            raise ConfigError(
-                f"Variations are of a particle of the search but {uid} is none of {job.id!r}; choose another."
-            ) from None
-        text = json.dumps([link.model_dump(exclude_none=True) for link in chain])
-        params = {"lineage": text, "n": n, "strength": strength}
-        update = {
-            "algorithm": "variations",
-            "algorithm_params": params,
-            "budget": f"{n + 2}x",
-            "target": None,
-        }
-        return self.submit(job.config.model_copy(update=update))
+        self.rules.check(config)
+        name = Asset.of(image.convert("RGB")).name
+        path = self.output / UPLOADS / name
+        with storage(path, "An image to refine"):
+            make_inside(path.parent)
+            replace_file(path, lambda part: image.convert("RGB").save(part, "PNG"), "An image to refine")
+        params = {"image": str(path), "n": n, "strength": strength}
+        update = {"algorithm": ALGORITHM, "algorithm_params": params, "budget": f"{n + 1}x", "target": None}
+        return self.submit(config.model_copy(update=update))
 
     def _add(self, config: RunConfig) -> Job:
         words = re.sub(r"[^a-z0-9]+", "-", config.prompt.lower()).strip("-")[:40].rstrip("-") or "run"
@@ -297,10 +331,9 @@ class Jobs:
         from tts_vision.app.estimate import forecast, measure
         from tts_vision.hub import asked_once
         from tts_vision.resolve import prepare
-        from tts_vision.trust import allowing
         from tts_vision.verifiers.human import answered_by
 
-        with allowing(()), asked_once(), answered_by(lambda question: None):
+        with allowing(self.rules.files_of(config)), asked_once(), answered_by(lambda question: None):
             setup = prepare(config, self._models.live(config))
             key = _speed_key(config)
             if key not in self._speeds:
@@ -312,12 +345,12 @@ class Jobs:
         from tts_vision.hub import asked_once
         from tts_vision.runner import run
         from tts_vision.steering import picking
-        from tts_vision.trust import allowing
         from tts_vision.verifiers.human import answered_by
 
         self.rules.check(job.config)
+        files = allowing(self.rules.files_of(job.config))
         with ExitStack() as stack:
-            for context in (allowing(()), asked_once(), answered_by(job._ask), picking(*job._taken_picks())):
+            for context in (files, asked_once(), answered_by(job._ask), picking(*job._taken_picks())):
                 stack.enter_context(context)
             live = self._models.live(job.config)
             is_draft = job.config.algorithm == drafts.ALGORITHM

@@ -12,7 +12,7 @@ from typing import Any
 from tts_vision.config import RunConfig, Spec, did_you_mean
 from tts_vision.errors import ConfigError
 from tts_vision.registry import default_model, known_names, registered, registered_model
-from tts_vision.trust import demands
+from tts_vision.trust import demands, editors
 
 PROMPT = 10_000
 """Characters of a prompt, at most."""
@@ -36,9 +36,11 @@ class Rules:
     Attributes:
         allowed: The models and verifiers that may be used, as written on a command line, and none but these;
             None for all that are registered, and models of the hub. What it names may be a path.
+        output: The folder of the searches, whose images may be refined; None for no file at all.
     """
 
     allowed: frozenset[str] | None = None
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         for name in self.allowed or ():
@@ -64,12 +66,27 @@ class Rules:
         _check_name("algorithm", config.algorithm)
         if isinstance(verifier := config.algorithm_params.get("verifier"), str):
             self.check_verifier(verifier)
-        for name, text in _texts(config.algorithm_params):
+        for editor in editors(config.algorithm_params):
+            self.check_model(editor)
+        params = dict(config.algorithm_params)
+        if (image := params.pop("image", None)) and image not in self.files_of(config):
+            raise ConfigError(_not_accepted("image of the algorithm", str(image)))
+        for name, text in _texts(params):
             _check_value(f"{name} of the algorithm", text, place=name != "lineage")
         if asked := demands(config.plain()):
             raise ConfigError(_refusal("plugin", next(iter(asked))))
         self._check_loading(config)
         _check_size(config.sampler_options.pipeline_kwargs)
+
+    def files_of(self, config: RunConfig) -> list[str]:
+        """The images of the output folder that a search starts from."""
+        image = config.algorithm_params.get("image")
+        if not isinstance(image, str) or self.output is None:
+            return []
+        path = Path(image)
+        is_own = path.is_absolute() and path.suffix == ".png" and path.is_relative_to(self.output)
+        # no symlink and no ".." leads out of the folder
+        return [image] if is_own and path.resolve() == path and path.is_file() else []
 
     def models(self) -> list[str]:
         """The names of models that may be used here; those of the hub, where they may, are not listed."""
@@ -156,10 +173,14 @@ def _check_name(kind: Any, name: str) -> None:
 
 def _check_value(what: str, text: str, *, place: bool = True) -> None:
     if _CODE.search(text) or (place and _PLACE.search(text)):
-        raise ConfigError(
-            f"Code, addresses and files are not accepted from a browser or over HTTP but {what} is "
-            f"{text[:80]!r}; use the command line, or start the app with --allow."
-        )
+        raise ConfigError(_not_accepted(what, text))
+
+
+def _not_accepted(what: str, text: str) -> str:
+    return (
+        f"Code, addresses and files are not accepted from a browser or over HTTP but {what} is "
+        f"{text[:80]!r}; use the command line, or start the app with --allow."
+    )
 
 
 def _check_size(arguments: dict[str, Any]) -> None:

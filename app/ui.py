@@ -19,6 +19,7 @@ _SCRIPTS = (
     "tree",
     "tiles",
     "detail",
+    "refine",
     "follow",
     "parameters",
     "panel",

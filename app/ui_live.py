@@ -17,6 +17,7 @@ from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.files import inside, is_file, read_file
 
 _IMAGES = 64
+_REFINED = 64
 TEMPLATE = '<section class="tv-panel" aria-label="{name}" data-hint="{hint}"></section>'
 
 
@@ -47,7 +48,7 @@ class LiveView:
         return answered(lambda: self._sample(self._job(request), _number(request, "uid")))
 
     def act(self, request: Any) -> dict[str, Any]:
-        """Carries out ``what``: pause, resume, stop, pin, ban, more, answer or pick."""
+        """Carries out ``what``: pause, resume, stop, pin, ban, more, refine, answer or pick."""
         return answered(lambda: self._act(self._job(request), request))
 
     def _job(self, request: Any) -> Job:
@@ -58,6 +59,7 @@ class LiveView:
         active = shot.state in ("queued", "running")
         return {
             "job": job.id,
+            "prompt": job.config.prompt,
             "state": shot.state,
             "event": shot.event,
             "samples": [asdict(particle) for particle in shot.particles],
@@ -75,7 +77,7 @@ class LiveView:
                 "stop": active or shot.state == "paused",
                 "resume": shot.state in ("paused", "stopped", "failed") and not shot.drafts,
                 "steer": shot.state in ("running", "paused"),
-                "more": not active,
+                "more": shot.state != "queued",
             },
         }
 
@@ -94,6 +96,18 @@ class LiveView:
         image = job.preview(uid)
         return {"source": None if image is None else _url(image, "image/jpeg"), "kind": "image"}
 
+    def _refine(self, job: Job, request: dict[str, Any]) -> Job:
+        n, strength = _number(request, "n"), _given(request, "strength")
+        if not 1 <= n <= _REFINED or not isinstance(strength, (int, float)):
+            raise ConfigError(
+                f"A refinement makes 1 to {_REFINED} samples with a strength but got {n} and {strength!r}; "
+                "change them."
+            )
+        prompt = text_of(request, "prompt").strip() or None
+        by_hand = bool(_given(request, "by_hand"))
+        uid = _number(request, "uid")
+        return self._jobs.refine(job, uid, prompt=prompt, n=n, strength=float(strength), by_hand=by_hand)
+
     def _act(self, job: Job, request: dict[str, Any]) -> dict[str, Any]:
         what = request.get("what")
         actions: dict[Any, Callable[[], Any]] = {
@@ -103,7 +117,8 @@ class LiveView:
             "pin": lambda: _toggle(job, _number(request, "uid"), "pinned"),
             "ban": lambda: _toggle(job, _number(request, "uid"), "banned"),
             "answer": lambda: job.answer(_number(request, "question"), _given(request, "answer")),
-            "more": lambda: self._jobs.more_like(job, _number(request, "uid")),
+            "more": lambda: self._jobs.refine(job, _number(request, "uid")),
+            "refine": lambda: self._refine(job, request),
             "pick": lambda: job.pick(_numbers(request, "uids")),
         }
         if what not in actions:

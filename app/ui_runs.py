@@ -26,7 +26,7 @@ from tts_vision.replays import Replay, replay
 PAGE = 24
 """Runs that are shown at once."""
 _EXPORTS = {
-    "best.png": "The picture, with its settings in it (PNG)",
+    "best.png": "The image, with its settings in it (PNG)",
     "best.mp4": "The clip (MP4)",
     "best.mkv": "The clip without loss (MKV)",
     "drafts.png": "The contact sheet of the drafts (PNG)",
@@ -120,6 +120,7 @@ class Runs:
             "files": [
                 {"name": name, "label": label} for name, label in _EXPORTS.items() if is_file(root / name)
             ],
+            "best": _best(root),
             "note": _note(root, config),
         }
 
@@ -215,6 +216,12 @@ def _run(root: Path) -> Run:
         state=state,
         score=score if isinstance(score, (int, float)) else None,
     )
+
+
+def _best(root: Path) -> int | None:
+    """The best sample of a run, by its number."""
+    best = json.loads(read_file(root / RESULT))["best"] if has_result(root) else None
+    return None if best is None else int(best["uid"])
 
 
 @lru_cache(maxsize=2048)

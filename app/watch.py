@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from PIL import Image
 
 from tts_vision.media import still
+from tts_vision.steering import ORIGINAL
 from tts_vision.trace import Answer, Birth, Event
 from tts_vision.types import Decoded, Invalid, Media
 
@@ -46,6 +47,7 @@ class Particle:
         file: Path of its sample inside the folder of the search, such as ``population/00003_0.8216.png``.
         pinned: Whether the person pinned it.
         banned: Whether the person banned it.
+        original: Whether the others of a refinement are made from it.
     """
 
     uid: int
@@ -61,6 +63,7 @@ class Particle:
     file: str = ""
     pinned: bool = False
     banned: bool = False
+    original: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,8 @@ class Watch:
             self.warnings.append(str(event.value))
         elif event.what == "steering":
             self.mark(event.value["pinned"], event.value["banned"])
+        elif event.what == "note" and ORIGINAL in event.value:
+            self._change(int(event.value[ORIGINAL]), original=True)
         elif event.what == "score":
             for i, (uid, score) in enumerate(zip(event.uids, event.scores)):
                 value = None if math.isnan(score.value) else score.value

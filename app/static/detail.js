@@ -16,6 +16,7 @@
       select: "A copy that went its own way from",
       renoise: "Sent back towards noise from",
       recondition: "Given other words, from",
+      adopt: "The image that you brought, by way of",
     }[sample.origin] || "Changed a little from";
     const links = sample.parents.flatMap((uid, i) => [
       i ? " and " : " ",
@@ -43,6 +44,7 @@
           sample.reason ? el("p", {}, sample.reason) : null,
           el("p", {}, ...origin(sample, choose)),
           el("p", {}, fate(sample, steps)),
+          sample.original ? el("p", {}, "It is the original: the others are refined from it.") : null,
           sample.pinned ? el("p", {}, "You pinned it.") : null,
           sample.banned ? el("p", {}, "You banned it.") : null,
           rows.length ? el("table", {}, ...rows) : null),
@@ -51,7 +53,7 @@
     return { root, draw };
   };
 
-  // a picture or a clip that plays
+  // an image, or a clip that plays
   ttsVision.view = (kind, source, name) =>
     kind === "video"
       ? el("video", {

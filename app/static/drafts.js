@@ -3,12 +3,13 @@
 (() => {
   const { el, button, text } = ttsVision;
 
-  ttsVision.drafts = (element, server, { watch, props }) => {
+  ttsVision.drafts = (element, server, { watch, props, trigger }) => {
     const root = element.querySelector(".tv-panel");
     const chosen = new Set();
 
     const state = el("p", { class: "tv-state", role: "status", "aria-live": "polite" });
     const count = el("input", { type: "number", min: 1, max: 64, value: 4, id: "tv-count", class: "tv-count" });
+    const asked = el("p", { class: "tv-asked" });
     const notes = ttsVision.notes();
     const empty = el("p", { class: "tv-hint" }, root.dataset.hint);
     const big = el("div", { class: "tv-detail" });
@@ -37,8 +38,17 @@
       chosen.clear();
       follow.command({ what: "pick", uids });
     };
+    // a refinement is a search of its own: the page opens it in the Search tab
+    const refine = ttsVision.refine(async (request) => {
+      const found = await server.act({ job: follow.now.job, ...request });
+      notes.draw([found ? found.error : "The server does not answer; try again."]);
+      if (!found || found.error) return;
+      trigger("open", { job: found.job });
+      ttsVision.showTab("search");
+    });
     const show = async (uid) => {
-      const { job, samples } = follow.now;
+      const { job, samples, view } = follow.now;
+      refine.choose(uid, view.prompt, `draft ${uid}`, view.can.more);
       const found = await server.sample({ job, uid });
       if (!found || !found.source) return;
       big.replaceChildren(
@@ -62,17 +72,19 @@
 
     root.append(
       el("div", { class: "tv-bar" }, state, el("div", { class: "tv-buttons" }, stop)),
-      notes.root,
+      asked, notes.root,
       el("div", { class: "tv-bar" },
         el("div", { class: "tv-buttons" }, best, el("label", { for: "tv-count", class: "tv-inline" }, "how many", count), none),
         go),
       el("div", { class: "tv-split" }, el("div", { class: "tv-scroll tv-drafts" }, tiles.root, empty), big),
+      refine.root,
     );
 
     const draw = () => {
       const { view, samples, job } = follow.now;
       const waits = view && view.drafts;
       text(state, waits ? "Choose drafts to finish" : ttsVision.standing(view));
+      text(asked, view ? view.prompt : "");
       root.dataset.state = view ? view.state : "";
       root.dataset.job = job || "";
       root.dataset.drafts = waits ? "yes" : "";
@@ -90,6 +102,7 @@
         tiles.clear();
         notes.draw([]);
         big.replaceChildren(el("p", { class: "tv-hint" }, "Press a draft to see it large."));
+        refine.choose(null, "", "");
         ttsVision.address("drafts", follow.now.job);
         draw();
       },

@@ -38,16 +38,25 @@
     const choice = (id) => el("select", { id });
     const models = choice("tv-find-model");
     const algorithms = choice("tv-find-algorithm");
-    const field = (label, control) => el("label", { class: "tv-field", for: control.id }, label, control);
+    const field = (label, control, more = "") => el("label", { class: `tv-field ${more}`, for: control.id }, label, control);
     const notes = ttsVision.notes();
     const cards = el("ul", { class: "tv-grid tv-cards", "aria-label": "Runs" });
     const more = button("Show more", { onclick: () => load(true) });
     const refresh = button("Refresh", { onclick: () => load(false) });
     const count = el("p", { class: "tv-state", role: "status" });
     const side = el("div", { class: "tv-run" });
+    const refine = ttsVision.refine(async (request) => {
+      const made = await server.refine_run({ job: chosen, ...request });
+      if (!made || made.error) {
+        notes.draw([made ? made.error : "The server does not answer; try again."]);
+        return;
+      }
+      trigger("open", { job: made.job });
+      ttsVision.showTab("search");
+    });
     root.append(
       el("div", { class: "tv-bar" }, count, el("div", { class: "tv-buttons" }, refresh)),
-      el("div", { class: "tv-fields" }, field("Find", words), field("Model", models), field("Algorithm", algorithms)),
+      el("div", { class: "tv-fields" }, field("Find", words, "tv-wide"), field("Model", models), field("Algorithm", algorithms)),
       notes.root,
       el("div", { class: "tv-halves" }, el("div", { class: "tv-scroll tv-shelf" }, cards, more), side),
     );
@@ -131,6 +140,7 @@
       if (!about || id !== chosen) return;
       const { run } = about;
       const shown = ["best.mp4", "best.png"].find((name) => about.files.some((file) => file.name === name));
+      refine.choose(about.best, run.prompt, "the best", about.best !== null);
       const view = el("div", { class: "tv-view" });
       const told = el("p", { class: "tv-replayed", role: "status" });
       const fact = (name, value) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, String(value)));
@@ -144,6 +154,7 @@
           run.state === "unfinished" ? null : button("Replay", { onclick: () => replay(id, told) })),
         told,
         about.note ? el("p", { class: "tv-noted" }, about.note) : null,
+        about.best === null ? null : refine.root,
         el("table", {}, fact("Score", run.score === null ? "none" : ttsVision.score(run.score)), fact("Model", run.model),
           fact("Algorithm", run.algorithm), fact("Verifier", run.verifier), fact("Budget", run.budget), fact("Seed", run.seed)),
         el("h4", {}, "Take it home"),

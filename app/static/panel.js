@@ -60,6 +60,7 @@
     let shownBest = "";
 
     const state = el("p", { class: "tv-state", role: "status", "aria-live": "polite" }, "Nothing is running");
+    const asked = el("p", { class: "tv-asked" });
     const act = (what, label) => button(label, { "data-act": what, onclick: () => follow.command({ what }), disabled: true });
     const buttons = { pause: act("pause", "Pause"), resume: act("resume", "Resume"), stop: act("stop", "Stop") };
     const spent = meter();
@@ -80,16 +81,18 @@
     ]);
     const tree = ttsVision.tree(choose);
     const detail = ttsVision.detail(choose);
+    const refine = ttsVision.refine((request) => follow.command(request));
     const notes = ttsVision.notes();
     const empty = el("p", { class: "tv-hint" }, root.dataset.hint || "");
 
     root.append(
       el("div", { class: "tv-bar" }, state, el("div", { class: "tv-buttons" }, ...Object.values(buttons))),
-      spent.root, notes.root,
+      asked, spent.root, notes.root,
       el("div", { class: "tv-top" }, best, curve, question.root),
       el("h3", {}, "Samples"), el("div", { class: "tv-scroll tv-samples" }, tiles.root, empty),
       el("h3", {}, "Lineage"),
       el("div", { class: "tv-lower" }, el("div", { class: "tv-scroll tv-lineage" }, tree.root), detail.root),
+      refine.root,
     );
 
     const idle = { state: "", steps: 0, best: null, can: {}, spending: null, curve: [], question: null };
@@ -98,6 +101,8 @@
       const { job, view, samples } = follow.now;
       const now = view || idle;
       text(state, ttsVision.standing(view));
+      text(asked, now.prompt || "");
+      asked.title = now.prompt || "";
       root.dataset.state = now.state;
       root.dataset.job = job || "";
       for (const [what, node] of Object.entries(buttons)) node.disabled = !now.can[what];
@@ -114,6 +119,8 @@
       tiles.draw(samples, now.best, chosen, now.steps, now.can);
       tree.draw(samples, now.steps, now.best, chosen);
       question.draw(now.question);
+      const isThere = chosen !== null && samples.has(chosen);
+      refine.choose(isThere ? chosen : null, now.prompt || "", `sample ${chosen}`, Boolean(now.can.more));
     };
 
     const explain = async () => {

@@ -28,17 +28,21 @@
     };
 
     const describe = (sample, isBest) => {
-      if (isBest) return "best";
+      if (isBest) return sample.original ? "best, original" : "best";
+      if (sample.original) return "original";
       if (sample.banned) return "banned";
       if (sample.pinned) return "pinned";
       return { "going on": "", dropped: words.dropped, finished: "done", invalid: "broken" }[sample.fate];
     };
 
     const draw = (samples, best, selected, steps, can) => {
+      const parents = new Set([...samples.values()].flatMap((sample) => sample.parents));
       for (const [uid, sample] of samples) {
         if (!tiles.has(uid)) tiles.set(uid, make(uid));
         const { tile, open, value, note, nodes } = tiles.get(uid);
         const isBest = uid === best;
+        // a stage on the way to others, which was never looked at
+        tile.hidden = parents.has(uid) && !sample.preview && !sample.file && sample.score === null;
         tile.className = `tv-tile tv-${sample.fate.replace(" ", "-")}${isBest ? " tv-best" : ""}` +
           `${sample.pinned ? " tv-pinned" : ""}${sample.banned ? " tv-banned" : ""}` +
           `${uid === selected ? " tv-selected" : ""}`;

@@ -10,7 +10,7 @@ from tts_vision.app.ui_live import live_view
 from tts_vision.app.ui_words import told
 from tts_vision.errors import TTSVisionError
 
-_SCRIPT = "ttsVision.drafts(element, server, {watch, props})"
+_SCRIPT = "ttsVision.drafts(element, server, {watch, props, trigger, events: ['open']})"
 _HINT = "Write a prompt and press Draft: many unfinished previews appear here, each with a number."
 
 
@@ -38,9 +38,7 @@ def add(jobs: Jobs) -> gr.HTML:
             verifier = verifier_control(jobs)
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
-                budget = gr.Textbox(
-                    label="Budget", placeholder="enough to finish all", max_lines=1, min_width=120
-                )
+                budget = gr.Textbox(label="Budget", placeholder="for all of them", max_lines=1, min_width=120)
         with gr.Column(scale=5, min_width=320):
             live = live_view(jobs, "Drafts", _HINT, "tv-drafts", script=_SCRIPT)
 

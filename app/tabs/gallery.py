@@ -8,7 +8,7 @@ import gradio as gr
 
 from tts_vision.app.jobs import Jobs
 from tts_vision.app.tabs.search import Search
-from tts_vision.app.ui_live import TEMPLATE, answered, text_of
+from tts_vision.app.ui_live import TEMPLATE, LiveView, answered, text_of
 from tts_vision.app.ui_runs import Runs
 from tts_vision.app.ui_words import for_artists
 from tts_vision.errors import TTSVisionError
@@ -38,7 +38,7 @@ def add(jobs: Jobs, search: Search, drafts: gr.HTML) -> None:
             html_template=TEMPLATE.format(name="The gallery", hint=_HINT),
             js_on_load=_SCRIPT,
             elem_id="tv-gallery",
-            server_functions=_functions(runs, page_of),
+            server_functions=[*_functions(runs, page_of), _refining(jobs)],
             apply_default_css=False,
         )
         visits = gr.State(0)
@@ -70,6 +70,7 @@ def add(jobs: Jobs, search: Search, drafts: gr.HTML) -> None:
     outputs = [search.live, drafts, *search.form]
     for listener, function in (
         (gallery.open, on_open),
+        (drafts.open, on_open),
         (gallery.resume, on_resume),
         (gallery.again, on_again),
     ):
@@ -92,6 +93,16 @@ def _functions(runs: Runs, page_of: Any) -> list[Any]:
         return answered(lambda: runs.replay(text_of(request, "job")))
 
     return [list_runs, recipe, file, replay_run]
+
+
+def _refining(jobs: Jobs) -> Any:
+    """What the script of the gallery asks to refine the best sample of a run."""
+    view = LiveView(jobs)
+
+    def refine_run(request: Any) -> dict[str, Any]:
+        return view.act(request)
+
+    return refine_run
 
 
 def _told(function: Any, event: gr.EventData) -> list[Any]:

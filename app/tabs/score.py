@@ -1,4 +1,4 @@
-"""The Score tab: pictures and clips that somebody brings, judged by any verifiers."""
+"""The Score tab: images and clips that somebody brings, judged by any verifiers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add(jobs: Jobs) -> None:
     with gr.Tab("Score", id="score"), gr.Row(elem_classes="tv-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tv-form"):
             files = gr.File(
-                label="Pictures or clips",
+                label="Images or clips",
                 file_count="multiple",
                 file_types=_TYPES,
                 height=160,

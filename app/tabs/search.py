@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,11 +21,14 @@ from tts_vision.app.ui_form import (
 )
 from tts_vision.app.ui_live import live_view
 from tts_vision.app.ui_words import forecast_of, noted, told
+from tts_vision.app.uploads import read
 from tts_vision.config import RunConfig, default_model
 from tts_vision.errors import ConfigError, TTSVisionError
+from tts_vision.types import Video
 
 _UNTIL = [("Spend the whole budget", ""), ("Until it is right", "satisfied"), ("Until this score", "score")]
 _SCRIPT = "ttsVision.panel(element, server, {watch, props, trigger, keepsAddress: true})"
+_IMAGES = [".png", ".jpg", ".jpeg", ".webp"]
 _BEFORE = "How long it will take and what it will cost: press 'Estimate', which loads the model."
 _HINT = "Write a prompt and press Search: the samples appear here and sharpen as they are made."
 
@@ -42,8 +46,9 @@ class Search:
     form: Sequence[gr.Component]
 
     def values(self, config: RunConfig) -> list[Any]:
-        """The values of the form for a search."""
-        return [config.prompt, config.model, config.algorithm, config.verifier, config.budget, config.seed]
+        """The values of the form for a search; a control that has no such choice, as of drafts, is left."""
+        values = [config.prompt, config.model, config.algorithm, config.verifier, config.budget, config.seed]
+        return [value if _fits(each, value) else gr.skip() for each, value in zip(self.form, values)]
 
 
 def add(jobs: Jobs, page: gr.Blocks) -> Search:
@@ -93,6 +98,18 @@ def add(jobs: Jobs, page: gr.Blocks) -> Search:
                 _UNTIL, value="", label="When to stop", info="A verifier that checks demands can say 'right'."
             )
             target = gr.Textbox(label="Stop at this score", placeholder="0.9", visible=False, max_lines=1)
+            with gr.Accordion("Start from an image of yours", open=False, elem_id="tv-own"):
+                own = gr.File(label="Image", file_types=_IMAGES, height=150, elem_id="tv-own-file")
+                far = gr.Slider(
+                    0.1,
+                    1,
+                    0.5,
+                    step=0.05,
+                    label="How far from it",
+                    info="Low: touches it up. High: keeps little.",
+                )
+                many = gr.Slider(1, 64, 8, step=1, label="How many versions")
+                refine = gr.Button("Refine my image", elem_id="tv-own-go")
             with gr.Accordion("Advanced", open=False):
                 settings = gr.Textbox(
                     label="Further settings",
@@ -123,6 +140,13 @@ def add(jobs: Jobs, page: gr.Blocks) -> Search:
         [live, said],
         show_progress="hidden",
         api_visibility="private",
+    )
+
+    def refined(file: str | None, strength: float, n: int, *values: Any) -> tuple[Any, str]:
+        return _refine(jobs, file, strength, n, values)
+
+    refine.click(
+        refined, [own, far, many, *inputs], [live, said], show_progress="hidden", api_visibility="private"
     )
     ask.click(forecast, inputs, estimate, show_progress="minimal", api_visibility="private")
     changes = [each.change for each in (model, algorithm, verifier)] + [budget.blur, budget.submit]
@@ -166,6 +190,13 @@ def add(jobs: Jobs, page: gr.Blocks) -> Search:
     return tab
 
 
+def _fits(control: gr.Component, value: Any) -> bool:
+    """Whether a control can show a value."""
+    if not isinstance(control, gr.Dropdown) or control.allow_custom_value:
+        return True
+    return value in [choice for _, choice in control.choices]
+
+
 def _config(values: tuple[Any, ...]) -> RunConfig:
     """The settings of the form."""
     prompt, model, algorithm, verifier, budget, seed, until, target, settings, parameters = values
@@ -190,6 +221,21 @@ def _submit(jobs: Jobs, values: tuple[Any, ...]) -> tuple[Any, str]:
     """Starts a search; the id of its job, or a message."""
     try:
         return jobs.submit(_config(values)).id, ""
+    except TTSVisionError as error:
+        return gr.skip(), told(error)
+
+
+def _refine(
+    jobs: Jobs, file: str | None, strength: float, n: int, values: tuple[Any, ...]
+) -> tuple[Any, str]:
+    """Starts the refinement of an uploaded image; the id of its job, or a message."""
+    try:
+        if file is None:
+            raise ConfigError("An image of yours is refined but got none; choose a file.")
+        image = read(Path(file))
+        if isinstance(image, Video):
+            raise ConfigError("An image of yours must be a still one but got a clip; save one of its frames.")
+        return jobs.refine_image(image, _config(values), n=int(n), strength=strength).id, ""
     except TTSVisionError as error:
         return gr.skip(), told(error)
 

@@ -52,13 +52,13 @@ class opened:
             viewport={"width": width, "height": height}, accept_downloads=True
         )
         self._address = address
-        self._errors: list[str] = []
+        self.errors: list[str] = []
 
     def __enter__(self) -> Page:
-        page = self._context.new_page()
+        page = self.page = self._context.new_page()
         page.set_default_timeout(60_000)
-        page.on("pageerror", lambda error: self._errors.append(str(error)))
-        page.on("console", lambda said: self._errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         page.goto(self._address)
         page.wait_for_selector("#tv-go")
         page.wait_for_selector("#tv-live .tv-bar")
@@ -67,7 +67,7 @@ class opened:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._context.close()
         if kind is None:
-            assert not self._errors, self._errors
+            assert not self.errors, self.errors
 
 
 def choose(page: Page, label: str, value: str) -> None:
@@ -94,16 +94,21 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def search(page: Page, prompt: str, *, algorithm: str = "", verifier: str = "", budget: str = "4x") -> str:
+def search(
+    page: Page,
+    prompt: str,
+    *,
+    algorithm: str = "best_of_n",
+    verifier: str = "playground_clip",
+    budget: str = "4x",
+) -> str:
     """Starts a search; returns its job."""
     before = page.get_attribute(LIVE, "data-job")
     page.fill("#tv-prompt textarea", prompt)
-    if algorithm:
-        choose(page, "Algorithm", algorithm)
-    if verifier:
-        choose(page, "Verifier", verifier)
+    for label, value in (("Algorithm", algorithm), ("Verifier", verifier)):
+        if page.input_value(f"input[aria-label='{label}']:visible") != value:
+            choose(page, label, value)
     write(page, "Budget", budget)
-
     page.click("#tv-go")
     page.wait_for_selector(f"{LIVE}[data-job]:not([data-job='']):not([data-job='{before}'])")
     return str(page.get_attribute(LIVE, "data-job"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from browsing import Served, find_browser, opened
+from browsing import Served, find_browser, open_tab, opened
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,8 +22,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
     from tts_vision.app.jobs import Jobs
     from tts_vision.app.server import assemble
+    from tts_vision.config import RunConfig
 
     jobs = Jobs(tmp_path_factory.mktemp("searches"))
+    # the model loads while the browser starts
+    jobs.call(lambda: jobs.models.live(RunConfig(prompt="x")))  # type: ignore[call-arg]
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(assemble(jobs), log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -49,8 +52,22 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
-    """The page of the app at a width of 1280 pixels; what goes wrong in it fails the test."""
-    with opened(browser, served.address) as found:
+@pytest.fixture(scope="session")
+def window(browser: Browser, served: Served) -> Iterator[opened]:
+    """One window for all tests that need no page of their own: loading one takes two seconds."""
+    found = opened(browser, served.address)
+    with found:
         yield found
+
+
+@pytest.fixture
+def page(window: opened, served: Served) -> Iterator[Page]:
+    """The page of the app at a width of 1280 pixels; what goes wrong in it fails the test."""
+    window.errors.clear()
+    window.page.set_viewport_size({"width": 1280, "height": 900})
+    open_tab(window.page, "Search")
+    yield window.page
+    for job in [*served.jobs._jobs.values()]:
+        if job.is_active:  # of a test that failed
+            job.cancel()
+    assert not window.errors, window.errors

@@ -162,6 +162,14 @@ ASKS: list[dict[str, Any]] = [
     {"algorithm": "prompt_search", "algorithm_params": {"rewriter": "{file}@evil"}},
     {"algorithm": "prompt_search", "algorithm_params": {"rewriter": "os:system"}},
     {"algorithm": "prompt_search", "algorithm_params": {"rewriter": "chat:base_url=http://127.0.0.1:1"}},
+    {"algorithm": "parm_pp", "algorithm_params": {"corrector": "{file}@evil"}},
+    {"algorithm": "parm_pp", "algorithm_params": {"corrector": "os:system"}},
+    {"algorithm": "parm_pp", "algorithm_params": {"corrector": "edit:model={file}@evil"}},
+    {"algorithm": "parm_pp", "algorithm_params": {"corrector": "edit:strength=0.5,model=os:system"}},
+    {"algorithm": "parm_pp", "algorithm_params": {"corrector": "edit:model=/etc"}},
+    {"algorithm": "parm_pp", "algorithm_params": {"critic": "chat:base_url=http://127.0.0.1:1,model=m"}},
+    {"algorithm": "raise_search", "algorithm_params": {"actions": ["prompt", "edit:model=os:system?a=1"]}},
+    {"algorithm": "reflection_flow", "algorithm_params": {"refine_by": "os:system"}},
     {"algorithm": "tts_var", "algorithm_params": {"features": "{file}@evil"}},
     {"algorithm": "tts_var", "algorithm_params": {"features": "os:system"}},
     {"algorithm": "best_of_n", "algorithm_params": {"verifier": "ensemble(os:system, playground_clip)"}},
@@ -225,6 +233,28 @@ def test_a_folder_of_somebody_else_runs_no_code(jobs: Jobs, job: Job, plugin: Pa
     assert found.state == "paused"
     found.resume()
     assert found.wait(30) == "failed" and "not accepted from a browser" in (found.error or "")
+
+
+def test_only_images_of_the_output_folder_are_refined(jobs: Jobs, job: Job, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    (jobs.output / "linked.png").symlink_to(tmp_path / "private.png")
+    own = job.folder / "best.png"
+    for path in (
+        str(tmp_path / "private.png"),
+        "private.png",
+        "~/private.png",
+        f"{jobs.output}/../{tmp_path.name}/private.png",
+        str(jobs.output / "linked.png"),
+        str(jobs.output / "nothing.png"),
+        str(job.folder / "config.yaml"),
+        "data:image/png;base64,AAAA",
+    ):
+        asked = RunConfig(prompt="x", algorithm="variations", algorithm_params={"image": path})  # type: ignore[call-arg]
+        with pytest.raises(ConfigError, match=r"are not accepted from a browser"):
+            jobs.submit(asked)
+    assert jobs.rules.files_of(
+        RunConfig(prompt="x", algorithm="variations", algorithm_params={"image": str(own)})  # type: ignore[call-arg]
+    ) == [str(own)]
 
 
 def test_away_from_this_machine_only_what_is_allowed_may_be_used() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tts_vision.app.estimate import Estimate
 from tts_vision.app.job import Job, Snapshot
@@ -421,16 +422,33 @@ def test_drafts_are_picked_and_varied(jobs: Jobs) -> None:
     assert job.wait(60) == "stopped", job.error
     result = job.result()
     assert result is not None and {c.uid for c in result.population} == {2, 4}
-    around = jobs.more_like(job, 4, n=3, strength=0.4)
+    around = jobs.refine(job, 4, n=3, strength=0.4)
     assert around.wait(60) == "finished", around.error
     varied = around.result()
     assert varied is not None and len(varied.population) == 4
     kept = {c.uid: c.score for c in result.population}[4]
     assert {c.uid: c.score for c in varied.population}[4] == kept
-    with pytest.raises(ConfigError, match="Variations are of a particle of the search but 77"):
-        jobs.more_like(job, 77)
+    assert [p.uid for p in around.snapshot().particles if p.original] == [4]
+    with pytest.raises(ConfigError, match="is refined but 77 is none of its particles"):
+        jobs.refine(job, 77)
     with pytest.raises(ConfigError, match="Drafts are picked once they are made"):
         around.pick([1])
+
+
+def test_an_image_is_refined_to_the_bytes_of_the_command_line(real: Jobs, tmp_path: Path) -> None:
+    image = Image.new("RGB", (96, 64), (200, 30, 30))
+    job = real.refine_image(image, config(prompt="a red circle"), n=2, strength=0.6)
+    assert job.wait(120) == "finished", job.error
+    (original,) = [p for p in job.snapshot().particles if p.original]
+    result = job.result()
+    assert result is not None and original.uid in {c.uid for c in result.population}
+    run(RunConfig.load(job.folder / "config.yaml"), output=tmp_path / "again")
+    same(job.folder, tmp_path / "again")
+    by_hand = real.refine(job, result.best.uid, prompt="a blue circle", n=1, by_hand=True)
+    assert by_hand.config.verifier == "human" and by_hand.config.prompt == "a blue circle"
+    question = until(lambda: by_hand.snapshot().question)
+    by_hand.answer(question.id, "second")
+    assert by_hand.wait(60) == "finished", by_hand.error
 
 
 # Forecasts

@@ -143,6 +143,32 @@ def test_requests_with_wrong_values_are_refused(jobs: Jobs, done: Job) -> None:
     assert "Only a search that waits or runs" in view.act({"job": done.id, "what": "pause"})["error"]
 
 
+def test_refinements_are_bounded(jobs: Jobs, done: Job) -> None:
+    view = LiveView(jobs)
+    asked = {
+        "job": done.id,
+        "what": "refine",
+        "uid": 1,
+        "prompt": "",
+        "n": 2,
+        "strength": 0.5,
+        "by_hand": False,
+    }
+    for change, told_ in (
+        ({"n": 0}, "makes 1 to 64 samples"),
+        ({"n": 65}, "makes 1 to 64 samples"),
+        ({"strength": "a lot"}, "with a strength but got"),
+        ({"strength": 1.5}, "strength must be between 0 and 1 but got 1.5"),
+        ({"uid": 99}, "99 is none of its samples"),
+        ({"prompt": "x" * 10_001}, "at most 10000 characters"),
+        ({"prompt": None}, "prompt of a request must be a text"),
+    ):
+        found = view.act({**asked, **change})
+        made = jobs.get(found["job"]) if "job" in found else None
+        message = found.get("error") or (made.wait(60) and made.error)  # type: ignore[union-attr]
+        assert told_ in message, change
+
+
 def test_clips_are_shown_as_mp4(jobs: Jobs, done: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
