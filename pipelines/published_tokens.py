@@ -96,5 +96,9 @@ for _name, _hub in HUBS.items():
         "model",
         f"{_name}",
         paper="Show-o (Xie et al. 2024, arXiv:2408.12528)",
-        notes={"takes": f"{_name}:PATH, a folder, file or hub id", "weights": _hub, "licence": "Apache-2.0"},
+        notes={
+            "takes": f"{_name}:PATH, a folder, file or hub id",
+            "weights": _hub,
+            "licence": "Apache-2.0 (code)",
+        },
     )(load_showo)
