@@ -69,6 +69,11 @@ class FudokiPipeline:
         """
         return FudokiNetwork(self, **settings_of(self.name, _SETTINGS, {}, call))
 
+    @property
+    def transformer(self) -> Any:
+        """The language model, whose evaluations `tts_vision.check` counts."""
+        return self.model.model.language_model
+
     @cached_property
     def text_metric(self) -> Metric:
         """Distances among the tokens of texts.

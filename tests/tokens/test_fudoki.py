@@ -154,6 +154,13 @@ def test_a_whole_search() -> None:
     assert result.best.media.size == (32, 32)
 
 
+def test_the_self_check_holds() -> None:
+    report = tts_vision.check(tiny_fudoki(), CONDITION.text, pipeline_kwargs={"num_inference_steps": 4})
+    found = {line.name: line for line in report.lines}
+    assert found["nfe by hooks"].verdict == "holds" and "6 charged" in found["nfe by hooks"].value
+    assert "broken" not in {line.verdict for line in report.lines}
+
+
 def test_codes_of_images_are_the_nearest_directions() -> None:
     network = tiny_fudoki().configured({})
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
