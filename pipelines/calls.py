@@ -76,7 +76,7 @@ class Calls:
         texts = {name: [calls[c][name] for c in conditions] for name in texts_of(call)}
         mixed = any(len(set(values)) > 1 for values in texts.values())
         n = len(conditions)
-        if mixed or lists or self.lists_texts:
+        if mixed or lists or (self.lists_texts and n > 1):
             call |= texts
         if repeats:
             call |= {name: _times(value, n) for name, value in call.items() if _is_image(value)}
@@ -153,7 +153,7 @@ class Calls:
             call: Arguments of the call; by default the settings alone.
 
         Raises:
-            ConfigError: If the number of steps is not positive.
+            ConfigError: If the number of steps is not positive, or is none that the scheduler takes.
         """
         call = self.settings if call is None else call
         scheduler = copy.deepcopy(self._driver.scheduler)
@@ -174,10 +174,18 @@ class Calls:
         custom = bool(extra)
         if "mu" in known and scheduler.config.get("use_dynamic_shifting"):
             extra["mu"] = 1.0
-        if custom:
-            scheduler.set_timesteps(**extra)
-        else:
-            scheduler.set_timesteps(steps, **extra)
+        given = self._with_defaults(call)
+        extra |= {name: given[name] for name in _OF_SCHEDULE if name in known and name in given}
+        try:
+            if custom:
+                scheduler.set_timesteps(**extra)
+            else:
+                scheduler.set_timesteps(steps, **extra)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{type(scheduler).__name__} must take the steps of a call but, for num_inference_steps "
+                f"{steps} and {extra}: {error} Change them in pipeline_kwargs."
+            ) from error
         return scheduler
 
     def steps(self, scheduler: Any, call: Mapping[str, Any] | None = None) -> range:
@@ -259,6 +267,8 @@ class Calls:
 
 
 _EMBEDDED = ("prompt_embeds", "prompt_embeds_mask", "prompt_attention_mask", "prompt_embeds_2")
+_OF_SCHEDULE = ("max_timesteps", "intermediate_timesteps")
+"""Arguments of calls that some schedulers make their timesteps from, beside the number of steps."""
 _SCHEDULE = ("timesteps", "sigmas")
 
 

@@ -28,7 +28,8 @@ def noise_scale(row: Tensor, state: Tensor, known: Sequence[float]) -> float | N
         drawn = torch.randn(values.numel(), generator=generator, dtype=dtype).float().sort().values
         scale = float(values.norm() / drawn.norm())
         if scale > 0 and torch.allclose(values / scale, drawn, rtol=0, atol=1e-2):
-            return next((k for k in known if abs(scale / k - 1) < 1e-3), scale)
+            nearest = min(known, key=lambda k: abs(scale / k - 1), default=scale)
+            return nearest if abs(scale / nearest - 1) < 1e-3 else scale
     return None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.caches import Caches
 from tts_vision.pipelines.rollout import Coarse
 from tts_vision.pipelines.schedule import (
     clipped,
@@ -68,6 +69,7 @@ class SchedulerProxy:
         result: The result of every step, if given; nothing is computed then.
         halves: Whether the half-steps of a second-order scheduler are taken.
         coarse: A coarser end of the schedule, if given; `start` and `stop` count its timesteps.
+        caches: Of the denoisers; restored before the first computed step and read after the last.
 
     Attributes:
         before: The loop's latents before the last computed step; None if those that entered.
@@ -98,6 +100,7 @@ class SchedulerProxy:
         result: Tensor | None = None,
         halves: bool = True,
         coarse: Coarse | None = None,
+        caches: Caches | None = None,
     ) -> None:
         self.inner = scheduler
         self.start, self.stop = start, stop
@@ -113,6 +116,7 @@ class SchedulerProxy:
         self.done = 0
         self.skipping = self.interrupted = self.draws = False
         self.generators, self._streams = generators, streams
+        self.caches = caches
         self._history, self._rule, self._skip = history, rule, skip
         self._result, self._halves, self._coarse = result, halves, coarse
         self._at_start: list[Tensor] = []
@@ -168,10 +172,14 @@ class SchedulerProxy:
             self._skip(self.skipping)
         if not self.skipping:
             self.continue_streams()
+            if self.caches is not None and not self.done:
+                self.caches.begin()
 
     def loop_ends(self) -> None:
         """The loop has seen all timesteps."""
         self._step_ends()
+        if self.caches is not None and self.done:
+            self.caches.end()
         self.continue_streams()
         now = [generator.get_state() for generator in self.generators or ()]
         self.draws = any(not torch.equal(a, b) for a, b in zip(now, self._at_start))

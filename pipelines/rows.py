@@ -9,6 +9,16 @@ import torch
 from torch import Tensor
 
 
+ONE_BY_ONE = {
+    "PRXPipeline": "its loop makes one timestep for all rows under guidance",
+    "PRXPixelPipeline": "its loop makes one timestep for all rows under guidance",
+    "LattePipeline": "its call trims the text of one row and pads that of several",
+    "AllegroPipeline": "its autoencoder decodes one clip in tiles",
+    "HunyuanVideo15Pipeline": "its autoencoder decodes one clip",
+}
+"""Pipelines whose own call gives rows of a batch something else than each alone, or fails, with the reason."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a loop.
