@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffusers import CogView4Pipeline
 
     from tts_vision.pipelines.tokens.showo import ShowoPipeline
+    from tts_vision.pipelines.tokens.showo_flow import ShowoFlow
     from tts_vision.pipelines.var.pipeline import InfinityPipeline
 
 Pipeline = TypeVar("Pipeline")
@@ -80,6 +81,14 @@ def load_playground_var(
     return _tokens_of(name, "playground-var", "var", load_pipeline, options)
 
 
+@register(
+    "model",
+    "playground-masked",
+    verifier="playground_parm",
+    features="playground_features",
+    paper="Show-o (Xie et al. 2024)",
+    notes={"draws": "what the playground draws, by unmasking 64 tokens in 12 steps"},
+)
 def load_playground_masked(
     name: str = "playground-masked", *, options: ModelOptions | None = None
 ) -> ShowoPipeline:
@@ -95,7 +104,36 @@ def load_playground_masked(
     """
     from tts_vision.pipelines.tokens.folder import load_pipeline
 
-    return _tokens_of(name, "playground-masked", "masked", load_pipeline, options)
+    return _tokens_of(name, "playground-masked", "tokens", load_pipeline, options)
+
+
+@register(
+    "model",
+    "playground-discrete-flow",
+    verifier="playground_judge",
+    features="playground_features",
+    paper="FUDOKI (Wang et al. 2025)",
+    notes={"draws": "what the playground draws, by jumps of 64 tokens in 16 steps"},
+)
+def load_playground_discrete_flow(
+    name: str = "playground-discrete-flow", *, options: ModelOptions | None = None
+) -> ShowoFlow:
+    """The bundled discrete flow: the network of `playground-masked`, which learnt both.
+
+    Args:
+        name: What it was called.
+        options: Precision and device; float32 on the CPU by default, where it is fast enough.
+
+    Raises:
+        PipelineError: If its weights are missing or damaged.
+        ConfigError: If the name goes on, or another option is set.
+    """
+    from tts_vision.pipelines.playground import FLOW_DEFAULTS
+    from tts_vision.pipelines.tokens.folder import load_pipeline
+    from tts_vision.pipelines.tokens.showo_flow import ShowoFlow
+
+    pipe = _tokens_of(name, "playground-discrete-flow", "tokens", load_pipeline, options)
+    return ShowoFlow.of(pipe, FLOW_DEFAULTS, "playground-discrete-flow")
 
 
 def _tokens_of(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Little guidance: single images err about one time in five, which leaves a search something to do. Stronger
 # guidance (3 to 4) is right a few percent more often; see `measure`.
 DEFAULTS = {"num_inference_steps": 13, "guidance_scale": 1.5}
+FLOW_DEFAULTS = {"num_inference_steps": 16, "guidance_scale": 2.0}  # of playground-discrete-flow
 WEIGHTS_VARIABLE = "TTS_VISION_PLAYGROUND_WEIGHTS"
 
 
@@ -20,7 +21,8 @@ def weights_path(part: str = "flow") -> Path:
     """Where the trained weights lie: beside this file, or in the folder that an environment variable names.
 
     Args:
-        part: "flow" for the diffusers pipeline, "clip" for the CLIP model.
+        part: "flow" for the diffusers pipeline, "var" and "tokens" for the other models, "clip", "judge" and
+            "parm" for the verifiers.
 
     Returns:
         An existing folder.

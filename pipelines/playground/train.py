@@ -1,8 +1,8 @@
 """Trains the playground: `python -m tts_vision.pipelines.playground.train --stage all`.
 
 Draws a bank of images, then trains the autoencoder, the flow, the decoder once more and the CLIP; then two
-tokenizers around that autoencoder, the visual autoregressive model on the first, a masked model and a
-discrete flow on the second; and exports them. Each stage resumes from
+tokenizers around that autoencoder, the visual autoregressive model on the first, and on the second a model
+that is both a masked one and a discrete flow; and exports them. Each stage resumes from
 its checkpoint in the work folder, so that the command may be killed and run again.
 """
 
@@ -27,6 +27,7 @@ from tts_vision.pipelines.playground.train_flow import (
 )
 from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
 from tts_vision.pipelines.playground.training import Average, Bank, Budget, load_bank, log, tidy
+from tts_vision.pipelines.tokens import folder as token_folder
 from tts_vision.pipelines.var.folder import save_pipeline
 
 STAGES = (
@@ -37,8 +38,7 @@ STAGES = (
     "scales",
     "var",
     "codes",
-    "masked",
-    "discrete_flow",
+    "tokens",
     "export",
 )
 
@@ -48,7 +48,7 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
 
     Args:
         work_dir: Where the checkpoints lie; what has none is left out.
-        output: Folder that gets `flow`, `var` and `clip`.
+        output: Folder that gets `flow`, `var`, `tokens` and `clip`.
         seed: The seed of the training.
     """
     if (work_dir / "flow.pt").exists():
@@ -64,6 +64,10 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
     if (work_dir / "var.pt").exists():
         coder = train_tokenizers.load_coder("scales", work_dir, autoencoder(work_dir))
         save_pipeline(train_var.trained(work_dir, coder), output / "var", dtype=torch.float16)
+    if (work_dir / "tokens.pt").exists():
+        coder = train_tokenizers.load_coder("codes", work_dir, autoencoder(work_dir))
+        pipe = train_tokens.trained(work_dir, coder)
+        token_folder.save_pipeline(pipe, output / "tokens", dtype=torch.float16)
     if (work_dir / "clip.pt").exists():
         model = build_clip(seed=seed + 3)
         average = Average({"clip": model})
@@ -120,8 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-scales", type=float, default=18.0)
     parser.add_argument("--minutes-var", type=float, default=75.0)
     parser.add_argument("--minutes-codes", type=float, default=12.0)
-    parser.add_argument("--minutes-masked", type=float, default=60.0)
-    parser.add_argument("--minutes-discrete-flow", type=float, default=30.0)
+    parser.add_argument("--minutes-tokens", type=float, default=75.0)
     parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
     parser.add_argument("--bank-size", type=int, default=150_000, help="images to train on")
     parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")
@@ -187,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=options.seed + 3,
             batch_size=options.batch_size,
         )
-    if {"scales", "var", "codes", "masked", "discrete_flow"} & set(stages):
+    if {"scales", "var", "codes", "tokens"} & set(stages):
         _train_token_models(work_dir, bank, stages, options)
     if "export" in stages:
         export(work_dir, options.output, options.seed)
@@ -211,34 +214,12 @@ def _train_token_models(
     if "codes" in stages:
         budget = Budget(options.minutes_codes, steps)
         train_tokenizers.train_codes(work_dir, bank, latents, vae, budget, device=device, seed=seed + 7)
-    if {"masked", "discrete_flow"} & set(stages):
+    if "tokens" in stages:
         coder = train_tokenizers.load_coder("codes", work_dir, vae)
         codes, blocks = train_tokens.encode_bank(work_dir, bank, latents, coder)
-    if "masked" in stages:
-        budget = Budget(options.minutes_masked, steps)
-        train_tokens.train_tokens(
-            "masked",
-            work_dir,
-            codes,
-            blocks,
-            train_tokens.masked,
-            budget,
-            device=device,
-            seed=seed + 8,
-        )
-    if "discrete_flow" in stages:
-        budget = Budget(options.minutes_discrete_flow, steps)
-        train_tokens.train_tokens(
-            "discrete_flow",
-            work_dir,
-            codes,
-            blocks,
-            train_tokens.jumped(coder.codebook()),
-            budget,
-            start=train_tokens.trained("masked", work_dir),
-            device=device,
-            seed=seed + 9,
-        )
+        corrupt = train_tokens.either(train_tokens.masked, train_tokens.jumped(coder.codebook()))
+        budget = Budget(options.minutes_tokens, steps)
+        train_tokens.train_tokens(work_dir, codes, blocks, corrupt, budget, device=device, seed=seed + 7)
 
 
 if __name__ == "__main__":

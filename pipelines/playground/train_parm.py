@@ -82,19 +82,23 @@ def sample_prompt(rng: np.random.Generator) -> world.Spec:
             return spec
 
 
-def draw_steps(sampler: Sampler, specs: Sequence[world.Spec], seed: int) -> Steps:
-    """Draws `PER_PROMPT` images of each prompt and labels them with their previews.
+def draw_steps(sampler: Sampler, specs: Sequence[world.Spec], seed: int, each: int = PER_PROMPT) -> Steps:
+    """Draws images of each prompt and labels them with their previews.
 
     Args:
         sampler: Of the masked model.
         specs: The prompts.
         seed: Of the noise and of the captions.
+        each: Images of a prompt.
+
+    Returns:
+        Prompt by prompt, step by step, image by image.
     """
     rng = np.random.default_rng(seed)
     parts, steps, clear, potential = [], [], [], []
     for i, spec in enumerate(specs):
         condition = sampler.condition_of(Prompt(world.caption(spec)))
-        state = sampler.init(condition, range(PER_PROMPT), seed=seed * 1_000 + i)
+        state = sampler.init(condition, range(each), seed=seed * 1_000 + i)
         images: list[np.ndarray] = []
         for step in range(1, sampler.num_steps + 1):
             state = sampler.advance(state)
@@ -105,8 +109,8 @@ def draw_steps(sampler: Sampler, specs: Sequence[world.Spec], seed: int) -> Step
         last = [objects(detections) for detections in found[-1]]
         right = [all(judge_data.demands(detections, spec).values()) for detections in found[-1]]
         for step, (row, detections) in enumerate(zip(images, found), start=1):
-            parts.append(judge_data.label(rng, row, [spec] * PER_PROMPT, detections))
-            steps += [step] * PER_PROMPT
+            parts.append(judge_data.label(rng, row, [spec] * each, detections))
+            steps += [step] * each
             clear += [objects(d) == finished for d, finished in zip(detections, last)]
             potential += right
     return Steps(

@@ -1,8 +1,8 @@
-"""The playground's generators of tokens of one scale: a small Show-o, masked and as a discrete flow.
+"""The playground's generator of tokens of one scale: a small Show-o that is a discrete flow too.
 
-One architecture (Xie et al. 2024), a Phi with causal text and an image whose tokens all see each other,
-learns two kinds of corruption: masks (Chang et al. 2022) and jumps to near codes (Shaul et al. 2024; Wang
-et al. 2025). Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
+A Phi with causal text and an image whose tokens all see each other (Xie et al. 2024) learns to restore images
+from two kinds of corruption: masks (Chang et al. 2022), and codes moved along a metric-induced path (Shaul et
+al. 2024; Wang et al. 2025). Muon for the hidden matrices (Jordan et al. 2024) and AdamW for the rest.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from tts_vision.pipelines.playground.training import (
 )
 from tts_vision.pipelines.tokens.kinetic import Schedule, distance
 from tts_vision.pipelines.tokens.latent_tokenizer import LatentTokenizer
+from tts_vision.pipelines.tokens.layout import Layout
+from tts_vision.pipelines.tokens.showo import ShowoPipeline
 
-WORDS = len(vocabulary())
-CODES, TOKENS = 2**BITS, GRID[0] * GRID[1]
-# Show-o's order of special tokens behind the words, then the codes, then the mask
-PAD, SOI, EOI, T2I = WORDS, WORDS + 1, WORDS + 2, WORDS + 5
-FIRST_CODE = WORDS + 10
-MASK = FIRST_CODE + CODES
 END = vocabulary()["</s>"]
 TEXT = MAX_TOKENS + 2  # t2i, bos, at most 16 tokens with the closing one
+TOKENS = GRID[0] * GRID[1]
+LAYOUT = Layout(words=len(vocabulary()), codes=2**BITS, text_length=TEXT, bos=END, eos=END)
+PAD, SOI, EOI, T2I = (LAYOUT.special(name) for name in ("[PAD]", "<|soi|>", "<|eoi|>", "<|t2i|>"))
+FIRST_CODE, MASK = LAYOUT.offset, LAYOUT.mask
+DEFAULTS = {"num_inference_steps": 12, "guidance_scale": 2.0}
 Corruption = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """Given right codes ``(B, S)``: corrupted ids of the whole vocabulary ``(B, S)`` and where to learn."""
 
@@ -49,7 +50,7 @@ Corruption = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 def build_model(seed: int) -> PhiForCausalLM:
     """An untrained Show-o."""
     config = PhiConfig(
-        vocab_size=MASK + 1,
+        vocab_size=LAYOUT.size,
         hidden_size=224,
         intermediate_size=784,
         num_hidden_layers=6,
@@ -118,6 +119,17 @@ def jumped(codebook: Tensor, schedule: Schedule | None = None) -> Corruption:
     return corrupt
 
 
+def either(first: Corruption, second: Corruption, share: float = 0.35) -> Corruption:
+    """Corrupts each image in one of two ways: by the second with probability `share`."""
+
+    def corrupt(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        (a, at_a), (b, at_b) = first(codes, generator), second(codes, generator)
+        chosen = torch.rand(len(codes), 1, generator=generator) < share
+        return torch.where(chosen, b, a), torch.where(chosen, at_b, at_a)
+
+    return corrupt
+
+
 @torch.no_grad()
 def encode_bank(work_dir: Path, bank: Bank, latents: Tensor, coder: LatentTokenizer) -> tuple[Tensor, Tensor]:
     """Codes and text blocks of the whole bank, made once and kept in the work folder.
@@ -144,13 +156,11 @@ def encode_bank(work_dir: Path, bank: Bank, latents: Tensor, coder: LatentTokeni
 
 
 def train_tokens(
-    name: str,
     work_dir: Path,
     codes: Tensor,
     blocks: Tensor,
     corrupt: Corruption,
     budget: Budget,
-    start: PhiForCausalLM | None = None,
     device: str = "cpu",
     seed: int = 7,
     batch_size: int = 64,
@@ -161,13 +171,11 @@ def train_tokens(
     """Trains a generator of tokens.
 
     Args:
-        name: Of the stage: ``masked`` or ``discrete_flow``.
         work_dir: Where the checkpoint lies.
         codes: Of the bank, `(n, 64)`.
         blocks: Text blocks, `(n, captions, 18)`.
         corrupt: Corrupts codes for the model to restore.
         budget: How long to train.
-        start: A model to start from.
         device: Where to train.
         seed: Seed of weights and batches.
         batch_size: Images a step.
@@ -178,10 +186,7 @@ def train_tokens(
     Returns:
         The model and its averaged weights.
     """
-    model = build_model(seed)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
-    model.to(device)
+    model = build_model(seed).to(device)
     optimisers = build_optimisers({"model": model}, learning_rate)
     average = Average({"model": model})
     empty = text_blocks(torch.tensor([[END] + [0] * (MAX_TOKENS - 1)]), 0)[0]
@@ -216,15 +221,16 @@ def train_tokens(
         return {"loss": loss, "norm": norm}
 
     parts: dict[str, Stateful] = {"model": model, **optimisers, "average": average}
-    train(name, work_dir, budget, parts, step, seed, stop_after=stop_after)
+    train("tokens", work_dir, budget, parts, step, seed, stop_after=stop_after)
     return model, average
 
 
-def trained(name: str, work_dir: Path) -> PhiForCausalLM:
-    """The averaged model that a stage left."""
+def trained(work_dir: Path, coder: LatentTokenizer) -> ShowoPipeline:
+    """The pipeline of what the stage left, with averaged weights, and its tokenizer of images."""
     model = build_model(0)
     average = Average({"model": model})
-    saved = torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
+    saved = torch.load(work_dir / "tokens.pt", map_location="cpu", weights_only=True)["parts"]
     average.load_state_dict(saved["average"])
     average.copy_to("model", model)
-    return model.eval()
+    model.eval().requires_grad_(False)
+    return ShowoPipeline(model, build_tokenizer("right"), coder, LAYOUT, DEFAULTS, "playground-masked")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from tts_vision.ledger import Ledger
 from tts_vision.moves import PREVIEW, Renoise
 from tts_vision.pipelines.discrete_flow_sampler import DiscreteFlowSampler, PathNoise
 from tts_vision.pipelines.tokens.kinetic import Metric, Schedule, path_probability
-from tts_vision.pipelines.tokens.showo import ShowoPipeline
+from tts_vision.pipelines.tokens.showo_flow import ShowoFlow
 from tts_vision.registry import lookup
 from tts_vision.rng import row_uniform
 from tts_vision.sampler import Sampler
@@ -73,16 +73,8 @@ class TestStrictReference(SamplerContract):
         return sampler_of(strict_reference=True, guidance_scale=0.0, temperature=0.8, top_k=4)
 
 
-class ShowoFlow(ShowoPipeline):
-    """A Show-o whose tokens are a discrete flow, as the bundled one."""
-
-    family = "discrete_flow"  # type: ignore[misc]
-    sampling: ClassVar[dict[str, Any]] = {"num_inference_steps": 5}  # type: ignore[assignment]
-
-
 def showo_flow() -> ShowoFlow:
-    pipe = tiny_showo()
-    return ShowoFlow(pipe.transformer, pipe.tokenizer, pipe.image_tokenizer, pipe.layout, {}, "tiny-flow")
+    return ShowoFlow.of(tiny_showo(), {"num_inference_steps": 5}, "tiny-flow")
 
 
 class TestOnAShowo(SamplerContract):
@@ -106,6 +98,11 @@ def test_a_showo_as_a_flow_starts_from_random_codes() -> None:
     end = sampler.advance(sampler.init(CONDITION, (0, 1), seed=0), sampler.num_steps)
     whole = sampler.plain(CONDITION, (0, 1), seed=0)
     assert [np.asarray(i).tobytes() for i in sampler.decode(end)] == [np.asarray(i).tobytes() for i in whole]
+    call = showo_flow()(CONDITION.text, n=2)
+    assert [np.asarray(i).tobytes() for i in call] == [np.asarray(i).tobytes() for i in whole]
+    assert torch.equal(showo_flow()(CONDITION.text, n=2, output_type="tokens"), end.latents)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'pil' or 'tokens' but got 'np'"):
+        showo_flow()(CONDITION.text, output_type="np")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"must be one of num_inference_steps.*but got 'annealing'"):
         DiscreteFlowSampler(ToyPipeline(sampling={"annealing": "linear"}))
 
