@@ -74,7 +74,8 @@ def token_model(name_or_path: str) -> Any | None:
         return None if name is None else partial(_load_path, name)
     if _values(folder / "pipeline.json").get("family") == "masked":
         return load_folder
-    name = {256: "show-o", 1024: "show-o-512"}.get(_values(folder / "config.json").get("num_vq_tokens"))
+    tokens = _values(folder / "config.json").get("num_vq_tokens", 0)
+    name = {256: "show-o", 1024: "show-o-512"}.get(tokens)
     return None if name is None else partial(_load_path, name)
 
 

@@ -189,8 +189,8 @@ class ConfiguredShowo:
         layout, model, head = self.pipe.layout, self.pipe.transformer.model, self.pipe.transformer.lm_head
         ids = layout.image(codes.to(self.device)).repeat(self.branches, 1)
         cache = DynamicCache()
-        for i, pair in enumerate(encoded.layers):
-            cache.update(*(rows.repeat_interleave(len(codes), 0) for rows in pair), i)
+        for i, (keys, values) in enumerate(encoded.layers):
+            cache.update(keys.repeat_interleave(len(codes), 0), values.repeat_interleave(len(codes), 0), i)
         prefix, length = encoded.mask.shape[-1], ids.shape[1]
         mask = torch.nn.functional.pad(encoded.mask, (0, length)).expand(-1, -1, length, -1)
         positions = torch.arange(prefix, prefix + length, device=self.device)[None]
