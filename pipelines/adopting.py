@@ -11,11 +11,25 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tts_vision.condition import ORIGINAL, Condition
 from tts_vision.errors import PipelineError
 
 _EDITORS = re.compile(r"Img2Img|Pix2Pix|Kontext|Edit")
 _BASE = 8  # digits that half precision holds apart
 _TOLERANCE = 0.05
+
+
+def original_of(condition: Condition) -> Image.Image | None:
+    """The image that particles are refined from, if the condition names any."""
+    asset = condition.images.get(ORIGINAL)
+    return asset.value if asset is not None and isinstance(asset.value, Image.Image) else None
+
+
+def encodes(pipe: Any) -> bool:
+    """Whether a pipeline has an autoencoder that encodes images as well."""
+    vae = getattr(pipe, "vae", None)
+    has_processor = any(hasattr(pipe, name) for name in ("image_processor", "video_processor"))
+    return callable(getattr(vae, "encode", None)) and has_processor
 
 
 def edits_images(name: str, signature: Mapping[str, inspect.Parameter]) -> bool:

@@ -18,8 +18,8 @@ from tts_vision.errors import BudgetSpent, ConfigError
 from tts_vision.ledger import Budget, Ledger
 from tts_vision.moves import PREVIEW
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
+from tts_vision.pipelines.driven import DENOISERS, modules
 from tts_vision.pipelines.rollout import Coarse
-from tts_vision.pipelines.segment import DENOISERS, modules
 from tts_vision.pipelines.stochastic import Level
 from tts_vision.rehearsal import rehearse
 from tts_vision.rng import row_seed

@@ -19,7 +19,7 @@ from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.ledger import Ledger
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
-from tts_vision.pipelines.segment import DENOISERS, modules
+from tts_vision.pipelines.driven import DENOISERS, modules
 from tts_vision.pipelines.silence import denoised
 from tts_vision.rng import row_seed
 from tts_vision.types import Invalid, State, Video
