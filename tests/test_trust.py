@@ -35,6 +35,7 @@ from toy_plugins import *
 def verifier(images, prompts, *, x: float = 1.0):
     return [x * sum(image.getpixel((0, 0))) for image in images]
 rewriter = lambda text, n: ["a circle"][:n]
+corrector = lambda ctx, rejected, n: ctx.init(n)
 def algorithm(ctx, *, n: int = 1):
     state = ctx.finish(ctx.init(n))
     ctx.score(state)
@@ -109,6 +110,13 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("@first_coordinate", {"holdout_verifier": "{evil}@first_coordinate"}),
     ("@rewriter", {"algorithm": "prompt_search", "algorithm_params": {"rewriter": "{evil}@rewriter"}}),
+    (
+        "@corrector",
+        {
+            "algorithm": "reflection_flow",
+            "algorithm_params": {"n": 1, "rounds": 0, "corrector": "{evil}@corrector"},
+        },
+    ),
 ]
 
 

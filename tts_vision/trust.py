@@ -33,10 +33,13 @@ _MODULE = re.compile(r"\w[\w.]*:\w+")
 # what may be code or an endpoint, in whatever setting: wider than `demands`
 _ASKING = re.compile(r"\.py@|://|\w:(?!\w+=)\w|key_variable")
 _KEY = "key_variable"
+EDIT = "edit"
+"""Name of the corrector that opens a model."""
 _SPECS: dict[str, Kind] = {
     "rewriter": "rewriter",
     "refine_by": "rewriter",
     "corrector": "corrector",
+    "actions": "corrector",
     "critic": "corrector",
     "features": "features",
     "verifier": "verifier",
@@ -114,9 +117,26 @@ def demands(settings: Mapping[str, Any]) -> dict[str, str]:
     for key in ("verifier", "holdout_verifier"):
         found |= _of_text("verifier", settings.get(key))
     for key, value in (settings.get("algorithm_params") or {}).items():
-        if key in _SPECS:
-            found |= _of_text(_SPECS[key], value)
+        for text in value if isinstance(value, list) else [value]:
+            if key in _SPECS:
+                found |= _of_text(_SPECS[key], text)
     return found
+
+
+def editors(params: Mapping[str, Any]) -> list[str]:
+    """The models that correctors among an algorithm's parameters name."""
+    specs = [
+        _spec(text)
+        for key, value in params.items()
+        if _SPECS.get(key) == "corrector"
+        for text in (value if isinstance(value, list) else [value])
+        if isinstance(text, str) and text
+    ]
+    return [
+        spec.params["model"].partition("?")[0]
+        for spec in specs
+        if spec.name == EDIT and "model" in spec.params
+    ]
 
 
 def named_in(texts: Iterable[str]) -> set[str]:
@@ -179,7 +199,7 @@ def _words(spec: Spec) -> set[str]:
 
 
 def _of_text(kind: Kind, text: Any) -> dict[str, str]:
-    if not isinstance(text, str) or text.startswith("<"):
+    if not isinstance(text, str) or not text or text.startswith("<"):
         return {}
     return _of_spec(kind, _spec(text))
 
@@ -191,6 +211,8 @@ def _of_spec(kind: Kind, spec: Spec) -> dict[str, str]:
             found[value] = f"send the content of the environment variable {value}"
         elif key == "base_url" or "://" in value:
             found[value] = f"ask {value}"
+        elif (kind, spec.name, key) == ("corrector", EDIT, "model"):
+            found |= _of_name("model", value.partition("?")[0])
     for member in spec.members:
         found |= _of_spec(kind, member)
     return found
