@@ -89,9 +89,9 @@ def prepare(browser: Browser, served: Prepared) -> None:
             ("three yellow triangles", "zero_order"),
             ("a red star and a blue circle", "fk_steering"),
         ):
-            search(page, prompt, algorithm=algorithm, budget="6x")
+            search(page, prompt, algorithm=algorithm, budget="6x", settings="")
             wait_for(page, "finished")
-        job = search(page, PROMPT, algorithm="evosearch", budget="24x")
+        job = search(page, PROMPT, algorithm="evosearch", budget="24x", settings="")
         wait_for(page, "finished")
         open_tab(page, "Draft")
         page.fill("#tv-draft-prompt textarea", PROMPT)
