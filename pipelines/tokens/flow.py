@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
-from tts_vision.pipelines.tokens.kinetic import Metric, Schedule, euler_step, sample_path
+from tts_vision.pipelines.tokens.kinetic import Metric, Schedule, device_for, euler_step, sample_path
 from tts_vision.pipelines.tokens.model import TokenNetwork
 from tts_vision.pipelines.var.sampling import token_probability
 from tts_vision.rng import row_uniform
@@ -109,7 +109,8 @@ class DiscreteFlow:
 
     def __init__(self, network: TokenNetwork, settings: FlowSettings) -> None:
         self.network, self.settings = network, settings
-        self.metric = Metric(network.codebook().to(network.device, torch.float32))
+        self._device = device_for(network.device)
+        self.metric = Metric(network.codebook().to(self._device, torch.float32))
         height, width = network.grid
         self.tokens = height * width
 
@@ -132,9 +133,9 @@ class DiscreteFlow:
 
     @torch.no_grad()
     def probability(self, encoded: Any, x: Tensor) -> Tensor:
-        """The probabilities ``(B, S, V)`` of the tokens at time 1, on the device of the network."""
+        """The probabilities ``(B, S, V)`` of the tokens at time 1, where the path is computed."""
         settings = self.settings
-        logits = self.network.logits(encoded, x)
+        logits = self.network.logits(encoded, x).to(self._device)
         return token_probability(logits, settings.temperature, settings.top_k, settings.top_p)
 
     def moved(self, x: Tensor, x1: Tensor, step: int, uniform: Tensor) -> Tensor:
@@ -150,8 +151,7 @@ class DiscreteFlow:
         point = step + self.settings.first
         if point == number - 1:
             return x1.cpu()
-        where = self.metric.codebook.device
-        x, x1, uniform = (tensor.to(where) for tensor in (x, x1, uniform))
+        x, x1, uniform = (tensor.to(self._device) for tensor in (x, x1, uniform))
         schedule = self.settings.schedule
         return euler_step(self.metric, x, x1, point / number, 1 / number, schedule, uniform).cpu()
 
@@ -166,10 +166,8 @@ class DiscreteFlow:
         time = self.settings.time(step)
         if not time:
             return self.uniform_tokens(uniform)
-        where = self.metric.codebook.device
-        return sample_path(
-            self.metric, x1.to(where), time, self.settings.schedule, uniform.to(where).clamp(0, BELOW_ONE)
-        ).cpu()
+        x1, uniform = x1.to(self._device), uniform.to(self._device).clamp(0, BELOW_ONE)
+        return sample_path(self.metric, x1, time, self.settings.schedule, uniform).cpu()
 
     @torch.no_grad()
     def samples(self, condition: Condition, seed: int, uids: Sequence[int]) -> Tensor:

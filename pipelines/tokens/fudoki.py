@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError, PipelineError
-from tts_vision.pipelines.tokens.kinetic import Metric
+from tts_vision.pipelines.tokens.kinetic import Metric, device_for
 from tts_vision.pipelines.var.model import settings_of
 from tts_vision.pipelines.var.sampling import guided
 
@@ -86,7 +86,7 @@ class FudokiPipeline:
                 f"Answers of {self.name} need the embedding of texts but it was loaded without one; put "
                 "text_embedding.pt beside the weights."
             )
-        return Metric(self.text_embedding.to(self.model.device, torch.float32))
+        return Metric(self.text_embedding.to(device_for(self.model.device), torch.float32))
 
     def hidden(self, embeddings: Tensor) -> Tensor:
         """The last hidden states ``(B, T, W)``, float32, of embeddings, each of which attends to all."""

@@ -113,21 +113,20 @@ class FudokiJudge(Verifier):
     def _answer(self, prefix: list[int], image: Tensor, room: int) -> tuple[Tensor, Tensor]:
         """The answer ``(room,)``, and the probabilities of its first token in the last step."""
         pipe, metric, schedule = self.pipe, self.pipe.text_metric, Schedule()
-        device = pipe.model.device
-        ids = torch.tensor([prefix], device=device)
+        ids = torch.tensor([prefix], device=pipe.model.device)
         before = pipe.embedded(ids.clamp_min(0)).float()
         before[ids == -1] = image.reshape(-1, image.shape[-1]).float()
-        like = torch.empty(1, room)
-        x = (row_uniform(0, "init", [0], 0, like).double() * metric.vocabulary).long().to(device)
+        where, like = metric.codebook.device, torch.empty(1, room)
+        x = (row_uniform(0, "init", [0], 0, like).double() * metric.vocabulary).long()
         for step in range(self.steps):
             hidden = pipe.hidden(torch.cat([before, pipe.embedded(x).float()], 1))
             # a token is predicted where the one before it stands
             logits = pipe.model.lm_head(hidden[:, len(prefix) - 1 : -1]).float()
-            x1 = logits.argmax(-1)
+            x1 = logits.argmax(-1).to(where)
             if step == self.steps - 1:
                 break
-            uniform = row_uniform(0, "step", [0], step, torch.empty(1, room, 2)).movedim(-1, 0).to(device)
-            x = euler_step(metric, x, x1, step / self.steps, 1 / self.steps, schedule, uniform)
+            uniform = row_uniform(0, "step", [0], step, torch.empty(1, room, 2)).movedim(-1, 0).to(where)
+            x = euler_step(metric, x.to(where), x1, step / self.steps, 1 / self.steps, schedule, uniform)
         return x1[0].cpu(), logits[0, 0].softmax(-1).cpu()
 
     def _answers(self) -> tuple[list[int], list[int]]:

@@ -84,6 +84,11 @@ class Metric:
         return distance(self.codebook[ids], self.codebook)
 
 
+def device_for(network: torch.device) -> torch.device:
+    """The device that paths are computed on: that of the network, or the CPU where it has no float64."""
+    return torch.device("cpu") if network.type == "mps" else network
+
+
 def path_probability(distances: Tensor, beta: float) -> Tensor:
     """The path ``p_t(x | x1) = softmax_x(-beta_t d(x, x1))``.
 
