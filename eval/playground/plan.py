@@ -384,7 +384,7 @@ def _timed(plan: Plan, model: str, stage: Stage) -> list[Task]:
 def _tried(
     plan: Plan, stage: Stage, known: Sequence[Task], measure: Callable[[Sequence[Record]], None]
 ) -> Plan:
-    """Runs each contender once at each budget; those that the model or the sampler refuse are out."""
+    """Runs each contender once at each budget; those that are refused, or fail, take no part."""
     settings, tasks = plan.settings, Tasks(plan, stage.items)
     first = settings.tracks[0]
     new: list[Task] = []  # to this run, or finished
@@ -407,9 +407,12 @@ def _tried(
         lambda done, total, search: ends.append((time.monotonic(), search)),
     )
     for failed in run.failed:
-        if not isinstance(failed.error, (CapabilityError, ConfigError)):
+        contender = tasks.cells[failed.task.name].contender
+        if contender == Contender(contender.model, REFERENCE):
             raise failed.error
-        plan.refuse(tasks.cells[failed.task.name].contender, str(failed.error))
+        if not isinstance(failed.error, (CapabilityError, ConfigError)):
+            stage.note(f"{contender.name} failed on {contender.model} and takes no part: {failed.error}")
+        plan.refuse(contender, str(failed.error))
     records = [search for _, search in ends if isinstance(search, Record)]
     if len(records) < 2:
         return plan

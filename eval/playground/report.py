@@ -133,7 +133,7 @@ def _refusals(refused: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
         for name, reason in found.items():
             by_reason.setdefault((model, reason), []).append(f"`{name}`")
     if by_reason:
-        yield from ("### Does not apply", "")
+        yield from ("### Does not apply, or failed when it was tried", "")
     for (model, reason), names in by_reason.items():
         yield f"- {model}: {', '.join(names)}: {reason}"
 

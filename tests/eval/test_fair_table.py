@@ -28,9 +28,12 @@ from tts_vision.eval.playground.plan import (
     Level,
     Plan,
     Settings,
+    Stage,
     Tasks,
     bundled_models,
     contenders,
+    estimated,
+    prepared,
     unsized,
 )
 from tts_vision.eval.playground.report import markdown
@@ -39,6 +42,7 @@ from tts_vision.files import append_lines
 from tts_vision.registry import entries
 from tts_vision.runs.manifest import MANIFEST, Manifest
 from tts_vision.runs.task import Record, Task, digest_of
+from tts_vision.testing.toys import GaussianMixtureSampler
 
 NAN = math.nan
 TTS_VAR = "tts_var:features=playground_features"
@@ -310,7 +314,7 @@ def test_a_run_makes_the_table_and_goes_on(
     assert 7.5 * one < data["rows"][-1]["macs"] <= 8 * one, "fresh particles share their first pass"
     refused = data["plan"]["refused"][MODEL]
     assert set(refused) == {"zero_order", "draft"} and "lacks noise" in refused["zero_order"]
-    assert "### Does not apply" in text and "lacks noise" in text
+    assert "### Does not apply, or failed" in text and "lacks noise" in text
     assert (tmp_path / "results" / "playground.png").stat().st_size > 1000
     # a table of the figures as they are, and nothing is computed a second time
     monkeypatch.setattr("tts_vision.runner._search", None)
@@ -386,3 +390,61 @@ def test_the_measures_of_a_folder_are_taken_once_and_not_of_changed_files(tmp_pa
     best.write_bytes(b"x")
     with pytest.raises(StorageError, match="must be the file that it wrote"):
         measures.right("hard", record)
+
+
+def toys(**changes: Any) -> Settings:
+    """A sampler and a verifier that cost nothing."""
+    file = Path(__file__).parents[1] / "toy_plugins.py"
+    return settings(**{"models": (f"{file}@model",), "verifier": f"{file}@verifier", "limit": 6} | changes)
+
+
+def test_budgets_in_seconds_are_what_the_reference_took_and_stay_so(tmp_path: Path) -> None:
+    own = toys(algorithms=("evosearch", "fk_steering"), budgets=("2x", "4x"))
+    (model,) = own.models
+    stage = Stage(tmp_path, items("hard"))
+    measured: list[Record] = []
+    found = prepared(own, stage, measured.extend)
+    records = Manifest(tmp_path).read()
+    tasks = Tasks(found, stage.items)
+    for times in own.budgets:
+        cell = Cell("hard", Contender(model, "best_of_n"), Level(times))
+        took = sorted(records[task.name].elapsed for task in tasks.of(cell)[::2] if task.name in records)
+        assert len(took) == 5 and found.limits[model][times] == float(f"{took[2]:.2g}")
+    # one of each search at each compute; for best of n one sample of five prompts, two budgets of these, 16x
+    assert len(records) == 2 * 2 + 5 * 3 + 1 and len(measured) == 2 * 2 + 1
+    assert found.overhead >= 0 and not found.refused
+    estimate = estimated(found, stage)
+    tried = [
+        records[task.name].elapsed
+        for who in ("best_of_n", "evosearch", "fk_steering")
+        for level in own.levels(Contender(model, who))
+        if not level.timed
+        for task in tasks.of(Cell("hard", Contender(model, who), level))[:1]
+    ]
+    timed = 3 * sum(found.limits[model].values())
+    assert len(tried) == 8 and estimate.searches == 14 * 6 * 2
+    assert estimate.seconds[model] == pytest.approx(2 * (sum(tried) + timed + 14 * found.overhead))
+    again = prepared(own, stage, measured.extend)
+    assert again == found and len(measured) == 5, "nothing is tried twice"
+    more = prepared(replace(own, budgets=("2x", "4x", "8x")), stage, measured.extend)
+    assert {times: more.limits[model][times] for times in own.budgets} == found.limits[model]
+
+
+def test_a_search_that_fails_when_it_is_tried_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(GaussianMixtureSampler, "apply", fail)
+    notes: list[str] = []
+    own = toys(algorithms=("zero_order:starts=1", "prompt_search", "variations"), limit=1)
+    (model,) = own.models
+    stage = Stage(tmp_path, items("hard"), note=notes.append)
+    found = prepared(own, stage, lambda records: None)
+    assert {"zero_order:starts=1", "variations"} <= set(found.refused[model])
+    assert "a mistake" in found.refused[model]["zero_order:starts=1"]
+    assert any("zero_order:starts=1 failed" in note and "takes no part" in note for note in notes)
+    assert found.takes_part(Contender(model, "prompt_search")), found.refused
+    cells = {tasks.contender.name for tasks in Tasks(found, stage.items).cells_of("hard")}
+    assert cells.isdisjoint(found.refused[model]) and {"best_of_n", "prompt_search"} <= cells
