@@ -21,10 +21,12 @@ ADOPTED = "adopted"  # width and height that the image of an adopted row decodes
 
 
 def generator_of(seed: int) -> torch.Generator:
+    """A fresh generator on the CPU, as the pipeline's own call would be given."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def numbers(values: Sequence[int]) -> Tensor:
+    """Whole numbers as rows to carry, ``(B,)``."""
     return torch.tensor(list(values), dtype=torch.long)
 
 
@@ -35,6 +37,7 @@ def origins_of(state: State) -> list[int]:
 
 
 def flags_of(state: State, name: str) -> list[bool]:
+    """A carried flag of each row; false where none is carried."""
     flags = state.carry.get(name)
     return [bool(flag) for flag in flags] if isinstance(flags, Tensor) else [False] * len(state)
 
@@ -71,10 +74,14 @@ def generators_of(state: State) -> list[torch.Generator]:
 
 
 def streams_of(state: State, native_noise: bool) -> list[Tensor | None] | None:
-    """The generator state of each row from its next step on, where the loop draws noise.
+    """The generator state of each row from its next step on; None where the loop draws no noise.
 
-    A plain call of the pipeline continues with the generator that it prepared its inputs with, so it
-    makes an unforked row again from its seed. A fork gets a fresh generator.
+    A plain call of the pipeline continues with the generator that it prepared its inputs with, so it makes an
+    unforked row again from its seed. A fork gets a fresh generator.
+
+    Args:
+        state: The rows.
+        native_noise: Whether steps of the scheduler draw.
     """
     if not native_noise and "rng" not in state.carry:
         return None
@@ -91,7 +98,7 @@ def streams_of(state: State, native_noise: bool) -> list[Tensor | None] | None:
 
 
 def keyed(rule: Rule | None, state: State) -> Step | None:
-    """The stochastic step with noise keyed by the rows of `state`."""
+    """A stochastic step with noise keyed by the rows of a state; None if there is no rule."""
     if rule is None:
         return None
     uids, seed = state.uids, state.seed
