@@ -174,7 +174,8 @@ class SamplerOptions(_Settings):
             sum of the scales done; nothing is computed for it. A diffusion or flow model takes "rollout:k":
             the end of k cheap deterministic steps from here. A visual autoregressive model takes "expected",
             with the next scale's expectation, for one more pass, and "complete", with the likeliest tokens of
-            all further scales, for the price of these.
+            all further scales, for the price of these; a masked-token model "complete", with those of all
+            further steps.
         preview_size: Longest side, in pixels, that previews are decoded at, by samplers that can choose; by
             default that of the finished sample.
         recompute: Whether gradients keep only the inputs of the networks' blocks and compute the rest again,

@@ -191,8 +191,10 @@ def test_previews_may_complete_the_image() -> None:
     for ours, by_hand in zip(shown, sampler.decoded(codes)):
         assert np.array_equal(np.asarray(ours), np.asarray(by_hand))
     assert sampler.preview_cost(CONDITION, STEPS) == Cost()
-    with pytest.raises(ConfigError, match="preview of tiny-showo must be 'decode' or 'complete'"):
+    with pytest.raises(ConfigError, match="must be 'decode' or 'complete' but got 'expected'"):
         sampler_of(preview="expected")
+    with pytest.raises(ConfigError, match="'rollout:2' is for diffusion and flow models but tiny-showo draws"):
+        sampler_of(preview="rollout:2")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
