@@ -207,7 +207,8 @@ class Infinity(nn.Module):
             past = partial(cache.extended, layer)
             x = block(x, condition.modulation, condition.text[layer], condition.mask, rope, past)
             if layer in mixed:
-                x = guided(*x.chunk(2), mixed[layer]).repeat(2, 1, 1)
+                cond, uncond = x.chunk(2)
+                x = guided(cond, uncond, mixed[layer]).repeat(2, 1, 1)
         cache.grow(x.shape[1])
         return self.logits(x, condition)
 

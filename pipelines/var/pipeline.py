@@ -17,6 +17,7 @@ from tts_vision.pipelines.var.bsq_vae import BSQVAE
 from tts_vision.pipelines.var.cache import KVCache
 from tts_vision.pipelines.var.given import NOTHING, Given
 from tts_vision.pipelines.var.infinity import Infinity, TextCondition, macs_of_scale
+from tts_vision.pipelines.var.latent_vae import LatentBSQVAE
 from tts_vision.pipelines.var.model import (
     OutputType,
     PlainTokens,
@@ -44,7 +45,7 @@ class InfinityPipeline:
     """
 
     transformer: Infinity
-    vae: BSQVAE
+    vae: BSQVAE | LatentBSQVAE
     text_encoder: Any
     tokenizer: Any
     schedule: Schedule | None = None
