@@ -92,14 +92,25 @@ def _values(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-for _name, _hub in HUBS.items():
-    register(
-        "model",
-        f"{_name}",
-        paper="Show-o (Xie et al. 2024, arXiv:2408.12528)",
-        notes={
-            "takes": f"{_name}:PATH, a folder, file or hub id",
-            "weights": _hub,
-            "licence": "Apache-2.0 (code)",
-        },
-    )(load_showo)
+_PAPER = "Show-o (Xie et al. 2024, arXiv:2408.12528)"
+_LICENCE = "Apache-2.0 (code)"
+register(
+    "model",
+    "show-o",
+    paper=_PAPER,
+    notes={
+        "takes": "show-o:PATH, a folder, file or hub id",
+        "weights": HUBS["show-o"],
+        "licence": _LICENCE,
+    },
+)(load_showo)
+register(
+    "model",
+    "show-o-512",
+    paper=_PAPER,
+    notes={
+        "takes": "show-o-512:PATH, a folder, file or hub id",
+        "weights": HUBS["show-o-512"],
+        "licence": _LICENCE,
+    },
+)(load_showo)

@@ -15,6 +15,8 @@ from tts_vision.pipelines.var.model import images_of
 from tts_vision.sampler import Sampler
 from tts_vision.types import Decoded, Invalid, Prompt
 
+_KEPT = 64  # encoded conditions, which for a prompt's keys and values take some megabytes each
+
 
 class Network(Protocol):
     """The part of a network that does not depend on how its tokens are drawn; see `TokenNetwork`."""
@@ -77,6 +79,8 @@ class NetworkSampler(Sampler):
         """
         if condition not in self._encoded:
             self._check(condition)
+            if len(self._encoded) == _KEPT:
+                del self._encoded[next(iter(self._encoded))]
             with self.meter.phase("encode"):
                 self._encoded[condition] = self._drawn_by.encode(condition)
         return self._encoded[condition]

@@ -20,6 +20,7 @@ from tts_vision.errors import CapabilityError, ConfigError, ForkError
 from tts_vision.ledger import Ledger
 from tts_vision.moves import Adopt, Blend, Neighbour, describe, from_description
 from tts_vision.pipelines.masked_sampler import UNMASKED, MaskedSampler, RemaskStep, RemaskTokens
+from tts_vision.pipelines.tokens import network_sampler
 from tts_vision.pipelines.tokens.masked import Decoding
 from tts_vision.pipelines.var_sampler import ScaleSampler
 from tts_vision.replays import recreate
@@ -156,6 +157,18 @@ def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoded == [CONDITION, OTHER]
 
 
+def test_the_oldest_of_many_prompts_is_encoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_sampler, "_KEPT", 2)
+    sampler = sampler_of()
+    conditions = [CONDITION, OTHER, Condition("a green ring")]
+    state = State.cat([sampler.init(c, (i,), seed=0) for i, c in enumerate(conditions)])
+    assert list(sampler._encoded) == conditions[1:]
+    end = sampler.advance(state, STEPS)
+    for i, condition in enumerate(conditions):
+        assert torch.equal(end.latents[i : i + 1], at(sampler_of(), STEPS, (i,), condition).latents)
+    assert len(sampler._encoded) == 2
+
+
 def test_previews_show_the_guess_of_the_last_step() -> None:
     sampler, ledger = sampler_of(), Ledger()
     state = at(sampler, 2)
@@ -193,7 +206,9 @@ def test_previews_may_complete_the_image() -> None:
     assert sampler.preview_cost(CONDITION, STEPS) == Cost()
     with pytest.raises(ConfigError, match="must be 'decode' or 'complete' but got 'expected'"):
         sampler_of(preview="expected")
-    with pytest.raises(ConfigError, match="'rollout:2' is for diffusion and flow models but tiny-showo draws"):
+    with pytest.raises(
+        ConfigError, match="'rollout:2' is for diffusion and flow models but tiny-showo draws"
+    ):
         sampler_of(preview="rollout:2")
 
 

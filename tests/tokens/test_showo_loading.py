@@ -242,17 +242,17 @@ def test_the_small_model_has_the_published_layout() -> None:
 def test_the_bundled_model_loads_or_says_what_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     with pytest.raises(
-        PipelineError, match=r"The playground's masked weights must lie in .*masked, which does"
+        PipelineError, match=r"The playground's tokens weights must lie in .*tokens, which does"
     ):
         load_playground_masked()
-    save_pipeline(tiny_showo(), tmp_path / "masked")
+    save_pipeline(tiny_showo(), tmp_path / "tokens")
     pipe = load_playground_masked(options=ModelOptions(dtype="float32"))
     assert torch.equal(logits(pipe), logits(tiny_showo()))
     with pytest.raises(
         ConfigError, match="A bundled model is named without more but got 'playground-masked:x'"
     ):
         load_playground_masked("playground-masked:x")
-    (tmp_path / "masked" / "image_tokenizer" / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "tokens" / "image_tokenizer" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(PipelineError, match="The playground's weights must be whole but"):
         load_playground_masked()
 
