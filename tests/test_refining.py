@@ -220,6 +220,17 @@ def test_another_model_refines_the_stored_image(first: Path) -> None:
     assert plain.num_steps == 4, "half of 8"
 
 
+def test_other_settings_of_the_model_refine_the_stored_image(first: Path, tmp_path: Path) -> None:
+    result = refine(first, 0, n=1, pipeline_kwargs={"guidance_scale": 3.0})
+    assert result.config.sampler_options.pipeline_kwargs == {**SHORT, "guidance_scale": 3.0}
+    kept = original(result)
+    assert kept is not None and result.config.algorithm_params["lineage"] == ""
+    assert (image_of(result, kept.uid) == image_of(load_result(first), 0)).all()
+    tts_vision.draft("playground", PROMPT, 1, output=tmp_path / "drafts", pipeline_kwargs=SHORT)
+    with pytest.raises(ConfigError, match=r"0 has no stored image and its search had other settings"):
+        refine(tmp_path / "drafts", 0, n=1, pipeline_kwargs={"guidance_scale": 3.0})
+
+
 def test_what_cannot_be_refined_is_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is refined but 99 is none of its particles"):
         refine(first, 99)

@@ -96,7 +96,7 @@ def refine(
         "model_options": model_options,
         "sampler_options": None
         if pipeline_kwargs is None
-        else SamplerOptions(pipeline_kwargs=pipeline_kwargs),
+        else SamplerOptions(pipeline_kwargs=dict(pipeline_kwargs)),
         "max_batch": max_batch,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -208,6 +208,11 @@ def of_result(
         changes["budget"] = f"{n + 1}x"
     if settings.get("model", own.model) != own.model:
         changes |= {"model_options": ModelOptions(), "sampler_options": SamplerOptions()}
+    elif (given := settings.get("sampler_options")) is not None:
+        call = {**own.sampler_options.pipeline_kwargs, **given.pipeline_kwargs}
+        named = {name: getattr(given, name) for name in given.model_fields_set}
+        options = own.sampler_options.model_copy(update={**named, "pipeline_kwargs": call})
+        settings = {**settings, "sampler_options": options}
     return RunConfig(**{**dict(own), **changes, **settings, "algorithm_params": params})
 
 
@@ -271,6 +276,8 @@ def _hindrance(chain: Sequence[Ancestor], own: RunConfig, settings: Mapping[str,
     """Why a particle cannot be made again from its lineage by the model of a refinement; empty if it can."""
     if settings.get("model", own.model) != own.model:
         return f"it was made by another model, {own.model!r}"
+    if {"model_options", "sampler_options"} & settings.keys():
+        return "its search had other settings of the model"
     if own.sampler_options.stochastic is None and is_live_name(own.algorithm):
         return "whether its steps added noise is known to a live algorithm alone"
     for link in chain:

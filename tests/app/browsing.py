@@ -121,9 +121,10 @@ def search(
             choose(page, label, value)
     write(page, "Budget", budget)
     further = page.get_by_label("Further settings")
-    if further.input_value() != settings:
+    if settings or further.count():  # a closed accordion has nothing inside
         open_advanced(page)
-        further.fill(settings)
+        if further.input_value() != settings:
+            further.fill(settings)
     page.click("#tv-go")
     page.wait_for_selector(f"{LIVE}[data-job]:not([data-job='']):not([data-job='{before}'])")
     return str(page.get_attribute(LIVE, "data-job"))

@@ -23,8 +23,14 @@ from tts_vision.cli.options import (
     Trust,
     Verifier,
 )
-from tts_vision.cli.settings import free_folder, pipeline_arguments, with_nested, without_none
-from tts_vision.config import ModelOptions, SamplerOptions, override
+from tts_vision.cli.settings import (
+    free_folder,
+    generator_settings,
+    pipeline_arguments,
+    with_nested,
+    without_none,
+)
+from tts_vision.config import ModelOptions, SamplerOptions
 from tts_vision.errors import ConfigError
 
 
@@ -74,9 +80,9 @@ def refine(
 
     source = source.expanduser()
     loading = without_none({"dtype": dtype, "device": device, "offload": offload})
-    given = with_nested(override({}, overrides or []), ("model_options",), loading)
     arguments = pipeline_arguments(steps, guidance_scale, negative_prompt)
-    given = with_nested(given, ("sampler_options", "pipeline_kwargs"), arguments)
+    given = generator_settings("refine", overrides, arguments)
+    given = with_nested(given, ("model_options",), loading)
     settings: dict[str, Any] = without_none(
         {**given, "model": model, "verifier": verifier, "budget": budget, "max_batch": max_batch}
     )
