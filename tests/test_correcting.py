@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_killed_it_resumes_to_the_same_bytes_and_all_is_made_again(name: str, tm
 
     result = begin(tmp_path / "whole")
     assert len(result.reflections) >= 2 and any(r.corrections for r in result.reflections)
-    for count in kills(len(result.trace), 4):
+    for count in kills(len(result.trace), 3):
         folder = tmp_path / str(count)
         killed_and_resumed(folder, count, begin)
         assert contents(folder) == contents(tmp_path / "whole"), f"killed after event {count}"
@@ -401,6 +402,15 @@ def test_the_report_shows_the_reflections_image_by_image(tmp_path: Path) -> None
     assert one.height < drawn.height and one.width == drawn.width
     tree = (tmp_path / "x" / "lineage.svg").read_text()
     assert "rejected: too dark" in tree and "by edit" in tree
+
+
+def test_the_report_frames_what_was_drawn_again(tmp_path: Path) -> None:
+    result = search(tmp_path / "x", *SEARCHES["remask"][1:], TOKENS)  # type: ignore[arg-type]
+    assert all(r.regions for r in result.reflections if r.corrections)
+    by_uid = {c.uid: c for c in result.population}
+    framed = reflection_sheet(result.reflections[:1], [by_uid[result.reflections[0].uid]])
+    bare = reflection_sheet([replace(result.reflections[0], regions=())], [by_uid[result.reflections[0].uid]])
+    assert not np.array_equal(np.asarray(framed), np.asarray(bare))
 
 
 def test_the_lineage_joins_new_paths_to_the_image_they_correct(tmp_path: Path) -> None:

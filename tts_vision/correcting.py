@@ -112,13 +112,24 @@ class FunctionCorrector(Corrector):
         return (ctx, begun) if isinstance(begun, State) else begun
 
 
-def load_corrector(text: str, ctx: SearchContext) -> Corrector:
+def default_corrector(ctx: SearchContext) -> str:
+    """The corrector that takes most from the rejected sample: ``remask``, ``edit`` or ``prompt``."""
+    if ctx.sampler.grid is not None and ctx.sampler.remasking([0], 1) is not None:
+        return "remask"
+    return "edit" if "renoise" in ctx.capabilities else "prompt"
+
+
+def load_corrector(text: str | None, ctx: SearchContext) -> Corrector:
     """The corrector that a spec such as ``edit:strength=0.5`` names, checked for a search.
+
+    Args:
+        text: The spec; by default that of `default_corrector`.
+        ctx: Of the search's own generator.
 
     Raises:
         TTSVisionError: If there is none, a parameter is not one of its own, or it cannot be used here.
     """
-    spec = Spec.parse(text)
+    spec = Spec.parse(default_corrector(ctx) if text is None else text)
     if spec.members:
         raise ConfigError(f"A corrector has no members but got {text!r}; write '{spec.name}:key=value'.")
     target: Any = lookup("corrector", spec.name).target

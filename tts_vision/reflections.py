@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tts_vision.trace import Event
@@ -11,6 +11,9 @@ from tts_vision.types import Region
 
 REFLECTION = "reflection"
 """Name of the answer that says whether a finished sample holds, and if not, why."""
+
+REGIONS = "regions"
+"""Name of the answer that says which parts of a rejected sample are wrong, where the verdict did not."""
 
 CORRECTION = "correction"
 """Name of the answer that says which particles a corrector began from a rejected sample."""
@@ -58,16 +61,24 @@ def reflections(events: Iterable[Event]) -> list[Reflection]:
     found: list[Reflection] = []
     last: dict[int, int] = {}
     for event in events:
-        if event.kind != "answer" or not isinstance(event.value, dict):
+        if event.kind != "answer" or not event.uids:
             continue
-        if event.what == REFLECTION and {"holds", "reason", "regions"} <= event.value.keys() and event.uids:
-            last[event.uids[0]] = len(found)
-            regions = tuple(tuple(region) for region in event.value["regions"])
-            found.append(Reflection(event.uids[0], event.value["holds"], event.value["reason"], regions))
-        elif event.what == CORRECTION and event.value.get("rejected") in last:
-            at = last[event.value["rejected"]]
-            before, new = found[at], Correction(event.value["corrector"], event.uids)
-            found[at] = Reflection(
-                before.uid, before.holds, before.reason, before.regions, (*before.corrections, new)
-            )
+        value, uid = event.value, event.uids[0]
+        if (
+            event.what == REFLECTION
+            and isinstance(value, dict)
+            and {"holds", "reason", "regions"} <= value.keys()
+        ):
+            last[uid] = len(found)
+            found.append(Reflection(uid, value["holds"], value["reason"], _regions(value["regions"])))
+        elif event.what == REGIONS and uid in last and isinstance(value, list):
+            found[last[uid]] = replace(found[last[uid]], regions=_regions(value))
+        elif event.what == CORRECTION and isinstance(value, dict) and value.get("rejected") in last:
+            at = last[value["rejected"]]
+            new = Correction(value["corrector"], event.uids)
+            found[at] = replace(found[at], corrections=(*found[at].corrections, new))
     return found
+
+
+def _regions(value: Iterable[Iterable[float]]) -> tuple[Region, ...]:
+    return tuple((left, top, right, bottom) for left, top, right, bottom in value)

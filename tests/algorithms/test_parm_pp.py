@@ -60,7 +60,7 @@ def reflections(ctx: SearchContext) -> list[dict[str, Any]]:
 
 def test_the_rejected_winner_is_corrected_by_its_reason() -> None:
     ctx = toy_context(Obedient(num_steps=4), Reasoning(enough=-0.5), seed=2)
-    state = parm_pp(ctx, n=2, max_reflections=5)
+    state = parm_pp(ctx, n=2, max_reflections=5, corrector="prompt")
     said = reflections(ctx)
     assert not said[0]["holds"] and said[0]["reason"] == REASON
     first = ctx.candidates[said[0]["uid"]]
@@ -85,7 +85,7 @@ def test_a_winner_that_holds_ends_the_search_and_saves_the_rest() -> None:
 
 def test_reasons_do_not_add_up_and_a_failed_attempt_is_dropped() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=4), Reasoning(enough=99), seed=1)
-    parm_pp(ctx, n=2, max_reflections=9)
+    parm_pp(ctx, n=2, max_reflections=9, corrector="prompt")
     texts = {text["text"] for event in events(ctx, "init") for text in event.defined.values()}
     assert texts == {f"x, {REASON}"}, "each correction starts from the user's prompt"
     rejected = [event.value["rejected"] for event in events(ctx, "correction")]
@@ -98,7 +98,7 @@ def test_reasons_do_not_add_up_and_a_failed_attempt_is_dropped() -> None:
 
 def test_patience_corrects_an_image_again() -> None:
     ctx = toy_context(GaussianMixtureSampler(num_steps=4), Reasoning(enough=99), seed=1)
-    parm_pp(ctx, n=2, max_reflections=9, patience=99)
+    parm_pp(ctx, n=2, max_reflections=9, corrector="prompt", patience=99)
     rejected = [event.value["rejected"] for event in events(ctx, "correction")]
     assert len(set(rejected)) < len(rejected)
     values = [ctx.candidates[uid].score.value for uid in rejected]
@@ -110,7 +110,7 @@ def test_a_score_decides_where_the_verifier_gives_no_verdict() -> None:
     parm_pp(low, n=2, max_reflections=2, holds=-99)
     assert [r["holds"] for r in reflections(low)] == [True]
     high = toy_context(verifier=StepJudge())
-    parm_pp(high, n=2, max_reflections=2, holds=99)
+    parm_pp(high, n=2, max_reflections=2, corrector="prompt", holds=99)
     assert not any(r["holds"] for r in reflections(high))
     assert not events(high, "init")[1].conditions, "without a reason the prompt stays as it is"
 

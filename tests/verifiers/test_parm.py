@@ -21,10 +21,11 @@ from tts_vision import Prompt
 from tts_vision.errors import VerifierError
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
-from tts_vision.types import Media
+from tts_vision.types import Media, Score
 from tts_vision.verifiers._llava import LlavaNext, convert, tile
+from tts_vision.verifiers.orm import FINAL as ASKED
 from tts_vision.verifiers.orm import ORM
-from tts_vision.verifiers.parm import PARM
+from tts_vision.verifiers.parm import LONGEST_REASON, PARM, REASON
 
 TINY = {"device": "cpu", "dtype": "float32"}
 PROMPT = Prompt("two red circles")
@@ -142,7 +143,24 @@ def test_all_questions_live_with_batches_and_odd_samples(parm: PARM) -> None:
 def test_verdicts(parm: PARM) -> None:
     for ask, name in ((parm.clarity, "clear"), (parm.potential, "potential")):
         for score in ask(some_images(4), [PROMPT] * 4):
-            assert score.parts == {name: float(score.value > 0.5)}
+            assert score.parts == {name: float(score.value > 0.5)} and score.satisfied == (score.value > 0.5)
+
+
+def test_a_wrong_image_gets_a_reason_in_the_models_own_words(
+    parm: PARM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = some_images(3)
+    finals, told = parm.score(images, [PROMPT] * 3), parm.reflection(images, [PROMPT] * 3)
+    assert [score.value for score in told] == pytest.approx([score.value for score in finals], abs=1e-5)
+    assert parm.calls_to_answer("reflection", 4) == {"parm": 8}
+    assert parm.calls_to_answer("clarity", 4) == {"parm": 4}
+    values = (0.2, 0.9, 0.4)
+    monkeypatch.setattr(parm, "_probabilities", lambda samples, questions: [Score(value=v) for v in values])
+    asked = [ASKED.replace("{prompt}", PROMPT.text), "no", REASON]
+    expected = [parm._vlm.generate([[image]], [asked], max_new_tokens=LONGEST_REASON)[0] for image in images]
+    told = parm.reflection(images, [PROMPT] * 3)
+    assert [score.satisfied for score in told] == [False, True, False]
+    assert [score.reason for score in told] == [expected[0] or None, None, expected[2] or None]
 
 
 def test_reference_sampling_reads_the_lower_case_word_over_the_vocabulary(sampling: PARM) -> None:

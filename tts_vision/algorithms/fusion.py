@@ -22,7 +22,7 @@ def fusion(
     n: int = 4,
     top: int = 3,
     children: int = 1,
-    corrector: str = "edit",
+    corrector: str | None = None,
     critic: str = "verifier",
     holds: float | None = None,
     patience: int = 2,

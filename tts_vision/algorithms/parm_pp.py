@@ -28,7 +28,7 @@ def parm_pp(
     *,
     n: int = 20,
     max_reflections: int = 3,
-    corrector: str = "prompt",
+    corrector: str | None = None,
     critic: str = "verifier",
     holds: float = 0.5,
     patience: int = 1,
@@ -46,7 +46,8 @@ def parm_pp(
         n: Paths of each attempt, as in `parm`.
         max_reflections: Most attempts after the first one.
         corrector: Begins new paths: ``prompt``, ``edit``, ``remask``, with parameters as
-            ``edit:strength=0.5``, or your function ``file.py@name``.
+            ``edit:strength=0.5``, or your function ``file.py@name``. By default ``remask`` on masked-token
+            models, ``edit`` where the generator can go back, else ``prompt``.
         critic: States the reasons: ``verifier``, or ``chat:base_url=URL,model=NAME``.
         holds: Score from which on a winner holds, where the verifier gives no verdict on it.
         patience: Attempts to correct one image that may fail.

@@ -22,7 +22,7 @@ def reflection_flow(
     rounds: int = 4,
     n: int = 4,
     branches: int = 2,
-    corrector: str = "edit",
+    corrector: str | None = None,
     critic: str = "verifier",
     refine_by: str = "",
     holds: float | None = None,

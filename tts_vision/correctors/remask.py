@@ -9,6 +9,7 @@ from tts_vision.context import SearchContext
 from tts_vision.correcting import Begun, CannotCorrect, Corrector, Rejected
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.moves import Move
+from tts_vision.reflections import REGIONS
 from tts_vision.registry import register
 from tts_vision.saliency import salient_regions
 from tts_vision.sampler import Sampler
@@ -58,7 +59,7 @@ class RemaskCorrector(Corrector):
             return rejected.regions
         expected = [(0.0, 0.0, 1.0, self.share)]
         found: list[Region] = ctx.ask(
-            "regions",
+            REGIONS,
             lambda: salient_regions(verifier, rejected.image, [ctx.prompt.text], share=self.share),
             cost={verifier.name: 1},
             expected=expected,
