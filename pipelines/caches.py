@@ -1,7 +1,7 @@
 """Caches of activations on a denoiser, whose state between the steps of a loop belongs to a particle.
 
-A cache such as FirstBlockCache decides at each step, from what it kept of earlier ones, whether most of the
-network runs. The pipeline forgets that state at the end of its call, so a segment of a loop restores it before
+A cache such as FirstBlockCache decides at each step, by activations of earlier ones, whether most of the
+network runs. The pipeline drops that state at the end of its call, so a segment of a loop restores it before
 its first step and reads it after its last.
 """
 
@@ -148,7 +148,8 @@ def unpack_caches(
             return getattr(torch, content)
         return device if kind == "device" else content
 
-    return value(shared[_LAYOUT]) if _LAYOUT in shared else None
+    found: dict[str, Any] | None = value(shared[_LAYOUT]) if _LAYOUT in shared else None
+    return found
 
 
 def check_alike(layouts: Sequence[Mapping[str, Any]]) -> None:
@@ -157,7 +158,7 @@ def check_alike(layouts: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         PipelineError: If they do.
     """
-    if any(shared.get(_LAYOUT) != layouts[0].get(_LAYOUT) for shared in layouts):
+    if any(shared.get(_LAYOUT) != layouts[0].get(_LAYOUT) for shared in layouts[1:]):
         raise PipelineError(
             "The caches of particles at one step must hold the same parts to be one batch but they differ; "
             "disable the cache."

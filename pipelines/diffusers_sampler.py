@@ -18,6 +18,7 @@ from tts_vision.pipelines.adopting import (
     edits_images,
     encodes,
 )
+from tts_vision.pipelines.caches import pack_caches
 from tts_vision.pipelines.decoding import FLAGGED, DecodeWatch
 from tts_vision.pipelines.driven import Segment
 from tts_vision.pipelines.noise import unit_noise
@@ -145,7 +146,7 @@ class DiffusersSampler(PipelineSamples):
                 "renoise": has_levels,
                 "adopt": has_levels and self.modality == "image" and encodes(self._driver.pipe),
                 "preview": has_levels,
-                "differentiable": not self._driver.is_offloaded,
+                "differentiable": not self._driver.is_offloaded and self._cache is None,
             }.items()
             if present
         )
@@ -194,7 +195,7 @@ class DiffusersSampler(PipelineSamples):
         batch, start, stop = len(state), state.step, state.step + steps
         device = self._device()
         generators = generators_of(state)
-        rule = keyed(self._step_rule, state)
+        rule, caches = keyed(self._step_rule, state), self._caches_of(state)
         segment = self._run(
             state.conditions,
             start,
@@ -206,6 +207,7 @@ class DiffusersSampler(PipelineSamples):
             streams=streams_of(state, self._native_noise),
             step=rule,
             output_type="latent",
+            caches=caches,
         )
         proxy = segment.proxy
         if proxy.prev_sample is None:
@@ -217,6 +219,9 @@ class DiffusersSampler(PipelineSamples):
         history = proxy.history() if rule is None else {}
         rows, shared = pack(history, proxy.prev_sample.shape)
         carry: dict[str, Tensor | Rows] = {**rows, ORIGIN: numbers(origins_of(state))}
+        if caches is not None and caches.left is not None:
+            kept, layout = pack_caches(caches.left)
+            carry, shared = carry | kept, shared | layout
         preview = self._laid_out(state, segment, latents)
         if preview is not None:
             carry[PREVIEW] = preview

@@ -113,7 +113,11 @@ class Driven:
 
     def _known(self, call: dict[str, Any]) -> dict[str, Any]:
         """The arguments that the pipeline's call has; a few have no `output_type` or `generator`."""
-        return {k: v for k, v in call.items() if k in self.signature}
+        known = {k: v for k, v in call.items() if k in self.signature}
+        generators = known.get("generator")
+        if isinstance(generators, list) and len(generators) == 1:  # a few pipelines take no list
+            known["generator"] = generators[0]
+        return known
 
     def _watch_steps(
         self, call: dict[str, Any], proxy: SchedulerProxy, entering: Tensor | None, *, runs_users: bool

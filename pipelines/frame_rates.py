@@ -20,9 +20,13 @@ FRAME_RATES: dict[str, float] = {
     "SkyReelsV2": 24.0,  # Chen et al. 2025, arXiv:2504.13074
     "Kandinsky5": 24.0,  # Arkhipkin et al. 2025, arXiv:2511.14993
     "SanaVideo": 16.0,  # Chen et al. 2025, arXiv:2509.24695
+    "SanaImageToVideo": 16.0,
+    "LucyEdit": 24.0,  # Decart 2025, by the example of diffusers' class
+    "MotifVideo": 24.0,  # by the example of diffusers' class
     "TextToVideoSD": 8.0,  # Wang et al. 2023, arXiv:2308.06571
     "VideoToVideoSD": 8.0,
     "Wan": 16.0,  # Wan Team 2025, arXiv:2503.20314
+    "AnyFlow": 16.0,  # on Wan 2.1, by the example of diffusers' class
     "ChronoEdit": 16.0,  # Wu et al. 2025, arXiv:2510.04290, on Wan
 }
 """The published rates, by the longest prefix of a pipeline class."""

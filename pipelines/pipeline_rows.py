@@ -12,6 +12,7 @@ from torch import Tensor
 from tts_vision.condition import Condition, distinct
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.memory import out_of_memory
+from tts_vision.pipelines.caches import Caches, unpack_caches
 from tts_vision.pipelines.callbacks import CALLBACK
 from tts_vision.pipelines.calls import Calls, has_media, texts_of
 from tts_vision.pipelines.decoding import DecodeWatch
@@ -21,12 +22,12 @@ from tts_vision.pipelines.noise import noise_scale
 from tts_vision.pipelines.proxy import Step, initial_scale
 from tts_vision.pipelines.rollout import Coarse
 from tts_vision.pipelines.row_state import generator_of
-from tts_vision.pipelines.rows import Inputs, agree
+from tts_vision.pipelines.rows import ONE_BY_ONE, Inputs, agree
 from tts_vision.pipelines.rules import Rule
 from tts_vision.pipelines.schedule import levels_if_known
 from tts_vision.pipelines.segment import Driver
 from tts_vision.pipelines.stochastic import Level
-from tts_vision.pipelines.whole import reason_to_drive_whole
+from tts_vision.pipelines.whole import cache_of, reason_to_drive_whole
 from tts_vision.sampler import Sampler
 from tts_vision.types import Meter, NoMeter, Phase, State
 
@@ -51,6 +52,7 @@ class PipelineRows(Sampler):
         self._driver = Driver(pipe, NoMeter())
         self._calls = Calls(self._driver, settings)
         self._whole = reason_to_drive_whole(pipe, [m for _, m in modules(pipe, DENOISERS)], settings)
+        self._cache = next((c for _, m in modules(pipe, DENOISERS) if (c := cache_of(m))), None)
         self._has_callback = settings.get(CALLBACK) is not None
         self._step_rule: Rule | None = None
         self._native_noise = False
@@ -154,7 +156,7 @@ class PipelineRows(Sampler):
         Returns:
             Whether input images are repeated for each row; None if rows must go one by one.
         """
-        if self._whole or self._has_callback:
+        if self._whole or self._has_callback or self._cache or self.name in ONE_BY_ONE:
             return None
         call = self._calls.of(condition)
         if not has_media(call):
@@ -258,6 +260,7 @@ class PipelineRows(Sampler):
         phase: Phase = "denoise",
         watch: DecodeWatch | None = None,
         coarse: Coarse | None = None,
+        caches: Caches | None = None,
     ) -> Segment:
         call, mixed = self._batch(conditions, output_type)
         with self.meter.phase(phase):
@@ -275,7 +278,15 @@ class PipelineRows(Sampler):
                 encode_by_row=mixed,
                 watch=watch,
                 coarse=coarse,
+                caches=caches,
             )
+
+    def _caches_of(self, state: State) -> Caches | None:
+        """The caches of the denoisers, to continue from a state of one row; None where there are none."""
+        if self._cache is None:
+            return None
+        denoisers = [module for _, module in modules(self._driver.pipe, DENOISERS)]
+        return Caches(denoisers, unpack_caches(state.carry, state.shared, self._device()))
 
     def _device(self) -> torch.device:
         return torch.device(self._driver.pipe._execution_device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -144,6 +145,10 @@ class SchedulerProxy:
 
     def __len__(self) -> int:
         return len(self.inner)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # a loop that copies its scheduler, for sound beside frames, means a second one of its own
+        return copy.deepcopy(self.inner, memo)
 
     @property
     def timesteps(self) -> Tensor:

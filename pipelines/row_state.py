@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tts_vision.pipelines.caches import check_alike
 from tts_vision.pipelines.proxy import Step
 from tts_vision.pipelines.rules import Rule
 from tts_vision.pipelines.stochastic import Level
@@ -46,7 +47,11 @@ def joined(rows: list[State]) -> State:
     """Rows that were computed one by one, of which a callback may have interrupted some.
 
     Those have no solver history of the last step, and need none.
+
+    Raises:
+        PipelineError: If their caches hold different parts.
     """
+    check_alike([row.shared for row in rows if not flags_of(row, INTERRUPTED)[0]])
     lead = next((row for row in rows if not flags_of(row, INTERRUPTED)[0]), rows[0])
     filled = [
         row

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 ONE_BY_ONE = {
     "PRXPipeline": "its loop makes one timestep for all rows under guidance",
     "PRXPixelPipeline": "its loop makes one timestep for all rows under guidance",
@@ -16,7 +15,7 @@ ONE_BY_ONE = {
     "AllegroPipeline": "its autoencoder decodes one clip in tiles",
     "HunyuanVideo15Pipeline": "its autoencoder decodes one clip",
 }
-"""Pipelines whose own call gives rows of a batch something else than each alone, or fails, with the reason."""
+"""Pipelines whose own call fails for several rows, or makes them other than each alone, with the reason."""
 
 
 @dataclass(frozen=True)

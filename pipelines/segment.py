@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.caches import Caches
 from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.differentiable import MISSING, frozen, precision_kept, recomputing
 from tts_vision.pipelines.driven import DENOISERS, Entry, Segment, modules
@@ -41,6 +42,7 @@ class Driver(DryRuns):
         encode_by_row: bool = False,
         watch: DecodeWatch | None = None,
         coarse: Coarse | None = None,
+        caches: Caches | None = None,
     ) -> Segment:
         """Runs steps ``[start, stop)`` of the loop; none of them when ``start == stop``.
 
@@ -60,6 +62,7 @@ class Driver(DryRuns):
                 encoded as it is alone.
             watch: Notes which samples must not be judged, where the segment decodes.
             coarse: A coarser end of the schedule, whose timesteps `start` and `stop` count.
+            caches: Of the denoisers, with the state to continue from, if there are any.
 
         Raises:
             PipelineError: If the loop does not take the steps.
@@ -73,6 +76,7 @@ class Driver(DryRuns):
             rule=step,
             skip=self._interrupt if self.interruptible else None,
             coarse=coarse,
+            caches=caches,
         )
         entry = Entry(latents, scale)
         # flags of a safety checker are named in an output object alone

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-KINDS = ("input", "latents", "latents twice", "output channels")
+KINDS = ("input", "latents", "latents twice", "output channels", "output channels last")
 """The shapes of an answer, in the order in which a dry run tries them: that of the network's input; of the
-latents, where the input has further channels; with a learned variance; by the network's configuration."""
+latents, where the input has further channels; with a learned variance; by the configuration, with the
+channels first or last."""
 
 
 class Silence(tuple[Any, ...]):
@@ -44,12 +45,14 @@ def answer(
 
 def _zeros(module: nn.Module, x: Tensor, kind: str, row: torch.Size | None) -> Tensor:
     config: Any = getattr(module, "config", {})
-    channels, out = config.get("in_channels"), config.get("out_channels")
+    channels, out = config.get("in_channels"), config.get("out_channels", config.get("out_visual_dim"))
     if kind == "input" or row is None:
         learned = config.get("learn_sigma") or (channels and out == 2 * channels)
         return torch.cat([torch.zeros_like(x)] * 2, dim=1) if learned and x.ndim == 4 else torch.zeros_like(x)
     if kind == "output channels" and isinstance(out, int):
         return x.new_zeros(len(x), out, *x.shape[2:])
+    if kind == "output channels last" and isinstance(out, int):
+        return x.new_zeros(*x.shape[:-1], out)
     shape = list(row)
     if kind == "latents twice":
         shape[0] *= 2

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.caches import CARRIED
 from tts_vision.pipelines.callbacks import CALLBACK, inputs_of
 from tts_vision.pipelines.driven import DENOISERS, modules
 
@@ -103,18 +104,16 @@ def reason_to_drive_whole(pipe: Any, denoisers: list[nn.Module], settings: Mappi
     if not hasattr(pipe, "prepare_latents"):
         return "it has no prepare_latents where a loop could be continued"
     cache = next((found for module in denoisers if (found := cache_of(module))), None)
-    if cache is not None:
+    if cache is not None and cache not in CARRIED:
         return f"{cache} keeps activations from step to step, which a new call resets"
-    if getattr(getattr(pipe, "guider", None), "momentum_buffer", _MISSING) is not _MISSING:
+    momentum = getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None)
+    if momentum is not None:
         return f"{type(pipe.guider).__name__} keeps a running average from step to step"
     if settings.get(CALLBACK) is not None and set(inputs_of(settings)) - {"latents"}:
         return "its callback edits tensors of the loop beside the latents"
     if settings.get("callback") is not None:
         return "its callback is called by step numbers that skipped steps would have too"
     return None
-
-
-_MISSING = object()
 
 
 def cache_of(module: nn.Module) -> str | None:

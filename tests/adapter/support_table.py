@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from classes import CLASSES, REFUSED
 from contract import CHECKS, NotPromised, Subject
-from families import FAMILIES
 
 from tiny_pipelines import TINY, TinyPipeline
 from tts_vision.errors import TTSVisionError
@@ -48,7 +48,8 @@ def main() -> None:
     """Runs the checks on every class and prints the table as Markdown."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    rows = [row(entry) for entry in (*TINY.values(), *FAMILIES.values())]
+    rows = [row(entry) for entry in (*TINY.values(), *CLASSES.values())]
+    rows += [row(refused.entry, f"`{name}`") for name, refused in REFUSED.items() if name not in UNDRIVABLE]
     rows += [f"| `{name}` | refused: {why} |" + " |" * len(CHECKS) for name, why in UNDRIVABLE.items()]
     print(f"| pipeline class | driven | {' | '.join(CHECKS)} |")
     print("|---|---|" + "---|" * len(CHECKS))

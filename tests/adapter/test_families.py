@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import diffusers
 import pytest
+from classes import CLASSES, REFUSED
 from contract import CHECKS, NotPromised, Subject
-from families import FAMILIES
+
+from tts_vision.errors import PipelineError
+from tts_vision.pipelines.rows import ONE_BY_ONE
+from tts_vision.pipelines.whole import UNDRIVABLE, WHOLE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_pipeline_is_driven_as_its_own_call_runs(name: str) -> None:
-    subject = Subject.of(FAMILIES[name])
+    subject = Subject.of(CLASSES[name])
     for check in CHECKS.values():
         with suppress(NotPromised):
             check(subject)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pipeline_that_cannot_be_driven_is_refused_when_it_is_loaded(name: str) -> None:
+    with pytest.raises(PipelineError, match=REFUSED[name].reason):
+        Subject.of(REFUSED[name].entry)
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *UNDRIVABLE, *ONE_BY_ONE])
+def test_exceptions_are_made_for_classes_that_exist(name: str) -> None:
+    assert hasattr(diffusers, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -321,21 +323,60 @@ def test_clips_have_the_frame_rate_of_their_call_or_model() -> None:
 # Caches
 
 
-def test_a_cache_of_activations_keeps_its_effect() -> None:
-    """Its state would be reset by the call of each segment."""
-    entry = TINY["flux"]
-    pipe = entry.build()
-    settings = {**entry.kwargs, "num_inference_steps": 6}
+def cached(kind: str) -> tuple[Any, dict[str, Any], torch.Tensor]:
+    """A pipeline with a cache on its denoiser, its settings, and latents of its own call without it."""
+    entry = TINY["cogvideox" if kind == "PyramidAttentionBroadcast" else "flux"]
+    pipe, settings = entry.build(), {**entry.kwargs, "num_inference_steps": 6}
     plain = own(pipe, settings)
-    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
+    config = {
+        "FirstBlockCache": {"threshold": 1.0},
+        "MagCache": {"num_inference_steps": 6, "mag_ratios": [1.0] * 6, "max_skip_steps": 2},
+        "TaylorSeerCache": {"cache_interval": 3, "disable_cache_before_step": 1},
+        "PyramidAttentionBroadcast": {
+            "spatial_attention_block_skip_range": 2,
+            "spatial_attention_timestep_skip_range": (0, 1000),
+            "current_timestep_callback": lambda: pipe.current_timestep,
+        },
+    }[kind]
+    pipe.transformer.enable_cache(getattr(diffusers, f"{kind}Config")(**config))
+    return pipe, settings, plain
+
+
+@pytest.mark.parametrize(
+    "kind", ["FirstBlockCache", "MagCache", "TaylorSeerCache", "PyramidAttentionBroadcast"]
+)
+def test_the_state_of_a_cache_belongs_to_its_particle(kind: str) -> None:
+    """Rows, forks and a state that was stored continue under a cache as the own call does, bit for bit."""
+    pipe, settings, plain = cached(kind)
+    expected = {uid: own(pipe, settings, uid=uid)[0] for uid in (0, 3)}
+    assert not torch.equal(expected[0], plain[0])  # the cache has an effect
     sampler = sampler_of(pipe, settings)
-    assert "whole" in sampler.capabilities and "FirstBlockCache" in sampler.facts(PROMPT)["driven_whole"]
-    assert not torch.equal(own(pipe, settings), plain)
-    state = sampler.advance(sampler.init(PROMPT, [0, 3], seed=SEED))
-    for i, uid in enumerate((0, 3)):
-        generator = torch.Generator("cpu").manual_seed(row_seed(SEED, uid))
-        image = pipe(PROMPT.text, **settings, generator=generator).images[0]
-        assert np.array_equal(sampler.decode(state)[i], image)
+    assert "differentiable" not in sampler.capabilities
+    state = sampler.init(PROMPT, [0, 3], seed=SEED)
+    for _ in range(3):
+        state = sampler.advance(state)
+    layout = json.loads(json.dumps(state.shared["caches"]))
+    stored = replace(state, shared={**state.shared, "caches": layout})
+    sampler.advance(sampler.init(PROMPT, [7], seed=SEED), 2)  # another particle leaves nothing behind
+    forked = stepwise(sampler, stored.select([1, 0, 1]))
+    for row, uid in zip(forked.latents, (3, 0, 3)):
+        assert torch.equal(row, expected[uid])
+    assert torch.equal(own(pipe, settings), expected[0][None])
+
+
+def test_a_cache_whose_state_is_hidden_is_driven_whole() -> None:
+    entry = TINY["cogvideox"]
+    pipe = entry.build()
+    pipe.transformer.enable_cache(
+        diffusers.FasterCacheConfig(
+            spatial_attention_block_skip_range=2,
+            tensor_format="BFCHW",
+            current_timestep_callback=lambda: pipe.current_timestep,
+        )
+    )
+    sampler = sampler_of(pipe, {**entry.kwargs, "num_inference_steps": 2})
+    assert "whole" in sampler.capabilities
+    assert "FasterCache keeps activations" in sampler.facts(PROMPT)["driven_whole"]
 
 
 def test_a_class_that_trades_its_scheduler_is_refused() -> None:
