@@ -200,6 +200,17 @@ def refine(page: Page, panel: str, prompt: str, n: int, strength: str = "0.9") -
     return str(page.get_attribute(LIVE, "data-job"))
 
 
+def draft(page: Page, prompt: str, n: int) -> None:
+    """Makes drafts, and waits until they can be chosen."""
+    panel = "#tv-drafts .tv-panel"
+    open_tab(page, "Draft")
+    before = page.get_attribute(panel, "data-job")
+    page.fill("#tv-draft-prompt textarea", prompt)
+    page.get_by_label("number input for How many drafts").fill(str(n))
+    page.click("#tv-draft-go")
+    page.wait_for_selector(f"{panel}[data-drafts='yes']:not([data-job='{before}'])")
+
+
 def test_refine_a_chosen_sample_under_other_words(page: Page, served: Served) -> None:
     job = search(page, PROMPT, budget="2x")
     wait_for(page, "finished")
@@ -223,17 +234,13 @@ def test_refine_a_chosen_sample_under_other_words(page: Page, served: Served) ->
 
 def test_refine_a_draft_and_a_run_of_the_gallery(page: Page, served: Served) -> None:
     panel = "#tv-drafts .tv-panel"
-    open_tab(page, "Draft")
-    page.fill("#tv-draft-prompt textarea", "a yellow star")
-    page.get_by_label("number input for How many drafts").fill("4")
-    page.click("#tv-draft-go")
-    page.wait_for_selector(f"{panel}[data-drafts='yes']")
+    draft(page, "a yellow star", 4)
     page.locator(f"{panel} .tv-tile[data-uid='2'] .tv-open").click()
-    draft = served.jobs.get(refine(page, panel, "a yellow star", 1))
-    assert draft.config.prompt == "a yellow star" and draft.config.algorithm_params["made_for"] == ""
+    first = served.jobs.get(refine(page, panel, "a yellow star", 1))
+    assert first.config.prompt == "a yellow star" and first.config.algorithm_params["made_for"] == ""
     assert page.locator(f"{LIVE} .tv-tile[data-uid='2'] .tv-note").inner_text().endswith("original")
     open_tab(page, "Gallery")
-    page.locator(f"#tv-gallery li[data-job='{draft.id}'] button").click()
+    page.locator(f"#tv-gallery li[data-job='{first.id}'] button").click()
     page.wait_for_selector("#tv-gallery .tv-refine")
     again = served.jobs.get(refine(page, "#tv-gallery", "a red star", 1))
     assert (
@@ -265,7 +272,10 @@ def test_refine_by_the_keyboard_and_by_hand(page: Page, served: Served) -> None:
     wait_for(page, "finished")
     before = page.get_attribute(LIVE, "data-job")
     page.locator(f"{LIVE} .tv-tile .tv-open").press("Enter")
-    page.locator(f"{LIVE} .tv-refine textarea").focus()
+    form = page.locator(f"{LIVE} .tv-refine")
+    form.get_by_label("How far from it").fill("0.5")
+    form.get_by_label("I judge them myself").uncheck()
+    form.locator("textarea").focus()
     pressed = ["Tab", "ArrowLeft", "Tab", "Tab", "Space", "Tab", "Enter"]
     for key in pressed:
         page.keyboard.press(key)
@@ -277,11 +287,7 @@ def test_refine_by_the_keyboard_and_by_hand(page: Page, served: Served) -> None:
 
 def test_draft_and_finish_two(page: Page, served: Served) -> None:
     panel = "#tv-drafts .tv-panel"
-    open_tab(page, "Draft")
-    page.fill("#tv-draft-prompt textarea", PROMPT)
-    page.get_by_label("number input for How many drafts").fill("8")
-    page.click("#tv-draft-go")
-    page.wait_for_selector(f"{panel}[data-drafts='yes']")
+    draft(page, PROMPT, 8)
     assert tiles(page, panel).count() == 8
     for uid in (3, 5):
         page.locator(f"{panel} .tv-tile[data-uid='{uid}'] [data-act='choose']").click()
@@ -298,11 +304,7 @@ def test_draft_and_finish_two(page: Page, served: Served) -> None:
 
 def test_the_best_drafts_by_the_verifier(page: Page) -> None:
     panel = "#tv-drafts .tv-panel"
-    open_tab(page, "Draft")
-    page.fill("#tv-draft-prompt textarea", PROMPT)
-    page.get_by_label("number input for How many drafts").fill("8")
-    page.click("#tv-draft-go")
-    page.wait_for_selector(f"{panel}[data-drafts='yes']")
+    draft(page, PROMPT, 8)
     page.fill("#tv-count", "2")
     act(page, "Choose the best", panel)
     scores = [float(text) for text in page.locator(f"{panel} .tv-score").all_inner_texts()]
