@@ -154,8 +154,10 @@ def test_a_wrong_image_gets_a_reason_in_the_models_own_words(
     assert [score.value for score in told] == pytest.approx([score.value for score in finals], abs=1e-5)
     assert parm.calls_to_answer("reflection", 4) == {"parm": 8}
     assert parm.calls_to_answer("clarity", 4) == {"parm": 4}
-    values = (0.2, 0.9, 0.4)
-    monkeypatch.setattr(parm, "_probabilities", lambda samples, questions: [Score(value=v) for v in values])
+    values = iter((0.2, 0.9, 0.4))
+    monkeypatch.setattr(
+        parm, "_probabilities", lambda samples, questions: [Score(value=next(values)) for _ in samples]
+    )
     asked = [ASKED.replace("{prompt}", PROMPT.text), "no", REASON]
     expected = [parm._vlm.generate([[image]], [asked], max_new_tokens=LONGEST_REASON)[0] for image in images]
     told = parm.reflection(images, [PROMPT] * 3)
