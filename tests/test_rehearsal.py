@@ -44,6 +44,10 @@ def many_tokens() -> TokenSampler:
     return TokenSampler((20, 24, 28, 32, 36, 40))
 
 
+# the branches of one beam share its evaluation where samplers share any: more of them cost no more
+FREE_ON_TOKENS = {"prm_search"}
+
+
 def algorithms(make: Callable[[], Sampler]) -> list[Any]:
     """All bundled algorithms that run on a sampler and are sized by the budget alone."""
     ours = [entry for entry in entries("algorithm") if entry.target.__module__.startswith("tts_vision.")]
@@ -209,6 +213,9 @@ def test_the_size_is_the_largest_that_fits(make: Callable[[], Sampler], limits: 
         ctx = toy_context(make(), **limits)
         params = settings(entry)
         n = largest_size(ctx, entry.target, params, entry.size)
+        if entry.name in FREE_ON_TOKENS and make is TokenSampler and "times" in limits:
+            assert n is None, "no number of branches passes the budget"
+            continue
         assert n is not None, entry.name
         sizes = (n, n + 1) if n else (1,)
         prices = [rehearse(ctx, entry.target, {**params, entry.size: size}) for size in sizes]
@@ -231,7 +238,10 @@ def test_what_is_left_on_tokens_does_not_pay_for_one_more_sample(entry: Entry, t
     ctx = toy_context(TokenSampler(), times=times)
     sample = ctx.cost().macs
     state = run(entry.target, ctx, **settings(entry))
-    assert 0 <= times * sample - ctx.ledger.spent.macs < sample
+    if entry.name in FREE_ON_TOKENS:
+        assert ctx.ledger.spent.macs == sample
+    else:
+        assert 0 <= times * sample - ctx.ledger.spent.macs < sample
     assert ctx.best is not None and set(state.uids) <= set(ctx.candidates)
 
 
