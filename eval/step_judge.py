@@ -53,7 +53,7 @@ class StepRow:
     correlation: float
 
 
-def _grid(steps: Steps, values: Sequence[float], each: int) -> np.ndarray:
+def _grid(steps: Steps, values: Sequence[float] | np.ndarray, each: int) -> np.ndarray:
     """Values as ``(prompts, steps, images)``."""
     return np.asarray(values, float).reshape(-1, int(steps.step.max()), each)
 

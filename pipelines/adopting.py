@@ -133,8 +133,8 @@ def laid_out(z: Tensor, decoder_input: Callable[[Tensor], Tensor], row: Tensor, 
     shift = seen(torch.zeros_like(numbers))
     slope = seen(torch.ones_like(numbers)) - shift
     refusal = PipelineError(
-        f"An image is refined by a pipeline that rescales and unpacks its latents and decodes them, but {name} "
-        "does more; use an image-to-image or edit pipeline."
+        f"An image is refined by a pipeline that rescales, unpacks and decodes its latents, but {name} does "
+        "more; use an image-to-image or edit pipeline."
     )
     if slope.numel() != n or not bool((slope.abs() > 1e-6).all()):
         raise refusal

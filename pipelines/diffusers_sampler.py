@@ -221,7 +221,7 @@ class DiffusersSampler(PipelineSamples):
         carry: dict[str, Tensor | Rows] = {**rows, ORIGIN: numbers(origins_of(state))}
         if caches is not None and caches.left is not None:
             kept, layout = pack_caches(caches.left)
-            carry, shared = carry | kept, shared | layout
+            carry, shared = {**carry, **kept}, {**shared, **layout}
         preview = self._laid_out(state, segment, latents)
         if preview is not None:
             carry[PREVIEW] = preview

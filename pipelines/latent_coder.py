@@ -93,7 +93,7 @@ class CellTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, size = self.conv_in(x), x.shape[-2:]
-        positions = self.positions
+        positions: Tensor = self.positions
         if positions.shape[-2:] != size:
             positions = F.interpolate(positions, size, mode="bilinear", align_corners=False)
         h = (h + positions).flatten(2).transpose(1, 2)

@@ -54,8 +54,8 @@ def load_janus(name: str = "janus", *, options: ModelOptions | None = None) -> J
             f"A Janus needs a processor with a chat template but that of {path!r} has none; give a folder or "
             f"id in transformers' format, such as {JANUS}."
         )
-    model.eval().requires_grad_(False)
-    return JanusPipeline(model.to(device), processor, Path(path).name)
+    placed: Any = model.eval().requires_grad_(False)
+    return JanusPipeline(placed.to(device), processor, Path(path).name)
 
 
 @register(

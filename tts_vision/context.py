@@ -217,9 +217,7 @@ class SearchContext:
         """The cost of decoding one particle at `step` and of the answer to a question about it."""
         calls = self.verifier.calls_to_answer(question, 1)
         cost = Cost(decodes=1, verifier_calls=sum(calls.values()))
-        return cost + (
-            self._sampler.preview_cost(self._condition, step) if step < self.num_steps else Cost()
-        )
+        return cost + (self._sampler.preview_cost(self._condition, step) if step < self.num_steps else Cost())
 
     def remaining(self) -> Remaining:
         """The rest of the budget; recorded where time is limited, so that a resumed search decides alike."""

@@ -40,8 +40,8 @@ class PARM(ORM):
     """PARM: P(yes) of its final question for finished images, in [0, 1]; of two more for unfinished ones.
 
     A search asks `clarity` of the preview at each step until it is clear, then `potential` once, and at
-    the end `score` of those that have potential. `reflection` says why the winner is wrong, in the model's own
-    words; the published checkpoint was not trained for that.
+    the end `score` of those that have potential. `reflection` says why the winner is wrong, in the model's
+    own words; the published checkpoint was not trained for that.
 
     Args:
         checkpoint: Folder, or hub id with the folder inside the repository, in the layout of LLaVA-NeXT.

@@ -54,8 +54,8 @@ class Checklist(BatchedVerifier):
         batch_size: int | None,
     ) -> None:
         super().__init__(device=device, dtype=dtype)
-        self.questions = [line.strip() for line in _text(questions).splitlines() if line.strip()]
-        if not self.questions:
+        self._questions = [line.strip() for line in _text(questions).splitlines() if line.strip()]
+        if not self._questions:
             raise ConfigError(
                 f"{str(questions)!r} must hold questions but is empty; give the published file."
             )
@@ -65,7 +65,7 @@ class Checklist(BatchedVerifier):
             owner=self.name,
             device=self.device,
             dtype=self.dtype,
-            batch_size=len(self.questions) + 1 if batch_size is None else batch_size,
+            batch_size=len(self._questions) + 1 if batch_size is None else batch_size,
         )
 
     def _load(self) -> None:
@@ -77,7 +77,7 @@ class Checklist(BatchedVerifier):
 
     def _asked(self, prompt: str) -> list[str]:
         """All questions about a sample."""
-        return [question.replace(PLACEHOLDER, prompt) for question in self.questions]
+        return [question.replace(PLACEHOLDER, prompt) for question in self._questions]
 
     def _images(self, sample: Any) -> list[Image.Image]:
         """The images that the model sees."""
@@ -127,7 +127,7 @@ class VisionReward(Checklist):
         if frames < 1:
             raise ConfigError(f"frames must be at least 1 but got {frames}; raise it.")
         self.frames = frames
-        self.weights = _numbers(_json(weights), weights, len(self.questions))
+        self.weights = _numbers(_json(weights), weights, len(self._questions))
 
     def _usable(self, sample: Media) -> Video:
         return clip(sample, self.name)
@@ -138,7 +138,7 @@ class VisionReward(Checklist):
     def _value(self, yes: list[float]) -> Score:
         answers = [answer(p, self.soft) for p in yes]
         value = linear(answers, self.weights) / len(answers)
-        return Score(value=value, parts=dict(zip(self.questions, answers)))
+        return Score(value=value, parts=dict(zip(self._questions, answers)))
 
 
 @register("verifier", "vision_reward_image", paper="VisionReward (Xu et al. 2024)", notes=NOTES)
@@ -169,10 +169,10 @@ class VisionRewardImage(Checklist):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(questions, checkpoint, soft, device, dtype, batch_size)
-        if len(self.questions) != 30:
+        if len(self._questions) != 30:
             raise ConfigError(
                 f"{str(questions)!r} must hold the 30 questions that the masks are about but holds "
-                f"{len(self.questions)}; give the published file of selected questions."
+                f"{len(self._questions)}; give the published file of selected questions."
             )
         found = _json(weights)
         if not isinstance(found, Mapping):
@@ -190,7 +190,7 @@ class VisionRewardImage(Checklist):
         kept = unmasked([answer(p, self.soft) for p in rest])
         value = linear([alignment, *kept.values()], self.coefficients) + self.intercept
         return Score(
-            value=value, parts={"alignment": alignment} | {self.questions[i]: x for i, x in kept.items()}
+            value=value, parts={"alignment": alignment} | {self._questions[i]: x for i, x in kept.items()}
         )
 
 

@@ -26,7 +26,7 @@ class StepJudge(BlipForImageTextRetrieval):
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
-        width = config.text_config.hidden_size
+        width = config.get_text_config().hidden_size
         self.clarity_head = nn.Linear(width, 2)
         self.potential_head = nn.Linear(width, 2)
         self.met_head = nn.Linear(width, 2)

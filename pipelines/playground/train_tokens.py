@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +187,8 @@ def train_tokens(
     Returns:
         The model and its averaged weights.
     """
-    model = build_model(seed).to(device)
+    model: Any = build_model(seed)
+    model.to(device)
     optimisers = build_optimisers({"model": model}, learning_rate)
     average = Average({"model": model})
     empty = text_blocks(torch.tensor([[END] + [0] * (MAX_TOKENS - 1)]), 0)[0]

@@ -224,7 +224,8 @@ def _loaded(
     places = inner.vision_model.embeddings.position_embedding.num_embeddings
     inner.vision_model.embeddings.position_ids = torch.arange(places)[None]
     fitted(model, state, owner, source, "model.language_model.", dtype, device)
-    return model.to(device)
+    placed: Any = model
+    return placed.to(device)
 
 
 def _tokenizer(folder: Path, owner: str) -> Any:

@@ -224,7 +224,7 @@ class JanusNetwork:
         height, width = self.grid
         cache, logits = self.start(self.encode(condition))
         cache.batch_repeat_interleave(len(uids))
-        logits, drawn = logits.expand(len(uids), -1), []
+        logits, drawn = logits.expand(len(uids), -1), list[Tensor]()
         for row in range(height):
             numbers = row_uniform(seed, "step", uids, row, torch.empty(len(uids), width))
             for column in range(width):
