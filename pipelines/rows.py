@@ -14,6 +14,7 @@ ONE_BY_ONE = {
     "LattePipeline": "its call trims the text of one row and pads that of several",
     "AllegroPipeline": "its autoencoder decodes one clip in tiles",
     "HunyuanVideo15Pipeline": "its autoencoder decodes one clip",
+    "HunyuanVideo15ImageToVideoPipeline": "its autoencoder decodes one clip",
 }
 """Pipelines whose own call fails for several rows, or makes them other than each alone, with the reason."""
 
