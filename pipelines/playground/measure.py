@@ -1,8 +1,8 @@
 """Measures the playground on its evaluation prompts: `python -m tts_vision.pipelines.playground.measure`.
 
-For every prompt n images are drawn from fixed seeds, by the flow or with `--model playground-var` by the
-visual autoregressive model. Plain accuracy is that of single images, averaged
-over the n; best-of-n takes the image that a verifier likes most, the exact checker or the small CLIP.
+For every prompt n images are drawn from fixed seeds, by the flow or with `--model` by another bundled model.
+Plain accuracy is that of single images, averaged over the n; best-of-n takes the image that a verifier likes
+most, the exact checker or the small CLIP.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,19 @@ import torch
 from diffusers import CogView4Pipeline
 
 from tts_vision.intervals import mean_of
-from tts_vision.pipelines.bundled import load_playground_var
+from tts_vision.pipelines.bundled import (
+    load_playground_discrete_flow,
+    load_playground_masked,
+    load_playground_var,
+)
 from tts_vision.pipelines.playground import DEFAULTS, load_pipeline, weights_path, world
 from tts_vision.pipelines.playground.checker import evaluate
-from tts_vision.pipelines.var.pipeline import InfinityPipeline
+
+TOKEN_MODELS: dict[str, Callable[[], Any]] = {
+    "playground-var": load_playground_var,
+    "playground-masked": load_playground_masked,
+    "playground-discrete-flow": load_playground_discrete_flow,
+}
 
 
 @torch.no_grad()
@@ -93,18 +102,17 @@ def clip_scores(images: np.ndarray, texts: Sequence[str], folder: Path, batch_si
     return torch.cat(scores).numpy()
 
 
-def draw_var(
-    pipe: InfinityPipeline, prompts: Sequence[str], n: int, seed: int, guidance: float, tau: float
+def draw_tokens(
+    pipe: Callable[..., Any], prompts: Sequence[str], n: int, seed: int, call: Mapping[str, Any] | None = None
 ) -> np.ndarray:
-    """Draws n images for each prompt by the visual autoregressive model.
+    """Draws n images for each prompt by a bundled model of tokens.
 
     Args:
         pipe: The pipeline.
         prompts: The prompts.
         n: Images a prompt.
         seed: Image k of prompt i is that of particle k of a search with seed `seed + i`.
-        guidance: Guidance scale.
-        tau: Temperature.
+        call: Settings in the place of the model's own.
 
     Returns:
         RGB images, uint8 of shape `(p * n, 64, 64, 3)`.
@@ -112,7 +120,7 @@ def draw_var(
     drawn = [
         image
         for i, prompt in enumerate(prompts)
-        for image in pipe(prompt, seed=seed + i, n=n, guidance_scale=guidance, tau=tau)
+        for image in pipe(prompt, seed=seed + i, n=n, **(call or {}))
     ]
     return np.stack([np.asarray(image) for image in drawn])
 
@@ -174,10 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--n", type=int, default=16, help="images for each prompt")
-    parser.add_argument("--model", choices=("playground", "playground-var"), default="playground")
-    parser.add_argument("--steps", type=int, default=DEFAULTS["num_inference_steps"], help="of the flow")
+    parser.add_argument("--model", choices=("playground", *TOKEN_MODELS), default="playground")
+    parser.add_argument("--steps", type=int, help="by default the model's own; playground-var has none")
     parser.add_argument("--guidance", type=float, help="by default the model's own")
-    parser.add_argument("--tau", type=float, help="temperature of playground-var; by default its own")
+    parser.add_argument("--temperature", type=float, help="of a model of tokens; by default its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1, help="use every k-th prompt only")
     parser.add_argument("--mixed", action="store_true", help="compute in bfloat16: faster, not bit-equal")
@@ -190,16 +198,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     if options.model == "playground":
         guidance = DEFAULTS["guidance_scale"] if options.guidance is None else options.guidance
-        how = f"{options.steps} steps, guidance {guidance}"
+        steps = int(DEFAULTS["num_inference_steps"]) if options.steps is None else options.steps
+        how = f"{steps} steps, guidance {guidance}"
         seeds = [seed + 1000 * i + k for i in range(len(records)) for k in range(n)]
         each = [prompt for prompt in prompts for _ in range(n)]
-        images = draw(load_pipeline(), each, seeds, options.steps, guidance, mixed=options.mixed)
+        images = draw(load_pipeline(), each, seeds, steps, guidance, mixed=options.mixed)
     else:
-        var = load_playground_var()
-        guidance = var.defaults["guidance_scale"] if options.guidance is None else options.guidance
-        tau = var.defaults["tau"] if options.tau is None else options.tau
-        how = f"guidance {guidance}, temperature {tau}"
-        images = draw_var(var, prompts, n, seed, guidance, tau)
+        temperature = "tau" if options.model == "playground-var" else "temperature"
+        given = {
+            "num_inference_steps": options.steps,
+            "guidance_scale": options.guidance,
+            temperature: options.temperature,
+        }
+        call = {key: value for key, value in given.items() if value is not None}
+        how = ", ".join(f"{key} {value}" for key, value in call.items()) or "its own settings"
+        images = draw_tokens(TOKEN_MODELS[options.model](), prompts, n, seed, call)
     result = judge(images, records, n, None if options.no_clip else weights_path("clip"))
     print(
         f"{len(records)} prompts, {n} images each, {how}, seed {seed}, {time.monotonic() - started:.0f} s\n"

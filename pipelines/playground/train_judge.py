@@ -27,7 +27,7 @@ from tts_vision.pipelines.bundled import load_playground_var
 from tts_vision.pipelines.playground import DEFAULTS, judge_data, load_pipeline, world
 from tts_vision.pipelines.playground.checker import detect
 from tts_vision.pipelines.playground.judge_data import Examples
-from tts_vision.pipelines.playground.measure import draw, draw_var
+from tts_vision.pipelines.playground.measure import draw, draw_tokens
 from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_clip import build_processor
@@ -321,8 +321,7 @@ def _drawer(source: str) -> Callable[[list[str], int, int], np.ndarray]:
     with quietly():
         if source == "var":
             var = load_playground_var()
-            guidance, tau = var.defaults["guidance_scale"], var.defaults["tau"]
-            return lambda texts, each, seed: draw_var(var, texts, each, seed, guidance, tau)
+            return lambda texts, each, seed: draw_tokens(var, texts, each, seed)
         pipe = load_pipeline()
     steps = int(DEFAULTS["num_inference_steps"]) if source == "flow" else FEW_STEPS
 
