@@ -51,14 +51,14 @@ def test_a_resumed_search_takes_the_answers_from_its_record(tmp_path: Path) -> N
     given = [
         first.ask("critic", lambda: ["better", "worse"], cost={"critic": 1}),
         first.ask("critic", lambda: None),
-        first.ask("judge", lambda: {"score": math.nan, "worst": -math.inf, "best": 1 / 3}),
+        first.ask("critic", lambda: {"score": math.nan, "worst": -math.inf, "best": 1 / 3}),
     ]
     first.interrupted("killed")
     again = toy_context(journal=Journal(tmp_path))
     taken = [
         again.ask("critic", never, cost={"critic": 1}),
         again.ask("critic", never),
-        again.ask("judge", never),
+        again.ask("critic", never),
     ]
     assert taken[:2] == given[:2] == [["better", "worse"], None]
     assert math.isnan(taken[2]["score"]) and taken[2]["worst"] == -math.inf and taken[2]["best"] == 1 / 3
@@ -71,7 +71,7 @@ def test_a_resumed_search_asks_for_the_same(tmp_path: Path) -> None:
     ctx = toy_context(journal=Journal(tmp_path))
     ctx.ask("critic", lambda: 1)
     ctx.interrupted("killed")
-    for ask in (lambda c: c.ask("judge", never), lambda c: c.init(1)):
+    for ask in (lambda c: c.ask("reader", never), lambda c: c.init(1)):
         with pytest.raises(StorageError, match=r"must repeat itself .* ask others through ctx.ask"):
             ask(toy_context(journal=Journal(tmp_path)))
 

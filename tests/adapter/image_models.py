@@ -938,7 +938,6 @@ def _entries() -> list[TinyPipeline]:
             {"guidance_scale": 4.0, **_STRENGTH},
             {"image": photo},
         ),
-        TinyPipeline("LEditsPPPipelineStableDiffusion", ledits, {}),
         _entry(
             "StableDiffusionXLControlNetUnionPipeline",
             sdxl,

@@ -172,7 +172,7 @@ def test_a_pipeline_that_does_more_to_its_latents_is_refused(monkeypatch: pytest
     decoder_input = sampler._decoder_input
     monkeypatch.setattr(sampler, "_decoder_input", lambda row, x: decoder_input(row, x.tanh()))
     with pytest.raises(
-        PipelineError, match=r"rescales and unpacks its latents and decodes them, but .* does more"
+        PipelineError, match=r"rescales, unpacks and decodes its latents, but .* does more"
     ):
         sampler.apply(Adopt(STEPS), begin)
     with pytest.raises(ValueError, match=r"names 'original' but it has images \[\]"):

@@ -39,6 +39,10 @@ def find_browser() -> str | None:
     return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
 
 
+# of requests that run while a page is loaded anew
+_CUT_BY_RELOAD = ("AbortError", "Connection errored out")
+
+
 class opened:
     """A page of its own session, closed at the end of the block.
 
@@ -59,12 +63,16 @@ class opened:
     def __enter__(self) -> Page:
         page = self.page = self._context.new_page()
         page.set_default_timeout(120_000)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self._heard(str(error)))
+        page.on("console", lambda said: self._heard(said.text) if said.type == "error" else None)
         page.goto(self._address)
         page.wait_for_selector("#tv-go")
         page.wait_for_selector("#tv-live .tv-bar")
         return page
+
+    def _heard(self, error: str) -> None:
+        if not any(cut in error for cut in _CUT_BY_RELOAD):
+            self.errors.append(error)
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._context.close()

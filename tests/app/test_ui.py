@@ -368,9 +368,11 @@ def test_markup_in_a_prompt_is_text(page: Page, prompt: str) -> None:
     search(page, prompt, budget="1x")
     wait_for(page, "finished")
     open_tab(page, "Gallery")
-    page.locator("#tv-gallery li[data-job] button").first.click()
-    page.wait_for_selector("#tv-gallery .tv-code")
-    assert page.inner_text("#tv-gallery .tv-run h3") == prompt
+    job = page.get_attribute(LIVE, "data-job")
+    page.locator(f"#tv-gallery li[data-job='{job}'] button").first.click()
+    page.wait_for_function(
+        "p => document.querySelector('#tv-gallery .tv-run h3')?.textContent === p", arg=prompt
+    )
     assert page.evaluate("typeof broken") == "undefined"
 
 
@@ -392,7 +394,7 @@ def test_parameters_of_the_algorithm_reach_the_search(page: Page, served: Served
     starts.wait_for()
     assert "Random noises whose best is the first pivot" in page.inner_text(".tv-form:visible")
     starts.fill("2")
-    job = search(page, PROMPT, budget="4x")
+    job = search(page, PROMPT, algorithm="zero_order", budget="4x")
     assert served.jobs.get(job).config.algorithm_params["starts"] == 2
     wait_for(page, "finished")
 
