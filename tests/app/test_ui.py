@@ -368,6 +368,7 @@ def test_markup_in_a_prompt_is_text(page: Page, prompt: str) -> None:
     search(page, prompt, budget="1x")
     wait_for(page, "finished")
     open_tab(page, "Gallery")
+    page.fill("#tv-find", "")
     job = page.get_attribute(LIVE, "data-job")
     page.locator(f"#tv-gallery li[data-job='{job}'] button").first.click()
     page.wait_for_function(
