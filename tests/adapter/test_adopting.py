@@ -171,9 +171,7 @@ def test_a_pipeline_that_does_more_to_its_latents_is_refused(monkeypatch: pytest
     begin = sampler.init(Condition("x", images={ORIGINAL: photo(0, 32)}), [0], seed=0)
     decoder_input = sampler._decoder_input
     monkeypatch.setattr(sampler, "_decoder_input", lambda row, x: decoder_input(row, x.tanh()))
-    with pytest.raises(
-        PipelineError, match=r"rescales, unpacks and decodes its latents, but .* does more"
-    ):
+    with pytest.raises(PipelineError, match=r"rescales, unpacks and decodes its latents, but .* does more"):
         sampler.apply(Adopt(STEPS), begin)
     with pytest.raises(ValueError, match=r"names 'original' but it has images \[\]"):
         sampler.apply(Adopt(STEPS), sampler.init(Condition("x"), [0], seed=0))
