@@ -151,7 +151,8 @@ def measure(records: Sequence[dict], each: int, seed: int) -> str:
     """
     prompts = [Prompt(record["prompt"]) for record in records]
     sampler = MaskedSampler(load_playground_masked())
-    steps = draw_steps(sampler, [world.parse_spec(prompt.text) for prompt in prompts], seed, each)
+    specs = [world.parse_spec(prompt.text) for prompt in prompts]
+    steps = draw_steps(sampler, specs, seed, each, captions=False)
     images = [Image.fromarray(image) for image in steps.examples.images]
     asked = [prompt for prompt in prompts for _ in range(sampler.num_steps * each)]
     verifier = PlaygroundPARM()

@@ -27,7 +27,7 @@ from tts_vision.pipelines.playground.checker import Detection, detect
 from tts_vision.pipelines.playground.judge_data import Examples
 from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.pipelines.playground.step_judge import Answers, StepJudge
-from tts_vision.pipelines.playground.tokenizer import build_tokenizer
+from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
 from tts_vision.pipelines.playground.train_clip import build_processor
 from tts_vision.pipelines.playground.train_judge import joined, pixels_of, taken, weathered
 from tts_vision.pipelines.playground.training import (
@@ -82,7 +82,9 @@ def sample_prompt(rng: np.random.Generator) -> world.Spec:
             return spec
 
 
-def draw_steps(sampler: Sampler, specs: Sequence[world.Spec], seed: int, each: int = PER_PROMPT) -> Steps:
+def draw_steps(
+    sampler: Sampler, specs: Sequence[world.Spec], seed: int, each: int = PER_PROMPT, captions: bool = True
+) -> Steps:
     """Draws images of each prompt and labels them with their previews.
 
     Args:
@@ -90,6 +92,7 @@ def draw_steps(sampler: Sampler, specs: Sequence[world.Spec], seed: int, each: i
         specs: The prompts.
         seed: Of the noise and of the captions.
         each: Images of a prompt.
+        captions: Whether images get captions, none of which is an evaluation prompt; without, `specs` may be.
 
     Returns:
         Prompt by prompt, step by step, image by image.
@@ -109,13 +112,21 @@ def draw_steps(sampler: Sampler, specs: Sequence[world.Spec], seed: int, each: i
         last = [objects(detections) for detections in found[-1]]
         right = [all(judge_data.demands(detections, spec).values()) for detections in found[-1]]
         for step, (row, detections) in enumerate(zip(images, found), start=1):
-            parts.append(judge_data.label(rng, row, [spec] * each, detections))
+            parts.append(judge_data.label(rng, row, [spec] * each, detections) if captions else _bare(row))
             steps += [step] * each
             clear += [objects(d) == finished for d, finished in zip(detections, last)]
             potential += right
     return Steps(
         joined(parts), np.array(steps, np.uint8), np.array(clear, np.int8), np.array(potential, np.int8)
     )
+
+
+def _bare(images: np.ndarray) -> Examples:
+    """Images without captions."""
+    n = len(images)
+    tokens = np.zeros((n, 0, MAX_TOKENS), np.uint8)
+    cells = np.zeros((n, judge_data.GRID**2, 2), np.int8)
+    return Examples(images, tokens, tokens.astype(np.int8), np.zeros((n, 0), np.int8), cells)
 
 
 def load_steps(work_dir: Path, prompts: int, seed: int) -> Steps:

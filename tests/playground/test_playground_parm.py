@@ -9,7 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tts_vision.config import SamplerOptions
+from tts_vision.pipelines.bundled import load_playground_masked
+from tts_vision.pipelines.masked_sampler import MaskedSampler
 from tts_vision.pipelines.playground import judge_data, train_parm, world
+from tts_vision.pipelines.playground.checker import evaluate
 from tts_vision.pipelines.playground.step_judge import StepJudge
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 from tts_vision.pipelines.playground.train_clip import build_processor
@@ -131,3 +135,21 @@ def test_objects_are_counted_by_shape_and_colour() -> None:
     spec = world.parse_spec("two red circles and a blue star")
     scene = judge_data.painted(rng, spec)
     assert sum(train_parm.objects(judge_data.found_in(scene)).values()) == len(scene.things)
+
+
+def test_steps_of_evaluation_prompts_are_drawn_without_captions() -> None:
+    sampler = MaskedSampler(
+        load_playground_masked(), options=SamplerOptions(pipeline_kwargs={"num_inference_steps": 3})
+    )
+    specs = [world.parse_spec("a photo of two circles"), world.parse_spec("a photo of a red star")]
+    steps = train_parm.draw_steps(sampler, specs, seed=0, each=2, captions=False)
+    assert steps.step.tolist() == [1, 1, 2, 2, 3, 3] * 2
+    assert steps.examples.images.shape == (12, 64, 64, 3) and steps.examples.tokens.shape == (12, 0, 16)
+    assert steps.clear[steps.step == 3].all(), "an image shows its own objects"
+    outcome = steps.potential.reshape(2, 3, 2)
+    assert (outcome == outcome[:, -1:]).all()
+    right = [
+        evaluate(image, world.metadata(spec)).correct
+        for image, spec in zip(steps.examples.images[4:6], specs[:1] * 2)
+    ]
+    assert outcome[0, -1].tolist() == right
