@@ -22,6 +22,7 @@ from tts_vision.pipelines.playground.training import (
     Bank,
     Budget,
     build_optimisers,
+    descend,
     set_learning_rate,
     train,
     warm_then_decay,
@@ -211,12 +212,7 @@ def train_clip(
         loss = loss + F.cross_entropy(
             logits[:, :batch_size].masked_fill(same[:, :batch_size], -1e4).T, target
         )
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        descend(loss, model.parameters(), optimisers.values())
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6)
         average.update()

@@ -30,6 +30,7 @@ from tts_vision.pipelines.playground.training import (
     Bank,
     Budget,
     build_optimisers,
+    descend,
     log,
     save_atomically,
     set_learning_rate,
@@ -135,9 +136,7 @@ def encode_bank(
             with torch.autocast(device, torch.bfloat16):
                 z = vae.encode(x).latents
             chunks.append((z.float() * vae.config.scaling_factor).half().cpu())
-        tokenizer = build_tokenizer()
-        texts = [text for texts in bank.captions for text in texts]
-        ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+        ids = bank.token_ids("left")
         tokens = ids.to(torch.uint8).view(len(bank.captions), CAPTIONS_PER_SCENE, MAX_TOKENS)
         save_atomically(path, {"latents": torch.cat(chunks), "tokens": tokens})
         log(work_dir, f"flow: encoded {len(tokens)} images")
@@ -205,12 +204,7 @@ def train_flow(
                 mixed, text, 1000 * time, *_size_conditions(batch_size, device), return_dict=False
             )[0]
         loss = (velocity.float() - (noise - clean)).square().mean()
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        norm = descend(loss, parameters, optimisers.values())
         average.update()
         return {"loss": loss, "norm": norm}
 

@@ -36,6 +36,7 @@ from tts_vision.pipelines.playground.training import (
     Budget,
     Stateful,
     build_optimisers,
+    descend,
     log,
     set_learning_rate,
     tidy,
@@ -445,12 +446,7 @@ def train_judge(
         numbers = F.cross_entropy(number[full].float(), alike[full] - 1)
         loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers
         loss = loss + 3 * places + 0.5 * hues + 0.5 * many
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        descend(loss, parameters, optimisers.values())
         average.update()
         hits = (logits.argmax(-1) == right).float()
         losses = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import BlipForImageTextRetrieval
 
@@ -35,6 +35,7 @@ from tts_vision.pipelines.playground.training import (
     Budget,
     Stateful,
     build_optimisers,
+    descend,
     log,
     save_atomically,
     set_learning_rate,
@@ -243,12 +244,7 @@ def train_parm(
             "potential": F.cross_entropy(answers.potential.float()[:, 0], potential),
         }
         loss = torch.stack(list(losses.values())).sum()
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        descend(loss, model.parameters(), optimisers.values())
         average.update()
         return losses
 

@@ -25,6 +25,7 @@ from tts_vision.pipelines.playground.training import (
     Budget,
     Stateful,
     build_optimisers,
+    descend,
     set_learning_rate,
     train,
     warm_then_decay,
@@ -185,12 +186,7 @@ def _train_coder(
             seen = _perceptual_error(perceptual, image, x)
             loss = loss + reconstruction_loss(image, x) + 0.5 * seen
             losses |= {"pixels": (image - x).square().mean(), "perceptual": seen}
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        norm = descend(loss, parameters, optimisers.values())
         return {"loss": loss, "norm": norm, **losses}
 
     parts: dict[str, Stateful] = {**modules, **optimisers}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PhiConfig, PhiForCausalLM
 
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
+from tts_vision.pipelines.playground.tokenizer import PAD as PADDING
 from tts_vision.pipelines.playground.train_tokenizers import BITS, GRID
 from tts_vision.pipelines.playground.training import (
     CAPTIONS_PER_SCENE,
@@ -26,6 +27,7 @@ from tts_vision.pipelines.playground.training import (
     Budget,
     Stateful,
     build_optimisers,
+    descend,
     log,
     save_atomically,
     set_learning_rate,
@@ -144,10 +146,8 @@ def encode_bank(work_dir: Path, bank: Bank, latents: Tensor, coder: LatentTokeni
         codes = [
             coder.ids(coder.features(part.float().to(device))).short().cpu() for part in latents.split(500)
         ]
-        tokenizer = build_tokenizer("right")
-        texts = [text for texts in bank.captions for text in texts]
-        ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-        blocks = text_blocks(ids, tokenizer.pad_token_id).short()
+        ids = bank.token_ids("right")
+        blocks = text_blocks(ids, vocabulary()[PADDING]).short()
         save_atomically(
             path, {"codes": torch.cat(codes), "blocks": blocks.view(-1, CAPTIONS_PER_SCENE, TEXT)}
         )
@@ -213,12 +213,7 @@ def train_tokens(
             logits = model.lm_head(hidden)[..., FIRST_CODE:MASK]
         wanted = wanted.to(device)
         loss = F.cross_entropy(logits.float()[wanted], right.to(device)[wanted])
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        norm = descend(loss, model.parameters(), optimisers.values())
         average.update()
         return {"loss": loss, "norm": norm}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tts_vision.pipelines.playground.training import (
     Bank,
     Budget,
+    descend,
     log,
     set_learning_rate,
     train,
@@ -103,10 +104,7 @@ def train_vae(
         loss = reconstruction_loss(drawn, x)
         spread, mean = torch.std_mean(z, dim=(0, 2, 3))
         tidy = mean.square().mean() + spread.log().square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        (loss + 0.05 * tidy).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        descend(loss + 0.05 * tidy, vae.parameters(), [optimiser])
         return {"loss": loss, "mse": (drawn - x).square().mean(), "tidy": tidy}
 
     train("vae", work_dir, budget, {"vae": vae, "optimiser": optimiser}, step, seed, stop_after=stop_after)
@@ -172,10 +170,7 @@ def sharpen_decoder(
         with torch.autocast(device, torch.bfloat16):
             drawn = decoder(z.to(device, memory_format=torch.channels_last)).float()
         loss = reconstruction_loss(drawn, x)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, decoder.parameters(), [optimiser])
         return {"loss": loss, "mse": (drawn - x).square().mean()}
 
     parts = {"decoder": decoder, "optimiser": optimiser}

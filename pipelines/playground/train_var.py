@@ -23,6 +23,7 @@ from tts_vision.pipelines.playground.training import (
     Budget,
     Stateful,
     build_optimisers,
+    descend,
     log,
     save_atomically,
     set_learning_rate,
@@ -95,9 +96,7 @@ def encode_bank(work_dir: Path, bank: Bank, latents: Tensor, vae: LatentBSQVAE) 
     if not path.exists():
         device = next(vae.parameters()).device
         chunks = [vae.features(part.float().to(device)).half().cpu() for part in latents.split(500)]
-        tokenizer = build_tokenizer("right")
-        texts = [text for texts in bank.captions for text in texts]
-        ids = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+        ids = bank.token_ids("right")
         tokens = ids.to(torch.uint8).view(len(bank.captions), CAPTIONS_PER_SCENE, MAX_TOKENS)
         save_atomically(path, {"features": torch.cat(chunks), "tokens": tokens})
         log(work_dir, f"var: encoded {len(tokens)} images")
@@ -171,12 +170,7 @@ def train_var(
         gap = logits.diff(dim=-1).squeeze(-1)
         error = F.binary_cross_entropy_with_logits(gap, bits.float(), reduction="none").mean((0, 2))
         loss = (error * weights).sum()
-        for optimiser in optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        norm = descend(loss, parameters, optimisers.values())
         average.update()
         scales = {f"scale{k}": e.mean() for k, e in enumerate(error.split(SCHEDULE.lengths))}
         return {"loss": loss, "norm": norm, **scales}

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.pipelines.playground import world
+from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
 
 CAPTIONS_PER_SCENE = 3
 _BANK_CHUNK = 2500
@@ -241,6 +242,29 @@ def build_optimisers(
     return {"muon": muon, "adamw": adamw}
 
 
+def descend(
+    loss: Tensor, parameters: Iterable[Tensor], optimisers: Iterable[torch.optim.Optimizer]
+) -> Tensor:
+    """One step of all optimisers along the gradient of a loss, whose norm is cut off at 1.
+
+    Args:
+        loss: A scalar.
+        parameters: Those whose gradient is measured.
+        optimisers: The optimisers.
+
+    Returns:
+        The norm of the gradient before.
+    """
+    optimisers = list(optimisers)
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimiser in optimisers:
+        optimiser.step()
+    return norm
+
+
 def set_learning_rate(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
     """Scales every group's learning rate from its first value.
 
@@ -297,6 +321,16 @@ class Bank:
         """
         pixels = torch.from_numpy(self.images[index.numpy()])
         return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+    def token_ids(self, padding_side: str) -> Tensor:
+        """Token ids of all captions, `(n * captions, 16)`.
+
+        Args:
+            padding_side: As in `build_tokenizer`.
+        """
+        texts = [text for texts in self.captions for text in texts]
+        tokenizer = build_tokenizer(padding_side)
+        return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
 
 
 def _draw_chunk(seed: int, count: int) -> tuple[np.ndarray, list[list[str]]]:
