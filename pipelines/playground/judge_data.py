@@ -334,7 +334,14 @@ def captions_of(rng: np.random.Generator, asked: Spec, detections: Sequence[Dete
 
     Returns:
         `CAPTIONS` prompts: the asked one, descriptions of the objects, and both with one thing wrong.
+
+    Raises:
+        ValueError: If the asked one is kept out.
     """
+    if kept_out(asked):
+        raise ValueError(
+            f"A caption must be a training prompt but {world.caption(asked)!r} is kept out; draw another."
+        )
     specs = [asked]
     for _ in range(2):
         spec = described(rng, detections)

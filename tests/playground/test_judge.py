@@ -359,3 +359,10 @@ def test_the_report_has_its_tables(
     measure.main(["--tracks", "hard", "--prompts", "3", "--samples", "4"])
     out = capsys.readouterr().out
     assert "| `playground_judge` |" in out and "best of 4 right" in out and "| P(right) given |" in out
+
+
+def test_a_prompt_that_is_kept_out_becomes_no_caption() -> None:
+    with pytest.raises(
+        ValueError, match="must be a training prompt but 'a photo of two circles' is kept out"
+    ):
+        judge_data.captions_of(np.random.default_rng(0), world.parse_spec("two circles"), [])
