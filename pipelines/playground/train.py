@@ -9,8 +9,9 @@ its checkpoint in the work folder, so that the command may be killed and run aga
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-tokens", type=float, default=75.0)
     parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
     parser.add_argument("--bank-size", type=int, default=150_000, help="images to train on")
-    parser.add_argument("--batch-size", type=int, default=128, help="of the flow and the CLIP")
+    parser.add_argument("--batch-size", type=int, help="images a step; each stage's own by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -137,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
+    if options.device != "cpu":
+        torch.set_float32_matmul_precision("high")
+    batch = {} if options.batch_size is None else {"batch_size": options.batch_size}
     work_dir: Path = options.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
     stages = STAGES if options.stage == "all" else (options.stage,)
@@ -161,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Budget(options.minutes_flow, options.steps),
             device=options.device,
             seed=options.seed + 2,
-            batch_size=options.batch_size,
+            **batch,
             compiled=options.compile,
         )
     if "decoder" in stages:
@@ -188,38 +192,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Budget(options.minutes_clip, options.steps),
             device=options.device,
             seed=options.seed + 3,
-            batch_size=options.batch_size,
+            **batch,
         )
     if {"scales", "var", "codes", "tokens"} & set(stages):
-        _train_token_models(work_dir, bank, stages, options)
+        _train_token_models(work_dir, bank, stages, options, batch)
     if "export" in stages:
         export(work_dir, options.output, options.seed)
 
 
 def _train_token_models(
-    work_dir: Path, bank: Bank, stages: Sequence[str], options: argparse.Namespace
+    work_dir: Path,
+    bank: Bank,
+    stages: Sequence[str],
+    options: argparse.Namespace,
+    batch: Mapping[str, int],
 ) -> None:
     """The stages that build on the flow's autoencoder."""
     vae = autoencoder(work_dir).to(options.device)
     latents, _ = encode_bank(work_dir, bank, vae, options.device)
-    device, seed, steps = options.device, options.seed, options.steps
+    seed, steps = options.seed, options.steps
+    how: Any = {"device": options.device, **batch}
     if "scales" in stages:
         budget = Budget(options.minutes_scales, steps)
-        train_tokenizers.train_scales(work_dir, bank, latents, vae, budget, device=device, seed=seed + 5)
+        train_tokenizers.train_scales(work_dir, bank, latents, vae, budget, seed=seed + 5, **how)
     if "var" in stages:
         coder = train_tokenizers.load_coder("scales", work_dir, vae)
         features, tokens = train_var.encode_bank(work_dir, bank, latents, coder)
         budget = Budget(options.minutes_var, steps)
-        train_var.train_var(work_dir, features, tokens, coder.quantizer, budget, device=device, seed=seed + 6)
+        train_var.train_var(work_dir, features, tokens, coder.quantizer, budget, seed=seed + 6, **how)
     if "codes" in stages:
         budget = Budget(options.minutes_codes, steps)
-        train_tokenizers.train_codes(work_dir, bank, latents, vae, budget, device=device, seed=seed + 7)
+        train_tokenizers.train_codes(work_dir, bank, latents, vae, budget, seed=seed + 7, **how)
     if "tokens" in stages:
         coder = train_tokenizers.load_coder("codes", work_dir, vae)
         codes, blocks = train_tokens.encode_bank(work_dir, bank, latents, coder)
-        corrupt = train_tokens.either(train_tokens.masked, train_tokens.jumped(coder.codebook()))
+        codebook = coder.codebook().to(options.device)
+        corrupt = train_tokens.either(train_tokens.masked, train_tokens.jumped(codebook))
         budget = Budget(options.minutes_tokens, steps)
-        train_tokens.train_tokens(work_dir, codes, blocks, corrupt, budget, device=device, seed=seed + 7)
+        train_tokens.train_tokens(work_dir, codes, blocks, corrupt, budget, seed=seed + 7, **how)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tts_vision.pipelines.playground.training import (
     Stateful,
     build_optimisers,
     descend,
+    on_device,
     set_learning_rate,
     train,
     warm_then_decay,
@@ -81,9 +82,10 @@ def train_scales(
 
     def quantise(coder: LatentBSQVAE, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         features = coder.features(z)
-        scales = torch.randint(1, len(SCHEDULE) + 1, (len(z),), generator=generator)
-        scales = torch.where(torch.rand(len(z), generator=generator) < 0.75, scales, len(SCHEDULE))
-        kept, whole = quantised_scales(coder, features, scales.to(z.device))
+        draw: Any = {"generator": generator, "device": z.device}
+        scales = torch.randint(1, len(SCHEDULE) + 1, (len(z),), **draw)
+        scales = torch.where(torch.rand(len(z), **draw) < 0.75, scales, len(SCHEDULE))
+        kept, whole = quantised_scales(coder, features, scales)
         return features, kept, (features - whole.detach()).square().mean()
 
     return _train_coder("scales", build_scales, quantise, work_dir, bank, latents, autoencoder, budget, **how)
@@ -101,10 +103,11 @@ def train_codes(
         signs = torch.where(features > 0, 1.0, -1.0)
         commitment = (features - signs).square().mean()
         shape = (len(z), 1, *coder.grid)
-        share = 0.1 * torch.rand(len(z), 1, 1, 1, generator=generator)
-        wrong = torch.rand(shape, generator=generator) < share
-        other = torch.randint(0, 2, features.shape, generator=generator).to(z) * 2 - 1
-        taken = torch.where(wrong.to(z.device), other, signs)
+        draw: Any = {"generator": generator, "device": z.device}
+        share = 0.1 * torch.rand(len(z), 1, 1, 1, **draw)
+        wrong = torch.rand(shape, **draw) < share
+        other = torch.randint(0, 2, features.shape, **draw).to(z) * 2 - 1
+        taken = torch.where(wrong, other, signs)
         return features, features + (taken - features).detach(), commitment
 
     return _train_coder("codes", build_codes, quantise, work_dir, bank, latents, autoencoder, budget, **how)
@@ -132,7 +135,7 @@ def _train_coder(
     seed: int = 5,
     batch_size: int = 64,
     learning_rate: float = 1e-3,
-    drawn_images: int = 6,
+    drawn_share: float = 0.1,
     stop_after: int | None = None,
 ) -> Coder:
     """Trains encoder and decoder of a tokenizer.
@@ -153,7 +156,7 @@ def _train_coder(
         seed: Seed of weights and batches.
         batch_size: Images a step.
         learning_rate: See `build_optimisers`.
-        drawn_images: Images of a step that are drawn.
+        drawn_share: Share of the images of a step that are drawn.
         stop_after: See `training.train`.
     """
     with torch.random.fork_rng(devices=[]):
@@ -164,15 +167,17 @@ def _train_coder(
     parameters = [p for module in modules.values() for p in module.parameters()]
     perceptual = CLIPModel.from_pretrained(weights_path("clip"), dtype=torch.float32).vision_model.eval()
     perceptual.to(device).requires_grad_(False)
+    latents, drawn_images = latents.to(device), max(1, int(drawn_share * batch_size))
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         rate = warm_then_decay(progress)
         set_learning_rate(list(optimisers.values()), rate if progress < POLISH_FROM else 0.5 * rate)
-        index = torch.randint(len(latents), (batch_size,), generator=generator)
-        z = latents[index].float().to(device)
-        features, taken, commitment = quantise(coder, z, generator)  # narrow rows: float32 is the faster
+        draw: Any = {"generator": on_device(generator, device), "device": device}
+        index = torch.randint(len(latents), (batch_size,), **draw)
+        z = latents[index].float()
+        features, taken, commitment = quantise(coder, z, draw["generator"])  # narrow rows: float32 is the faster
         share = min(1.0, max(0.0, (progress - 0.03) / 0.15))
-        plain = (torch.rand(batch_size, generator=generator) >= share).to(device)
+        plain = torch.rand(batch_size, **draw) >= share
         taken = torch.where(plain[:, None, None, None], features, taken)
         drawn = coder.drawn(taken)
         error = drawn - z

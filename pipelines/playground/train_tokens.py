@@ -29,6 +29,7 @@ from tts_vision.pipelines.playground.training import (
     build_optimisers,
     descend,
     log,
+    on_device,
     save_atomically,
     set_learning_rate,
     train,
@@ -87,18 +88,21 @@ def text_blocks(ids: Tensor, pad: int) -> Tensor:
 def attention_mask(blocks: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Show-o's additive mask ``(B, 1, L, L)``: causal text; an image that sees itself and all text."""
     length = TEXT + TOKENS + 2
+    there = {"device": blocks.device}
     real = F.pad(blocks != PAD, (0, length - TEXT), value=True)
-    image = torch.arange(length) >= TEXT
-    allowed = torch.ones(length, length, dtype=torch.bool).tril() | (image[:, None] & image[None])
-    allowed = allowed[None] & real[:, None] | torch.eye(length, dtype=torch.bool)[None]
-    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+    image = torch.arange(length, **there) >= TEXT
+    every = torch.ones(length, length, dtype=torch.bool, **there)
+    allowed = every.tril() | (image[:, None] & image[None])
+    allowed = allowed[None] & real[:, None] | torch.eye(length, dtype=torch.bool, **there)[None]
+    return torch.zeros(allowed.shape, **there).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def masked(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A share of the tokens of each image masked, by MaskGIT's cosine schedule."""
-    share = torch.cos(0.5 * math.pi * torch.rand(len(codes), 1, generator=generator))
+    draw: Any = {"generator": generator, "device": codes.device}
+    share = torch.cos(0.5 * math.pi * torch.rand(len(codes), 1, **draw))
     most = (share * codes.shape[1]).round().clamp(min=1)
-    rank = torch.rand(codes.shape, generator=generator).argsort(1).argsort(1)
+    rank = torch.rand(codes.shape, **draw).argsort(1).argsort(1)
     hidden = rank < most
     return torch.where(hidden, MASK, codes + FIRST_CODE), hidden
 
@@ -113,8 +117,8 @@ def jumped(codebook: Tensor, schedule: Schedule | None = None) -> Corruption:
     distances, schedule = distance(codebook, codebook), schedule or Schedule()
 
     def corrupt(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        times = torch.rand(len(codes), generator=generator).clamp(max=1 - 1e-4)
-        beta = torch.tensor([schedule.beta(time) for time in times.tolist()])
+        times = torch.rand(len(codes), generator=generator, device=codes.device).clamp(max=1 - 1e-4)
+        beta = torch.tensor([schedule.beta(time) for time in times.tolist()], device=codes.device)
         p = (-beta[:, None, None] * distances[codes]).softmax(-1)
         drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(codes)
         return drawn + FIRST_CODE, torch.ones_like(codes, dtype=torch.bool)
@@ -127,7 +131,7 @@ def either(first: Corruption, second: Corruption, share: float = 0.35) -> Corrup
 
     def corrupt(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         (a, at_a), (b, at_b) = first(codes, generator), second(codes, generator)
-        chosen = torch.rand(len(codes), 1, generator=generator) < share
+        chosen = torch.rand(len(codes), 1, generator=generator, device=codes.device) < share
         return torch.where(chosen, b, a), torch.where(chosen, at_b, at_a)
 
     return corrupt
@@ -192,27 +196,26 @@ def train_tokens(
     optimisers = build_optimisers({"model": model}, learning_rate)
     average = Average({"model": model})
     empty = text_blocks(torch.tensor([[END] + [0] * (MAX_TOKENS - 1)]), 0)[0]
-    ends = torch.tensor([SOI, EOI])
+    ends = torch.tensor([SOI, EOI], device=device)
+    codes, blocks, empty = codes.to(device), blocks.to(device), empty.to(device)
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         set_learning_rate(list(optimisers.values()), warm_then_decay(progress))
-        index = torch.randint(len(codes), (batch_size,), generator=generator)
-        wording = torch.randint(blocks.shape[1], (batch_size,), generator=generator)
+        draw: Any = {"generator": on_device(generator, device), "device": device}
+        index = torch.randint(len(codes), (batch_size,), **draw)
+        wording = torch.randint(blocks.shape[1], (batch_size,), **draw)
         text = blocks[index, wording].long()
-        dropped = torch.rand(batch_size, 1, generator=generator) < caption_dropout
+        dropped = torch.rand(batch_size, 1, **draw) < caption_dropout
         text = torch.where(dropped, empty, text)
         right = codes[index].long()
-        image, wanted = corrupt(right, generator)
+        image, wanted = corrupt(right, draw["generator"])
         soi, eoi = ends.expand(batch_size, 2).split(1, 1)
-        ids = torch.cat((text, soi, image, eoi), 1).to(device)
+        ids = torch.cat((text, soi, image, eoi), 1)
         with torch.autocast(device, torch.bfloat16):
-            hidden = model.model(
-                input_ids=ids, attention_mask=attention_mask(text).to(device)
-            ).last_hidden_state
+            hidden = model.model(input_ids=ids, attention_mask=attention_mask(text)).last_hidden_state
             hidden = hidden[:, TEXT + 1 : -1]
             logits = model.lm_head(hidden)[..., FIRST_CODE:MASK]
-        wanted = wanted.to(device)
-        loss = F.cross_entropy(logits.float()[wanted], right.to(device)[wanted])
+        loss = F.cross_entropy(logits.float()[wanted], right[wanted])
         norm = descend(loss, model.parameters(), optimisers.values())
         average.update()
         return {"loss": loss, "norm": norm}

@@ -25,6 +25,7 @@ from tts_vision.pipelines.playground.training import (
     build_optimisers,
     descend,
     log,
+    on_device,
     save_atomically,
     set_learning_rate,
     train,
@@ -143,6 +144,7 @@ def train_var(
     text_encoder.to(device)
     modules: dict[str, nn.Module] = {"transformer": model, "text_encoder": text_encoder}
     optimisers = build_optimisers(modules, learning_rate)
+    features, tokens = features.to(device), tokens.to(device)
     average = Average(modules)
     parameters = [p for module in modules.values() for p in module.parameters()]
     lengths = torch.tensor(SCHEDULE.lengths)
@@ -152,17 +154,17 @@ def train_var(
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         set_learning_rate(list(optimisers.values()), warm_then_decay(progress))
-        index = torch.randint(len(features), (batch_size,), generator=generator)
-        wording = torch.randint(tokens.shape[1], (batch_size,), generator=generator)
-        ids = tokens[index, wording].long().to(device)
-        dropped = (torch.rand(batch_size, 1, 1, generator=generator) < caption_dropout).to(device)
+        draw: Any = {"generator": on_device(generator, device), "device": device}
+        index = torch.randint(len(features), (batch_size,), **draw)
+        wording = torch.randint(tokens.shape[1], (batch_size,), **draw)
+        ids = tokens[index, wording].long()
+        dropped = torch.rand(batch_size, 1, 1, **draw) < caption_dropout
 
         def flip(bits: Tensor, scale: int) -> Tensor:
-            share = most_flips * torch.rand(batch_size, 1, 1, generator=generator)
-            return bits ^ (torch.rand(bits.shape, generator=generator) < share)
+            share = most_flips * torch.rand(batch_size, 1, 1, **draw)
+            return bits ^ (torch.rand(bits.shape, **draw) < share)
 
         bits, inputs, _ = quantizer.encode(features[index].float(), SCHEDULE, flip)
-        bits, inputs = bits.to(device), inputs.to(device)
         mask = ids != text_encoder.config.pad_token_id
         text = text_encoder(ids, attention_mask=mask).last_hidden_state
         text = torch.where(dropped, model.uncond_text(text.shape[1]), text)

@@ -184,18 +184,18 @@ def train(
 
     started, logged, saved_at, since = time.monotonic() - spent, time.monotonic(), time.monotonic(), done
     first = done
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor | float] = {}
     while (progress := budget.progress(done, spent)) < 1.0:
         if stop_after is not None and done - first >= stop_after:
             save()
             return False
         for key, value in step(progress, generator).items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
+            sums[key] = sums.get(key, 0.0) + value.detach()
         done += 1
         now = time.monotonic()
         spent = now - started
         if now - logged > 30:
-            losses = " ".join(f"{key} {value / (done - since):.4f}" for key, value in sums.items())
+            losses = " ".join(f"{key} {float(value) / (done - since):.4f}" for key, value in sums.items())
             rate = (done - since) / (now - logged)
             log(
                 work_dir, f"{name}: {spent / 60:.1f} min, {progress:.0%}, step {done}, {rate:.2f}/s, {losses}"
@@ -265,6 +265,17 @@ def descend(
     return norm
 
 
+def on_device(generator: torch.Generator, device: str | torch.device) -> torch.Generator:
+    """A generator on a device, for the random numbers of one step.
+
+    Args:
+        generator: Of the training, on the CPU; gives the seed.
+        device: Where the numbers are needed.
+    """
+    seed = torch.randint(2**62, (), generator=generator)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
 def set_learning_rate(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
     """Scales every group's learning rate from its first value.
 
@@ -319,7 +330,7 @@ class Bank:
         Returns:
             float32 of shape `(b, 3, 64, 64)` in [-1, 1].
         """
-        pixels = torch.from_numpy(self.images[index.numpy()])
+        pixels = torch.from_numpy(self.images[index.cpu().numpy()])
         return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
     def token_ids(self, padding_side: str) -> Tensor:
@@ -340,19 +351,20 @@ def _draw_chunk(seed: int, count: int) -> tuple[np.ndarray, list[list[str]]]:
     return world.render_batch([scene for _, scene in pairs]), captions
 
 
-def load_bank(work_dir: Path, size: int, seed: int, workers: int = 2) -> Bank:
+def load_bank(work_dir: Path, size: int, seed: int, workers: int | None = None) -> Bank:
     """Opens the bank of training images, drawing it first if it is not there.
 
     Args:
         work_dir: Where it lies.
         size: How many images; rounded up to whole chunks.
         seed: Seed of the drawing.
-        workers: Processes that draw.
+        workers: Processes that draw, one for each processor by default.
 
     Returns:
         The bank.
     """
     pixels, words = work_dir / "bank.npy", work_dir / "bank.json"
+    workers = workers or os.cpu_count() or 1
     if not words.exists():
         chunk = min(_BANK_CHUNK, size)
         seeds = [seed * 100_003 + i for i in range(-(-size // chunk))]
