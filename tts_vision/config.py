@@ -158,6 +158,15 @@ class ModelOptions(_Settings):
         return (lora,) if isinstance(lora, str) else lora
 
 
+_CHUNKED = "a video model that makes its clips chunk by chunk"
+OF_SOME_SAMPLERS = {
+    "preview_frames": "a sampler of clips that can choose their frames",
+    "inner_steps": _CHUNKED,
+    "branch_noise": _CHUNKED,
+}
+"""Options that only samplers read which name them in `Sampler.own_options`, and what they need."""
+
+
 class SamplerOptions(_Settings):
     """How a generator is stepped.
 
@@ -178,6 +187,12 @@ class SamplerOptions(_Settings):
             further steps.
         preview_size: Longest side, in pixels, that previews are decoded at, by samplers that can choose; by
             default that of the finished sample.
+        preview_frames: Frames of a clip that its previews have, evenly spaced and with the last one, by
+            samplers that can choose; by default all.
+        inner_steps: Whether the denoising steps within a chunk are decision steps, of a video model that
+            makes its clips chunk by chunk; by default a decision step is a chunk.
+        branch_noise: The noise that a chunk of a forked clip begins with: "fresh", its own, or "shared_root",
+            that of the particle which all forks come from (Video-T1).
         recompute: Whether gradients keep only the inputs of the networks' blocks and compute the rest again,
             for less memory and more time. By default the autoencoder does, the denoiser on an accelerator,
             and each step where there are several; false where memory is plenty.
@@ -194,7 +209,28 @@ class SamplerOptions(_Settings):
     interpolant: Literal["linear", "vp"] = "linear"
     preview: str = "decode"
     preview_size: int | None = Field(default=None, ge=1)
+    preview_frames: int | None = Field(default=None, ge=1)
+    inner_steps: bool = False
+    branch_noise: Literal["fresh", "shared_root"] = "fresh"
     recompute: bool | None = None
+
+    def refuse_unread(self, read: frozenset[str], name: str) -> None:
+        """Refuses options of some samplers alone where another one would ignore them.
+
+        Args:
+            read: Those among `OF_SOME_SAMPLERS` that the sampler reads.
+            name: The sampler, for the message.
+
+        Raises:
+            ConfigError: If one is set that it does not read.
+        """
+        default = SamplerOptions()
+        for option, what in OF_SOME_SAMPLERS.items():
+            if option not in read and getattr(self, option) != getattr(default, option):
+                raise ConfigError(
+                    f"{option} needs {what} but got {getattr(self, option)!r} for the sampler {name!r}; "
+                    "leave it out."
+                )
 
     def refuse_rollout(self, name: str) -> None:
         """Refuses rollouts for a model of tokens.

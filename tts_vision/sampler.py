@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -41,6 +41,10 @@ class Sampler(ABC):
         preview_shows_step: Whether a preview depends on the randomness of the last step, as that of tokens
             does. An x0 estimate is made before the noise of its step is added.
         grid: Rows and columns of its tokens, where latents are a grid of them over the image.
+        units: The decision step at which each unit of a sample begins that is made one after the other, such
+            as the chunks of a clip; empty where a sample is made as a whole. At these steps, and at the end,
+            the units before are finished, a preview shows them, and conditions may change.
+        own_options: Those of `tts_vision.config.OF_SOME_SAMPLERS` that it reads.
         capabilities: The abilities that algorithms may ask for:
 
             ``noise``       the state at step 0 is Gaussian noise that may be replaced;
@@ -63,6 +67,8 @@ class Sampler(ABC):
     draws_start: bool = False
     preview_shows_step: bool = False
     grid: tuple[int, int] | None = None
+    units: tuple[int, ...] = ()
+    own_options: ClassVar[frozenset[str]] = frozenset()
     capabilities: frozenset[str] = frozenset()
     meter: Meter = NoMeter()
 
