@@ -226,6 +226,7 @@ def find_sampler(config: RunConfig, live: Live, *, stochastic: bool) -> Sampler:
     samplers = entries("sampler")
     for entry in samplers:
         if entry.target.accepts(pipe):  # type: ignore[attr-defined]
+            options.refuse_unread(getattr(entry.target, "own_options", frozenset()), entry.name)
             sampler: Sampler = entry.target(pipe, options=options)
             return sampler
     raise PipelineError(
