@@ -48,8 +48,8 @@ class Calls:
     def of(self, condition: Condition) -> dict[str, Any]:
         """The arguments of a call for one particle."""
         given = condition.arguments()
-        if condition.embeddings:  # finding out the device takes diffusers a few milliseconds
-            device = self._driver.pipe._execution_device
+        if condition.embeddings:
+            device = self._driver.device
             given |= {name: asset.value.to(device) for name, asset in condition.embeddings.items()}
         encoded = tuple(part for part in ("", "negative_") if f"{part}prompt_embeds" in given)
         # a pipeline takes a text or its embedding, not both

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,8 @@ from tts_vision.types import Cost, Meter
 DENOISERS = ("unet", "transformer", "prior", "denoiser", "dit")
 ENCODERS = ("text_encoder", "image_encoder")
 BESIDE = ("controlnet", "adapter")
+_DEVICE = "_tts_vision_device"  # under this name a driven pipeline is told its device
+_MOVERS = ("_hf_hook", "_diffusers_hook")  # attributes of modules that hooks move between devices
 _CALL = "_compiled_call_impl"  # what torch calls in the place of hooks and forward, where it is set
 
 
@@ -88,12 +90,26 @@ class Driven:
         self.interruptible = _checks_for_interrupts(type(self.pipe).__call__)
         self.encoders = EncoderCache(self.meter)
         self.halves = True
+        self._devices: dict[Hashable, torch.device] = {}
         self._silence: str | None = None
         self._beside: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
 
     def bind(self, meter: Meter) -> None:
         """Reports all network evaluations to `meter` from now on."""
         self.meter = self.encoders.meter = meter
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the pipeline computes on.
+
+        Asked once for each placement of the networks, because diffusers goes through all their modules, which
+        takes milliseconds.
+        """
+        networks = [m for m in self.pipe.components.values() if isinstance(m, nn.Module)]
+        placement = tuple(map(_placement, networks))
+        if placement not in self._devices:
+            self._devices[placement] = torch.device(self.pipe._execution_device)
+        return self._devices[placement]
 
     @property
     def is_offloaded(self) -> bool:
@@ -155,7 +171,11 @@ class Driven:
             owner.__dict__[name] = value
 
         handles = []
+        kind, components = type(pipe), pipe.components
         try:
+            if _prepared(kind) is not kind:
+                put(pipe, _DEVICE, self.device)
+                object.__setattr__(pipe, "__class__", _prepared(kind))
             if self.scheduler is not None:
                 put(pipe, "scheduler", proxy)
             put(pipe, "_progress_bar_config", {**getattr(pipe, "_progress_bar_config", {}), "disable": True})
@@ -169,9 +189,9 @@ class Driven:
             if hasattr(pipe, "prepare_latents"):
                 enter = self._entering(pipe.prepare_latents, entry, proxy)
                 put(pipe, "prepare_latents", enter)
-            for name, module in modules(pipe, ENCODERS):
+            for name, module in named(components, ENCODERS):
                 put(module, "forward", self.encoders.remembering(name, module))
-            for _, module in modules(pipe, DENOISERS):
+            for _, module in named(components, DENOISERS):
                 if self._recomputes_steps and denoiser is None:
                     put(module, "forward", checkpointed(module.forward))
                 if denoiser is not None:  # past hooks, which may count, or move weights between devices
@@ -180,12 +200,13 @@ class Driven:
                     put(module, _CALL, self._unless_skipping(module, proxy, entry))
                 handles.append(module.register_forward_pre_hook(self._counting(proxy), with_kwargs=True))
             if not self.interruptible:
-                for name, module in modules(pipe, BESIDE):
+                for name, module in named(components, BESIDE):
                     put(module, "forward", self._beside_it(name, module, proxy, entry))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            object.__setattr__(pipe, "__class__", kind)
             for owner, name, value in reversed(replaced):
                 if value is MISSING:
                     del owner.__dict__[name]
@@ -274,6 +295,31 @@ def _continued(own: Tensor, entry: Entry) -> Tensor:
     return latents.clone()  # loops may change their latents in place
 
 
+def _placement(network: nn.Module) -> Hashable:
+    """All that decides where a network computes, as far as it can be seen without going through it."""
+    first = next(network.parameters(), None)
+    parts = (network, *network._modules.values())
+    marks = tuple(mark in vars(part) for part in parts if part is not None for mark in _MOVERS)
+    return id(network), None if first is None else first.device, marks
+
+
+@functools.cache
+def _prepared(kind: type) -> type:
+    """A pipeline class whose instances are told what they would look up several times in each call.
+
+    That is their device, in `_DEVICE` of the instance, and the names of their components.
+    """
+    if not hasattr(kind, "_get_signature_keys") or not hasattr(kind, "_execution_device"):
+        return kind
+    keys = kind._get_signature_keys(kind)
+    told = {
+        "__module__": kind.__module__,
+        "_execution_device": property(lambda pipe: pipe.__dict__[_DEVICE]),
+        "_get_signature_keys": staticmethod(lambda pipe: keys),
+    }
+    return type(kind.__name__, (kind,), told)
+
+
 def _is_group_offloaded(module: nn.Module) -> bool:
     registry = getattr(module, "_diffusers_hook", None)
     return registry is not None and "group_offloading" in getattr(registry, "hooks", {})
@@ -290,8 +336,13 @@ def _checks_for_interrupts(call: Callable[..., Any]) -> bool:
 
 def modules(pipe: Any, prefixes: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
     """Components of a pipeline whose names start with one of `prefixes`, each module once."""
+    return named(pipe.components, prefixes)
+
+
+def named(components: Mapping[str, Any], prefixes: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
+    """`modules` of known components."""
     found: dict[int, tuple[str, nn.Module]] = {}
-    for name, component in pipe.components.items():
+    for name, component in components.items():
         if isinstance(component, nn.Module) and name.startswith(prefixes):
             found.setdefault(id(component), (name, component))
     return list(found.values())

@@ -107,7 +107,7 @@ class DryRuns(Driven):
         """How many timesteps of a scheduler the pipeline's own `get_timesteps` takes."""
         pipe = self.pipe
         names = inspect.signature(pipe.get_timesteps).parameters
-        given = {**arguments, "device": pipe._execution_device}
+        given = {**arguments, "device": self.device}
         # without the sigma of the finished sample
         given["timesteps"], given["sigmas"] = (
             scheduler.timesteps,

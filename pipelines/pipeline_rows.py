@@ -289,7 +289,7 @@ class PipelineRows(Sampler):
         return Caches(denoisers, unpack_caches(state.carry, state.shared, self._device()))
 
     def _device(self) -> torch.device:
-        return torch.device(self._driver.pipe._execution_device)
+        return self._driver.device
 
 
 @dataclass(frozen=True)

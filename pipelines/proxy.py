@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from tts_vision.errors import PipelineError
 from tts_vision.pipelines.caches import Caches
 from tts_vision.pipelines.rollout import Coarse
 from tts_vision.pipelines.schedule import (
+    arguments_of,
     clipped,
     first_order,
     levels_if_known,
@@ -137,9 +137,9 @@ class SchedulerProxy:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # loops that set an attribute of their scheduler mean the real one
-        inner = self.__dict__.get("inner")
-        if inner is not None and name not in _OWN and hasattr(inner, name) and name not in self.__dict__:
-            setattr(inner, name, value)
+        own = self.__dict__
+        if name not in own and name not in _OWN and "inner" in own and hasattr(self.inner, name):
+            setattr(self.inner, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -280,7 +280,7 @@ class SchedulerProxy:
                 self.inner._step_index += 1  # scale_model_input reads it
             return StepResult((self.prev_sample, x0.to(sample.dtype)))
         takes_all = self.generators is not None and len(self.generators) in {1, len(sample)}
-        if takes_all and "generator" in inspect.signature(self.inner.step).parameters:
+        if takes_all and "generator" in arguments_of(self.inner):
             kwargs["generator"] = self.generators
         kwargs.pop("return_dict", None)
         before_it: tuple[Any, ...] = ()

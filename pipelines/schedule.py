@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ def noisy_steps(scheduler: Any, eta: float) -> list[int]:
         scheduler: A scheduler on which `set_timesteps` was called; it is not changed.
         eta: Passed to the step where it takes one.
     """
-    known = inspect.signature(scheduler.step).parameters
+    known = arguments_of(scheduler)
     if "generator" not in known:
         return []
     first, second = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
@@ -174,7 +175,17 @@ def noisy_steps(scheduler: Any, eta: float) -> list[int]:
 
 def takes_history(scheduler: Any) -> bool:
     """Whether the scheduler leaves its history to its caller, as CogVideoX's DPM solver does."""
-    return "timestep_back" in inspect.signature(scheduler.step).parameters
+    return "timestep_back" in arguments_of(scheduler)
+
+
+def arguments_of(scheduler: Any) -> frozenset[str]:
+    """The names of the arguments of a scheduler's step."""
+    return _names(getattr(scheduler.step, "__func__", scheduler.step))
+
+
+@functools.lru_cache(maxsize=64)
+def _names(step: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(step).parameters)
 
 
 def step(

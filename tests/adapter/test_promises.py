@@ -128,6 +128,40 @@ def test_a_step_leaves_the_state_that_it_starts_from() -> None:
     assert torch.equal(state.latents, before)
 
 
+# Segments
+
+
+def test_a_pipeline_is_told_its_device_in_a_segment_and_is_what_it_was_afterwards() -> None:
+    """Diffusers looks through all modules for it, each time that a call asks."""
+    pipe = TINY["stable_diffusion"].build()
+    kind, seen = type(pipe), list[type]()
+    own_encode = pipe.encode_prompt
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        seen.append(type(pipe))
+        assert isinstance(pipe, kind) and pipe._execution_device == torch.device("cpu")
+        raise ValueError("no text")
+
+    sampler = sampler_of(pipe, BASE)
+    before = sorted(vars(pipe))
+    pipe.encode_prompt = encode
+    with pytest.raises(ValueError, match="no text"):
+        sampler.init(PROMPT, [0], seed=SEED)
+    pipe.encode_prompt = own_encode
+    assert seen and seen[0] is not kind and seen[0].__name__ == kind.__name__
+    assert type(pipe) is kind and sorted({*vars(pipe)} - {"encode_prompt"}) == before
+
+
+def test_a_pipeline_that_moves_is_asked_for_its_device_again() -> None:
+    pipe = TINY["stable_diffusion"].build()
+    sampler = sampler_of(pipe, BASE)
+    assert sampler._device().type == "cpu"
+    pipe.unet.to("meta")
+    assert sampler._device() == pipe._execution_device
+    pipe.text_encoder.to("meta"), pipe.vae.to("meta"), pipe.image_encoder.to("meta")
+    assert sampler._device().type == pipe._execution_device.type == "meta"
+
+
 # Plans
 
 
