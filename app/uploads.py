@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tts_vision.errors import ConfigError
+from tts_vision.media import is_animation, read_animation
 from tts_vision.types import Media, Video
 
 BYTES = 64 * 2**20
@@ -49,10 +50,9 @@ def decode(data: bytes, name: str = "the upload") -> Media:
             _check_gif(data, name)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image.size, 1, name)
-            frames = int(getattr(image, "n_frames", 1))
-            _check_pixels(image.size, frames, name)
-            if frames > 1:
-                return _decoded_animation(image, frames, name)
+            _check_pixels(image.size, int(getattr(image, "n_frames", 1)), name)
+            if is_animation(image):
+                return read_animation(image, lambda frames: _check_pixels(image.size, frames, name))
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
@@ -135,17 +135,6 @@ def _gif_frames(data: bytes) -> Iterator[tuple[int, int]]:
                 return
     except (IndexError, struct.error):
         return  # cut off: what Pillow reads of it has no more frames than these
-
-
-def _decoded_animation(image: Image.Image, frames: int, name: str) -> Video:
-    shown, durations = [], []
-    for number in range(frames):
-        image.seek(number)
-        _check_pixels(image.size, 1, name)
-        shown.append(np.asarray(image.convert("RGB")))
-        durations.append(float(image.info.get("duration", 0)))
-    duration = sorted(durations)[len(durations) // 2]
-    return Video(torch.from_numpy(np.stack(shown)), 1000 / duration if duration else 8.0)
 
 
 def _decoded_clip(data: bytes, name: str) -> Video:

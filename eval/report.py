@@ -18,7 +18,7 @@ from tts_vision.errors import ConfigError, StorageError
 from tts_vision.eval.statistics import Arm
 from tts_vision.eval.tables import cost_rows, figure_rows, written
 from tts_vision.eval.thumbnails import thumbnail
-from tts_vision.files import read_file, replace_file
+from tts_vision.files import best_of, read_file, replace_file
 from tts_vision.intervals import Figure
 from tts_vision.runs.task import path_in
 
@@ -120,7 +120,7 @@ def _comparison(data: Mapping[str, Any], folder: Path, most: int) -> str:
             "correct": None,
             "reason": None,
             "score": cell["score"],
-            "file": next((f"{cell['folder']}/{p.name}" for p in _bests(folder / cell["folder"])), ""),
+            "file": f"{cell['folder']}/{best.name}" if (best := best_of(folder / cell["folder"])) else "",
         }
         for cell in cells
     ]
@@ -138,10 +138,6 @@ def _comparison(data: Mapping[str, Any], folder: Path, most: int) -> str:
 
 def _arm(row: Mapping[str, Any], several: bool) -> str:
     return f"{row['algorithm']} / {row['verifier']}" if several else str(row["algorithm"])
-
-
-def _bests(folder: Path) -> list[Path]:
-    return sorted(folder.glob("best.*")) if folder.is_dir() else []
 
 
 def _split(arms: Sequence[Arm]) -> str:

@@ -21,9 +21,11 @@ from tts_vision.media import (
     facts_of,
     finite_rows,
     is_constant,
+    open_media,
     pixels,
     read_media,
     read_text,
+    shrunk,
     storable,
     suffix_of,
     write_media,
@@ -115,7 +117,7 @@ def test_other_image_formats_have_exif(name: str, tmp_path: Path) -> None:
     assert comment[8:].decode("utf-16-be") == TEXT["prompt"]
 
 
-@pytest.mark.parametrize("name", ["a.bmp", "a.gif", "a.jp2", "a.ppm"])
+@pytest.mark.parametrize("name", ["a.bmp", "a.jp2", "a.ppm"])
 def test_a_format_without_room_warns(name: str, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"has no room for the facts .*save it as PNG, JPEG or WebP"):
         write_media(image(), tmp_path / name, TEXT)
@@ -184,13 +186,107 @@ def test_equal_frames_survive_an_animated_png(
     assert isinstance(back, Video) and torch.equal(back.frames, video.frames) and back.fps == fps
 
 
+def moving(frames: int = 9, fps: float = 23.976) -> Video:
+    """A red square that moves over a grey ramp, which stands still at the beginning and at the end."""
+    values = torch.arange(64, dtype=torch.uint8).view(1, 1, 64, 1).repeat(frames, 48, 1, 3) * 3
+    for t in range(frames):
+        x = min(max(t - 2, 0), frames - 5) * 4
+        values[t, 20:30, x : x + 10] = torch.tensor([220, 20, 20], dtype=torch.uint8)
+    return Video(values, fps)
+
+
 @pytest.mark.parametrize("name", ["a.webp", "a.gif"])
 def test_animations_are_read_back(name: str, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write_media(clip(3, fps=10.0), tmp_path / name, TEXT)
+    write_media(clip(3, fps=10.0), tmp_path / name, TEXT)
     back = read_media(tmp_path / name)
     assert isinstance(back, Video) and back.frames.shape == (3, 15, 17, 3) and back.fps == 10.0
+    told = read_text(tmp_path / name)
+    assert told == {**TEXT, "fps": "10.0", "frames": "3"}
+
+
+@pytest.mark.parametrize("fps", [8.0, 16.0, 23.976, 30.0])
+@pytest.mark.parametrize("read", [read_media, open_media])
+def test_a_gif_has_all_frames_at_their_rate(read: Any, fps: float, tmp_path: Path) -> None:
+    video = moving(fps=fps)
+    for name in ("a.gif", "b.gif"):
+        write_media(video, tmp_path / name, TEXT)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    back = read(tmp_path / "a.gif")
+    assert back.frames.shape == video.frames.shape and back.fps == fps
+    assert (back.frames.int() - video.frames.int()).abs().max() <= 12  # 256 colours
+    assert read_text(tmp_path / "a.gif") == {**TEXT, "fps": repr(fps), "frames": "9"}
+    with Image.open(tmp_path / "a.gif") as opened:  # what a browser makes of it, without our facts
+        lasts = 0
+        for number in range(opened.n_frames):  # type: ignore[attr-defined]
+            opened.seek(number)
+            assert opened.info["duration"] >= 20  # of less, browsers make 100
+            lasts += opened.info["duration"]
+        assert opened.info["loop"] == 0
+    assert lasts == pytest.approx(9000 / fps, abs=5)
+
+
+def test_a_gif_is_small_and_of_one_palette(tmp_path: Path) -> None:
+    video = Video(moving(30).frames.repeat_interleave(4, 1).repeat_interleave(4, 2), 16.0)
+    video.frames[..., 1] = torch.where(  # a scene of more than 256 colours
+        video.frames[..., 0] == 220, 20, torch.arange(192, dtype=torch.uint8)[:, None]
+    )
+    write_media(video, tmp_path / "a.gif", {})
+    images = [Image.fromarray(frame.numpy()) for frame in video.frames]
+    images[0].save(tmp_path / "plain.gif", save_all=True, append_images=images[1:], duration=62, loop=0)
+    assert (tmp_path / "a.gif").stat().st_size < 0.5 * (tmp_path / "plain.gif").stat().st_size
+    background = read_media(tmp_path / "a.gif").frames[:, 0, 0]  # type: ignore[union-attr]
+    assert (background == background[0]).all()  # which flickers where each frame has colours of its own
+
+
+def test_a_gif_shows_at_most_fifty_frames_a_second(tmp_path: Path) -> None:
+    write_media(moving(12, fps=120.0), tmp_path / "a.gif", TEXT)
+    back = read_media(tmp_path / "a.gif")
+    assert isinstance(back, Video) and len(back.frames) == 4 and back.fps == 40.0
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_gif_of_a_clip_that_stands_still(frames: int, tmp_path: Path) -> None:
+    video = Video(torch.full((frames, 6, 8, 3), 60, dtype=torch.uint8), 8.0)
+    write_media(video, tmp_path / "a.gif", TEXT)
+    back = read_media(tmp_path / "a.gif")
+    assert isinstance(back, Video) and torch.equal(back.frames, video.frames) and back.fps == 8.0
+
+
+def test_a_gif_of_an_image(tmp_path: Path) -> None:
+    write_media(image("RGBA"), tmp_path / "a.gif", TEXT)
+    assert isinstance(read_media(tmp_path / "a.gif"), Image.Image)
+    assert read_text(tmp_path / "a.gif") == TEXT
+
+
+@pytest.mark.parametrize("comment", [b"made by hand", b"[1]", b'{"fps": "-3", "frames": "nan"}', b"\xff\x00"])
+def test_a_gif_of_somebody_else(comment: bytes, tmp_path: Path) -> None:
+    first, *rest = [Image.new("RGB", (9, 7), colour) for colour in ("red", "green", "blue")]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=250, comment=comment)
+    back = read_media(tmp_path / "a.gif")
+    assert isinstance(back, Video) and back.frames.shape == (3, 7, 9, 3) and back.fps == 4.0
+
+
+@pytest.mark.parametrize("size", [(48, 64), (720, 1280)])
+def test_players_know_the_colours_of_an_mp4(size: tuple[int, int], tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    for colour in ((255, 0, 0), (0, 255, 0), (30, 80, 200)):
+        values = torch.tensor(colour, dtype=torch.uint8).expand(2, *size, 3).contiguous()
+        write_media(Video(values), tmp_path / "a.mp4", TEXT)
+        back = read_media(tmp_path / "a.mp4")
+        assert isinstance(back, Video) and (back.frames.int() - values.int()).abs().max() <= 3
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        context = file.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)  # BT.709
+        assert file.metadata["title"] == TEXT["prompt"]
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # so that it plays while it arrives
+
+
+def test_a_small_copy_keeps_the_proportions() -> None:
+    assert shrunk(image(), 17).size == (17, 15) and shrunk(image(size=(40, 20)), 10).size == (10, 5)  # type: ignore[union-attr]
+    small = shrunk(clip(3, 20, 40), 10)
+    assert isinstance(small, Video) and small.frames.shape == (3, 5, 10, 3) and small.fps == clip().fps
+    assert shrunk(clip(), 17).frames.shape == (5, 15, 17, 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from tts_vision.cli import app
 from tts_vision.config import RunConfig, SamplerOptions
 from tts_vision.context import SearchContext
 from tts_vision.errors import CapabilityError, ConfigError
+from tts_vision.media import write_media
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
 from tts_vision.refining import original, refine
 from tts_vision.results import Result, load_result
@@ -28,7 +30,7 @@ from tts_vision.runner import run
 from tts_vision.testing.contracts import AlgorithmContract, Killed, kill_everywhere
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event
-from tts_vision.types import State
+from tts_vision.types import State, Video
 
 PROMPT, OTHER = "two red circles", "two blue circles"
 SEED_0 = json.dumps([{"uid": 0, "step": 0, "origin": "init"}])
@@ -288,6 +290,17 @@ def test_the_command(first: Path, tmp_path: Path) -> None:
     )
     assert made.exit_code == 0, made.output
     assert load_result(tmp_path / "image").config.prompt == "a red circle"
+    again = call(
+        app,
+        ["refine", f"{tmp_path}/image/best.png", "-n", "1", "--steps", "6", "-o", str(tmp_path / "again")],
+    )
+    assert again.exit_code == 0, again.output
+    assert load_result(tmp_path / "again").config.prompt == "a red circle"
+    clip = Video(torch.zeros(3, 16, 16, 3, dtype=torch.uint8))
+    for name in ("clip.gif", "clip.mkv"):
+        write_media(clip, tmp_path / name, {"prompt": "a red circle"})
+        wrong = call(app, ["refine", str(tmp_path / name), "-o", str(tmp_path / "clip")])
+        assert wrong.exit_code == 2 and "is a clip; save one of its frames" in " ".join(wrong.output.split())
     wrong = call(app, ["refine", str(first), "many"])
     assert wrong.exit_code == 2 and "number of a sample but got 'many'" in wrong.output
     wrong = call(app, ["refine", str(image)])

@@ -19,8 +19,9 @@ from tts_vision import RunConfig, search
 from tts_vision.candidates import Candidate
 from tts_vision.errors import ConfigError, StorageError
 from tts_vision.figures import Point, best_so_far, contact_sheet, lineage_svg
+from tts_vision.files import best_of
 from tts_vision.ledger import Spent
-from tts_vision.media import pixels, read_media, still, suffix_of, write_media
+from tts_vision.media import pixels, read_media, read_text, still, suffix_of, write_media
 from tts_vision.replays import replay
 from tts_vision.results import Result, TopUp, load_result, ranked
 from tts_vision.rng import row_seed
@@ -275,6 +276,105 @@ def test_a_search_over_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(best.frames) == 2
     assert len(result.population) == 3
     assert replay(tmp_path, sampler).max_difference == 0
+
+
+class Slides(GaussianMixtureSampler):
+    """The toy sampler with clips of six frames in which its image slides to the side."""
+
+    modality = "video"
+
+    def decode(self, state: State) -> list[Media]:
+        return [self._slide(media) for media in super().decode(state)]
+
+    def preview(self, state: State) -> list[Media]:
+        return [self._slide(media) for media in super().preview(state)]
+
+    def _slide(self, media: Media) -> Video:
+        image = torch.from_numpy(pixels(media))[0]
+        return Video(torch.stack([image.roll(2 * t, 1) for t in range(6)]), fps=12.5)
+
+
+def test_the_files_of_a_search_over_clips(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    judged: dict[float, torch.Tensor] = {}
+
+    def taste(media: list[Media], prompts: list[str]) -> list[float]:
+        values = [float(pixels(clip)[0, 0].mean()) for clip in media]
+        judged.update(zip(values, (clip.frames for clip in media if isinstance(clip, Video))))
+        return values
+
+    sampler = Slides(num_steps=4)
+    result = search(sampler, "a ü square", verifier=taste, budget="4x", seed=3, output=tmp_path)
+    kept = sorted((tmp_path / "population").iterdir())
+    assert [path.suffix for path in kept] == [".mkv", ".mp4"] * 4
+    for sample in result.population:
+        stored = sample.load()
+        assert isinstance(stored, Video) and stored.fps == 12.5
+        assert torch.equal(stored.frames, judged[sample.score.value])  # what is judged is what is stored
+        assert sample.path is not None
+        shown = read_media(sample.path.with_suffix(".mp4"))
+        assert isinstance(shown, Video) and shown.frames.shape == stored.frames.shape and shown.fps == 12.5
+    best = read_media(tmp_path / "best.mkv")
+    assert isinstance(best, Video) and torch.equal(best.frames, judged[result.best.score.value])
+    for name in ("best.mkv", "best.mp4", "best.gif"):
+        told = read_text(tmp_path / name)
+        assert (told["prompt"], told["seed"], told["fps"]) == ("a ü square", "3", "12.5"), name
+        back = read_media(tmp_path / name)
+        assert isinstance(back, Video) and back.frames.shape == best.frames.shape and back.fps == 12.5
+    assert load_result(tmp_path).best.path == result.best.path
+    assert replay(tmp_path, sampler).max_difference == 0
+    result.best.save(tmp_path / "mine.gif")
+    assert read_text(tmp_path / "mine.gif")["uid"] == str(result.best.uid)
+    assert best_of(tmp_path) == tmp_path / "best.mkv"
+
+
+def test_a_large_clip_has_a_smaller_gif(tmp_path: Path) -> None:
+    class Large(Slides):
+        def _slide(self, media: Media) -> Video:
+            small = super()._slide(media)
+            return Video(small.frames.repeat_interleave(40, 1).repeat_interleave(80, 2), small.fps)
+
+    search(Large(num_steps=2), "a", verifier=brightness, budget="1x", output=tmp_path)
+    back = read_media(tmp_path / "best.gif")
+    assert isinstance(back, Video) and back.frames.shape == (6, 240, 480, 3)
+
+
+def film(uid: int, frames: int, value: float, invalid: bool = False) -> Candidate:
+    """A clip of 16x12 whose frame at `t` has the colour ``(uid, t, 80)``."""
+    values = torch.zeros(frames, 12, 16, 3, dtype=torch.uint8)
+    values[..., 0], values[..., 2] = uid, 80
+    values[..., 1] = torch.arange(frames, dtype=torch.uint8)[:, None, None]
+    score = Score.of_invalid("broken") if invalid else Score(value=value)
+    return Candidate(uid, score, 4, media=Video(values, 8.0))
+
+
+@pytest.mark.parametrize(("n", "frames"), [(1, 21), (3, 6), (12, 4), (3, 1)])
+def test_contact_sheet_has_strips_of_clips(n: int, frames: int) -> None:
+    sheet = contact_sheet([film(10 + i, frames, float(-i)) for i in range(n)], title="x", plain=11)
+    packed = np.asarray(sheet).astype(np.int64) @ [1 << 16, 1 << 8, 1]
+
+    def place(uid: int, t: int) -> tuple[int, int] | None:
+        """Row and column of the first pixel of a frame."""
+        found = np.argwhere(packed == (uid << 16 | t << 8 | 80))
+        return tuple(found[0].tolist()) if len(found) else None
+
+    chosen = [round(i * (frames - 1) / 5) for i in range(6)]
+    for uid in range(10, 10 + n):
+        places = [place(uid, t) for t in range(frames)]
+        assert [t for t in range(frames) if places[t]] == sorted(set(chosen)), uid
+        columns = [at[1] for at in places if at]
+        assert columns == sorted(columns)  # in order of time
+    starts = [place(uid, 0) for uid in range(10, 10 + n)]
+    assert starts == sorted(starts, key=lambda at: at or (0, 0))  # best first
+    assert sheet.width <= 1300
+
+
+def test_contact_sheet_crosses_out_invalid_clips_and_ends_at_a_hundred() -> None:
+    plain, crossed = (contact_sheet([film(10, 6, 1.0, invalid)]) for invalid in (False, True))
+    assert plain.size == crossed.size and plain.tobytes() != crossed.tobytes()
+    many = contact_sheet([film(i, 2, float(-i)) for i in range(103)], title="many")
+    found = {colour for _, colour in many.getcolors(1 << 20) or []}
+    assert {(i, 0, 80) for i in range(103)} & found == {(i, 0, 80) for i in range(100)}
 
 
 def candidate(uid: int, value: float) -> Candidate:

@@ -68,8 +68,12 @@ class Candidate:
         Raises:
             ConfigError: If the format is unknown.
         """
-        stored = {} if self.path is None else read_text(self.path)
-        write_media(self.load(), Path(path), {**stored, **self.text})
+        write_media(self.load(), Path(path), self.file_text)
+
+    @property
+    def file_text(self) -> dict[str, str]:
+        """The facts that a file of the sample says about it."""
+        return {**({} if self.path is None else read_text(self.path)), **self.text}
 
     @property
     def files(self) -> list[Path]:

@@ -13,6 +13,7 @@ from tts_vision.candidates import Candidate
 from tts_vision.media import still
 from tts_vision.reflections import Reflection, reflections
 from tts_vision.trace import Ancestor, Event, ancestry, answers
+from tts_vision.types import Video
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from tts_vision.types import Region
 
-_SHEET_WIDTH, _MOST_IMAGES = 1280, 400
+_SHEET_WIDTH, _MOST_IMAGES, _MOST_CLIPS = 1280, 400, 100
+_STRIP = 6  # frames of a clip that are shown
 _BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
 
 
@@ -139,31 +141,38 @@ def draw_scaling(axes: Axes, spent: Sequence[float], best: Sequence[float], labe
 def contact_sheet(
     candidates: Sequence[Candidate], *, title: str = "", plain: int | None = None
 ) -> Image.Image:
-    """The samples in the given order with their scores under them, at most 400; invalid ones are crossed out.
+    """The samples in the given order with their scores under them; invalid ones are crossed out.
+
+    At most 400 images; of clips at most 100, each as a strip of six frames from the first to the last.
 
     Args:
         candidates: The samples.
         title: Of the sheet.
         plain: The particle of the plain sample, which is marked.
     """
-    shown = candidates[:_MOST_IMAGES]
-    side = 192 if len(shown) <= 36 else 112
-    columns = max(1, min(len(shown), _SHEET_WIDTH // (side + 8)))
+    first = next((c.load() for c in candidates if _has_pixels(c)), None)
+    is_clips = isinstance(first, Video)
+    shown = candidates[: _MOST_CLIPS if is_clips else _MOST_IMAGES]
+    if is_clips:
+        side = 192 if len(shown) <= 4 else 96
+        width, height = _STRIP * (side + 2) - 2, _fit(still(first), side).height
+    else:
+        side = width = height = 192 if len(shown) <= 36 else 112
+    columns = max(1, min(len(shown), _SHEET_WIDTH // (width + 8)))
     rows = math.ceil(len(shown) / columns)
     font, head = ImageFont.load_default(12), ImageFont.load_default(15)
     omitted = f"  (best {len(shown)} of {len(candidates)})" if len(shown) < len(candidates) else ""
     text = _shorten(title, 100) + omitted
-    width = max(columns * (side + 8) + 8, math.ceil(head.getlength(text)) + 16)
-    sheet = Image.new("RGB", (width, rows * (side + 28) + 36), "white")
+    whole = max(columns * (width + 8) + 8, math.ceil(head.getlength(text)) + 16)
+    sheet = Image.new("RGB", (whole, rows * (height + 28) + 36), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((8, 8), text, fill="black", font=head)
     for number, candidate in enumerate(shown):
         row, column = divmod(number, columns)
-        x, y = 8 + column * (side + 8), 34 + row * (side + 28)
+        x, y = 8 + column * (width + 8), 34 + row * (height + 28)
         is_plain, is_invalid = candidate.uid == plain, candidate.score.is_invalid
-        has_pixels = candidate.media is not None or candidate.path is not None
-        image = _fit(still(candidate.load()), side) if has_pixels else Image.new("RGB", (side, side), "white")
-        left, top = x + (side - image.width) // 2, y + (side - image.height) // 2
+        image = _cell(candidate, side, (width, height))
+        left, top = x + (width - image.width) // 2, y + (height - image.height) // 2
         right, bottom = left + image.width - 1, top + image.height - 1
         sheet.paste(image, (left, top))
         if is_invalid:
@@ -172,8 +181,38 @@ def contact_sheet(
         outline = (_LINE, 3) if is_plain else (_FAINT, 1)
         draw.rectangle((left, top, right, bottom), outline=outline[0], width=outline[1])
         color = _BEST if number == 0 else _LINE if is_plain else "black"
-        draw.text((x, y + side + 3), _label(candidate, is_plain=is_plain), fill=color, font=font)
+        draw.text((x, y + height + 3), _label(candidate, is_plain=is_plain), fill=color, font=font)
     return sheet
+
+
+def strip(clip: Video, side: int, height: int | None = None, frames: int = _STRIP) -> Image.Image:
+    """Frames of a clip side by side, evenly from the first to the last; all of a shorter one.
+
+    Args:
+        clip: The clip.
+        side: Most pixels of a frame's sides.
+        height: Most pixels of its height, if fewer.
+        frames: How many.
+    """
+    last = len(clip.frames) - 1
+    chosen = sorted({round(i * last / max(1, frames - 1)) for i in range(frames)})
+    images = [_fit(Image.fromarray(clip.frames[i].numpy()), side, height) for i in chosen]
+    made = Image.new("RGB", (sum(image.width + 2 for image in images) - 2, images[0].height), "white")
+    for number, image in enumerate(images):
+        made.paste(image, (number * (image.width + 2), 0))
+    return made
+
+
+def _cell(candidate: Candidate, side: int, size: tuple[int, int]) -> Image.Image:
+    """A sample as a sheet shows it, in a cell of ``(width, height)``."""
+    media = candidate.load() if _has_pixels(candidate) else None
+    if media is None:
+        return Image.new("RGB", size, "white")
+    return strip(media, side, size[1]) if isinstance(media, Video) else _fit(media, side, size[1])
+
+
+def _has_pixels(candidate: Candidate) -> bool:
+    return candidate.media is not None or candidate.path is not None
 
 
 def reflection_sheet(
@@ -217,7 +256,7 @@ def _thumbnail(
     sheet: Image.Image, candidate: Candidate, at: tuple[int, int], side: int, regions: Sequence[Region] = ()
 ) -> None:
     """Draws a sample into a square, and frames around some of its parts."""
-    has_pixels = candidate.media is not None or candidate.path is not None
+    has_pixels = _has_pixels(candidate)
     image = _fit(still(candidate.load()), side) if has_pixels else Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
     for left, top, right, bottom in regions:
@@ -247,10 +286,10 @@ def _label(candidate: Candidate, *, is_plain: bool) -> str:
     return f"#{candidate.uid}{'  plain' if is_plain else ''}  {score}"
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    """The image as large as fits a square; small ones by whole factors, so that pixels stay visible."""
+def _fit(image: Image.Image, side: int, height: int | None = None) -> Image.Image:
+    """The image as large as fits a square, or a lower box; small ones by whole factors, to show pixels."""
     image = image.convert("RGB")
-    factor = side / max(image.size)
+    factor = min(side / image.width, (side if height is None else height) / image.height)
     method = Image.Resampling.LANCZOS
     if factor >= 1:
         factor, method = max(1, math.floor(factor)), Image.Resampling.NEAREST

@@ -75,6 +75,15 @@ def is_file(path: Path) -> bool:
     return _is(path, stat.S_ISREG, "regular files")
 
 
+def best_of(root: Path) -> Path | None:
+    """The file in a search's folder with the exact pixels of its best sample; None before there is one.
+
+    Raises:
+        StorageError: If something else is in its place.
+    """
+    return next((path for path in (root / "best.mkv", root / "best.png") if is_file(path)), None)
+
+
 def is_folder(path: Path) -> bool:
     """Whether a folder is at `path`.
 

@@ -1,4 +1,4 @@
-"""Samples as files: images as PNG, clips as FFV1 (lossless) and MP4 or, without PyAV, as animated PNG."""
+"""Samples as files: images as PNG; clips as FFV1 (lossless), MP4, GIF or, without PyAV, as animated PNG."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import base64
 import importlib.util
 import io
 import json
+import math
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tts_vision.trust import check_allowed
 from tts_vision.types import Decoded, Invalid, Media, Video
 
 _CRF = "12"  # of x264: visually lossless
+_BT709, _LIMITED = 1, 1  # as H.264 numbers them
 _CLIPS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
 _H264 = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov"}
 _STORED_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # as PNG gives them back
@@ -32,6 +35,8 @@ _ANIMATED = frozenset({"PNG", "GIF", "WEBP", "TIFF", "AVIF"})
 _WITHOUT_ALPHA = frozenset({"JPEG", "MPO", "BMP"})
 _DATA = "data:image/png;base64,"
 _MOST_EXIF = 65_000  # bytes that a JPEG has room for
+_GIF_FPS = 50.0  # browsers slow down animations that are faster
+_GIF_SAMPLE = 512  # side of the mosaic that a palette is fitted to
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 
 
@@ -114,12 +119,33 @@ def finite_rows(tensor: Tensor) -> list[bool]:
     return [ok or bool(row.isfinite().all()) for ok, row in zip(finite, flat)]
 
 
+def shrunk(media: Media, side: int) -> Media:
+    """The sample with sides of at most `side` pixels; itself where it is as small."""
+    width, height = _size(media)
+    factor = side / max(width, height)
+    if factor >= 1:
+        return media
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    images = [image.resize(size, Image.Resampling.LANCZOS) for image in _images(media)]
+    if not isinstance(media, Video):
+        return images[0]
+    return Video(torch.from_numpy(np.stack([np.asarray(image) for image in images])), media.fps)
+
+
 def facts_of(media: Media) -> dict[str, str]:
     """Size, and of a clip the number of its frames and their rate."""
+    width, height = _size(media)
     if isinstance(media, Video):
-        frames, height, width = media.frames.shape[:3]
-        return {"size": f"{width}x{height}", "frames": str(frames), "fps": repr(media.fps)}
-    return {"size": f"{media.width}x{media.height}"}
+        return {"size": f"{width}x{height}", "frames": str(len(media.frames)), "fps": repr(media.fps)}
+    return {"size": f"{width}x{height}"}
+
+
+def _size(media: Media) -> tuple[int, int]:
+    """Width and height."""
+    if isinstance(media, Video):
+        height, width = media.frames.shape[1:3]
+        return width, height
+    return media.size
 
 
 # Files
@@ -135,12 +161,13 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
 
     Args:
         media: Image or clip.
-        path: Its suffix, in upper or lower case, decides the format: for clips ``.mkv`` (FFV1, lossless) or
-            ``.mp4`` (H.264, odd sides made even); for images and clips ``.png`` or anything else that
-            Pillow writes.
+        path: Its suffix, in upper or lower case, decides the format: for clips ``.mkv`` (FFV1, lossless),
+            ``.mp4`` (H.264, odd sides made even) or ``.gif`` (256 colours for all frames, at most 50 frames
+            a second); for images and clips ``.png`` or anything else that Pillow writes.
         text: Facts about the sample, kept in the file: as text of a PNG, as JSON in the EXIF description of
             a JPEG, WebP, TIFF or AVIF file (with ``parameters``, or else the prompt, as user comment), as
-            JSON in the comment of a clip. Other formats have no room for it, which is warned of.
+            JSON in the comment of a GIF or a video (with the prompt as title). Other formats have no room
+            for it, which is warned of.
 
     Raises:
         ConfigError: If the format is unknown, or takes PyAV, which is not installed.
@@ -151,6 +178,8 @@ def write_media(media: Media, path: Path, text: Mapping[str, str]) -> None:
         _write_lossless(media, path, text)
     elif suffix in _H264:
         _write_h264(media, path, text)
+    elif suffix == ".gif":
+        _write_gif(media, path, text)
     else:
         _write_image(media, path, text, _format_of(path, media))
 
@@ -165,20 +194,9 @@ def read_media(path: Path) -> Media:
     if path.suffix.lower() in _CLIPS:
         return _read_video(path)
     with Image.open(path) as image:
-        if getattr(image, "n_frames", 1) == 1 and "fps" not in image.info:
-            return image.copy() if image.mode in _STORED_MODES else image.convert("RGB")
-        if "fps" not in image.info:
-            return _read_animation(image)
-        fps = float(image.info["fps"])
-        frames = []
-        for number in range(getattr(image, "n_frames", 1)):
-            image.seek(number)
-            frame = np.asarray(image.convert("RGB"))
-            # Pillow joins equal frames into one that lasts longer
-            frames += [frame] * max(1, round(image.info.get("duration", 1000 / fps) * fps / 1000))
-        if len(frames) == 1:  # all were equal, and then Pillow keeps no duration
-            frames *= int(image.info.get("frames", 1))
-    return Video(torch.from_numpy(np.stack(frames)), fps)
+        if is_animation(image):
+            return read_animation(image)
+        return image.copy() if image.mode in _STORED_MODES else image.convert("RGB")
 
 
 def read_text(path: Path) -> dict[str, str]:
@@ -187,10 +205,7 @@ def read_text(path: Path) -> dict[str, str]:
         if path.suffix.lower() in _CLIPS:
             return _json_text(_tags(path).get("comment"))
         with Image.open(path) as image:
-            if image.format != "PNG":
-                return _json_text(image.getexif().get(_DESCRIPTION))
-            # of a PNG, Pillow reads all pixels to look for EXIF
-            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+            return _facts_in(image)
     except (OSError, ValueError, SyntaxError, ConfigError, Image.DecompressionBombError):
         return {}
 
@@ -210,14 +225,46 @@ def open_media(path: Path | io.BytesIO) -> Media:
         return _read_video(path)
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                return _read_animation(image)
+            if is_animation(image):
+                return read_animation(image)
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise OSError("it is no image that Pillow can read") from None
     except (ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise OSError(f"the image is damaged: {error}") from error
+
+
+def is_animation(image: Image.Image) -> bool:
+    """Whether an opened image file is a clip: of several frames, or of frames that are all equal."""
+    if getattr(image, "n_frames", 1) > 1:
+        return True
+    return image.format in _ANIMATED and "fps" in _facts_in(image)
+
+
+def read_animation(image: Image.Image, check: Callable[[int], None] = lambda frames: None) -> Video:
+    """The clip in an opened image file: as `write_media` wrote it, or else with equal times for all frames.
+
+    Args:
+        image: The file.
+        check: Called with the number of frames so far before each one is kept; may raise.
+    """
+    facts = _facts_in(image)
+    fps, stated = _number(facts, "fps"), _number(facts, "frames")
+    frames: list[np.ndarray] = []
+    durations = []
+    for number in range(getattr(image, "n_frames", 1)):
+        image.seek(number)
+        durations.append(float(image.info.get("duration", 0)))
+        # Pillow joins equal frames into one that lasts longer
+        times = max(1, round(durations[-1] * fps / 1000)) if fps else 1
+        check(len(frames) + times)
+        frames += [np.asarray(image.convert("RGB"))] * times
+    if fps and stated and len(frames) == 1:  # all were equal, and then there may be no duration
+        check(int(stated))
+        frames *= int(stated)
+    lasts = sorted(durations)[len(durations) // 2]
+    return Video(torch.from_numpy(np.stack(frames)), fps or (1000 / lasts if lasts else 8.0))
 
 
 def data_url(image: Image.Image) -> str:
@@ -227,13 +274,18 @@ def data_url(image: Image.Image) -> str:
     return _DATA + base64.b64encode(buffer.getvalue()).decode()
 
 
+def is_data_url(text: str) -> bool:
+    """Whether a text is one that `data_url` wrote, rather than a path."""
+    return text.startswith(_DATA)
+
+
 def open_image(source: str) -> Image.Image:
     """The still image in a file, or in text that `data_url` wrote, as RGB.
 
     Raises:
         ConfigError: If it is none, or a configuration that is not trusted names a file.
     """
-    is_text = source.startswith(_DATA)
+    is_text = is_data_url(source)
     name = "a data URL" if is_text else repr(source)
     if not is_text:
         check_allowed(source, "read")
@@ -245,6 +297,24 @@ def open_image(source: str) -> Image.Image:
     if isinstance(media, Video):
         raise ConfigError(f"An image must be a still one but {name} is a clip; save one of its frames.")
     return media.convert("RGB")
+
+
+def _facts_in(image: Image.Image) -> dict[str, str]:
+    """The facts that `write_media` kept in an opened image file; empty where it has none."""
+    if image.format == "PNG":  # of which Pillow reads all pixels to look for EXIF
+        return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+    if image.format == "GIF":
+        return _json_text(image.info.get("comment"))
+    return _json_text(image.getexif().get(_DESCRIPTION))
+
+
+def _number(facts: Mapping[str, str], name: str) -> float:
+    """A positive number among the facts in a file, which somebody else may have written; else 0."""
+    try:
+        value = float(facts[name])
+    except (KeyError, ValueError):
+        return 0.0
+    return value if 0 < value < 1e6 else 0.0
 
 
 def _images(media: Media) -> list[Image.Image]:
@@ -269,7 +339,7 @@ def _format_of(path: Path, media: Media) -> str:
         return name
     kind, known = "an image", ".png, .jpg, .webp, .tiff or .bmp"
     if isinstance(media, Video):
-        kind, known = "a clip", ".mkv, .mp4, .png, .webp or .gif"
+        kind, known = "a clip", ".mkv, .mp4, .gif, .png or .webp"
     raise ConfigError(f"The file of {kind} must end in {known} but got {path.name!r}; change its suffix.")
 
 
@@ -303,6 +373,43 @@ def _write_image(media: Media, path: Path, text: Mapping[str, str], name: str) -
     first.save(path, format=name, **options)
 
 
+def _write_gif(media: Media, path: Path, text: Mapping[str, str]) -> None:
+    """A GIF with one palette for all frames, so that it is small and its colours do not flicker."""
+    options: dict[str, Any] = {}
+    if isinstance(media, Video):
+        step = math.ceil(media.fps / _GIF_FPS - 1e-9)
+        shown = Video(media.frames[::step], media.fps / step)
+        text = {**text, "fps": repr(shown.fps), "frames": str(len(shown.frames))}
+        # times are in hundredths of a second: rounded so that the whole is as long as the clip
+        ends = [round(100 * i / shown.fps) for i in range(len(shown.frames) + 1)]
+        options |= {"save_all": True, "loop": 0, "duration": [10 * (b - a) for a, b in pairwise(ends)]}
+        media = shown
+    images = [image.convert("RGB") for image in _images(media)]
+    palette = _mosaic(images).quantize(256, Image.Quantize.MEDIANCUT)
+    paletted = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    if text:
+        options["comment"] = json.dumps(dict(text)).encode()
+    if len(paletted) > 1:
+        options["append_images"] = paletted[1:]
+    paletted[0].save(path, "GIF", optimize=False, **options)
+
+
+def _mosaic(images: Sequence[Image.Image]) -> Image.Image:
+    """Up to 16 of the images, evenly spread, small and side by side."""
+    chosen = [images[i * len(images) // 16] for i in range(16)] if len(images) > 16 else images
+    columns = math.ceil(math.sqrt(len(chosen)))
+    side = _GIF_SAMPLE // columns
+    small = [image.copy() for image in chosen]
+    for image in small:
+        image.thumbnail((side, side), Image.Resampling.NEAREST)
+    width, height = small[0].size
+    mosaic = Image.new("RGB", (columns * width, math.ceil(len(small) / columns) * height))
+    for i in range(columns * math.ceil(len(small) / columns)):
+        at = (i % columns * width, i // columns * height)
+        mosaic.paste(small[min(i, len(small) - 1)], at)
+    return mosaic
+
+
 def _exif(text: Mapping[str, str], name: str) -> bytes:
     """The facts as EXIF: all of them as JSON, and the line that web UIs read, where there is one."""
     left_out: list[str] = []
@@ -328,7 +435,10 @@ def _exif(text: Mapping[str, str], name: str) -> bytes:
 
 
 def _json_text(value: Any) -> dict[str, str]:
-    found = json.loads(value) if isinstance(value, str) else {}
+    try:
+        found = json.loads(value) if isinstance(value, str | bytes) else {}
+    except ValueError:  # somebody's comment
+        found = {}
     return {str(key): str(item) for key, item in found.items()} if isinstance(found, dict) else {}
 
 
@@ -360,7 +470,7 @@ def _write_h264(media: Media, path: Path, text: Mapping[str, str]) -> None:
     odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2  # the codec wants even sides
     even = np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
     options = {"crf": _CRF, "threads": "1"}
-    flags = {"movflags": "use_metadata_tags"}
+    flags = {"movflags": "use_metadata_tags+faststart"}  # plays before all of it has arrived
     _encode(media, even, path, text, _H264[path.suffix.lower()], "libx264", "yuv420p", options, flags)
 
 
@@ -382,24 +492,22 @@ def _encode(
     with av.open(str(path), "w", format=container, options=container_options) as file:
         file.metadata["comment"] = json.dumps(dict(text), ensure_ascii=False)
         file.metadata["fps"] = repr(fps)
+        if "prompt" in text:
+            file.metadata["title"] = text["prompt"]
         rate = Fraction(fps).limit_denominator(1001)
         stream: Any = file.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
-        for frame in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        if pix_fmt == "yuv420p":  # else players guess the matrix by the size
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED
+        for pixels_of in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_of), format="rgb24")
+            if pix_fmt == "yuv420p":
+                frame = frame.reformat(format=pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG")
+            file.mux(stream.encode(frame))
         file.mux(stream.encode())
-
-
-def _read_animation(image: Image.Image) -> Video:
-    """The frames of an image file that has several; each lasts as long as most of them do."""
-    frames, durations = [], []
-    for number in range(getattr(image, "n_frames", 1)):
-        image.seek(number)
-        frames.append(np.asarray(image.convert("RGB")))
-        durations.append(float(image.info.get("duration", 0)))
-    duration = sorted(durations)[len(durations) // 2]
-    return Video(torch.from_numpy(np.stack(frames)), 1000 / duration if duration else 8.0)
 
 
 def _read_video(path: Path) -> Video:
@@ -408,10 +516,14 @@ def _read_video(path: Path) -> Video:
 
     try:
         with av.open(str(path)) as file:
+            if not file.streams.video:
+                raise ValueError("it has no video")
             stream = file.streams.video[0]
             stream.thread_type = "AUTO"
             fps = _rate(_lower(file.metadata), float(stream.average_rate or 8))
             frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+        if not frames:
+            raise ValueError("it has no frames")
         return Video(torch.from_numpy(np.stack(frames)), fps)
     except (av.FFmpegError, IndexError, ValueError) as error:
         if isinstance(error, OSError):

@@ -98,6 +98,15 @@ def sample_text(
     return text
 
 
+def prompt_in(text: Mapping[str, str]) -> str | None:
+    """The prompt that a sample is judged by, from the facts in its file; None where they do not say.
+
+    Args:
+        text: As `sample_text` made it. A sample may have been made by another wording than was asked for.
+    """
+    return text.get("asked_prompt") or text.get("prompt") or None
+
+
 def model_fingerprint(events: Sequence[Event]) -> dict[str, str]:
     """A digest of what is known of a live pipeline at the beginning of a search; empty for a named model."""
     first = events[0] if events else None

@@ -23,7 +23,8 @@ from tts_vision.errors import ConfigError
 from tts_vision.files import CONFIG, TRACE, inside, is_file
 from tts_vision.folders import check_unchanged, find_began, has_result, read_config
 from tts_vision.inputs import with_inputs
-from tts_vision.media import data_url
+from tts_vision.media import data_url, is_data_url, read_text
+from tts_vision.metadata import prompt_in
 from tts_vision.moves import from_description
 from tts_vision.resolve import Live, find_algorithm, load_model
 from tts_vision.results import Result, load_result
@@ -60,7 +61,7 @@ def refine(
     Args:
         source: The result folder of a search, finished or not; or an image, or a file with one.
         number: The sample of the search, by default its best.
-        prompt: What it should show; by default that of the search.
+        prompt: What it should show; by default that of the search, or in the metadata of the image.
         n: Candidates beside the original.
         strength: How far they may go from it, from 0 to 1; by default 0.5. Passed to the call of a pipeline
             that has such an argument.
@@ -140,7 +141,7 @@ def of_image(
 
     Args:
         image: A file, or text that `tts_vision.media.data_url` wrote.
-        prompt: What it should show.
+        prompt: What it should show; None for what its metadata says.
         n: Candidates beside it.
         strength: How far they may go from it; None for the default.
         seed: Root seed.
@@ -149,8 +150,12 @@ def of_image(
     Raises:
         ConfigError: If something cannot be used as given.
     """
+    if prompt is None and not is_data_url(image):
+        prompt = prompt_in(read_text(Path(image).expanduser()))
     if prompt is None:
-        raise ConfigError("A refined image needs a prompt but got none; say what it should show.")
+        raise ConfigError(
+            "A refined image needs a prompt but got none, and its metadata has none; say what it should show."
+        )
     params = {"image": image, "n": n, "strength": strength}
     given = {"prompt": prompt, "seed": seed, "budget": f"{n + 1}x", **settings}
     return RunConfig(**given, algorithm=ALGORITHM, algorithm_params=params)

@@ -12,7 +12,7 @@ import numpy as np
 from tts_vision.condition import Condition, Loader
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, StorageError
-from tts_vision.files import is_file, replace_file
+from tts_vision.files import best_of, replace_file
 from tts_vision.folders import has_result
 from tts_vision.gradients import require_gradients, safe_rewards, with_gradient
 from tts_vision.inputs import with_inputs
@@ -99,7 +99,7 @@ def _replayed(root: Path, result: Result, pipe: Any, verifier: Any, samplers: Sa
         setup.sampler, setup.verifier, setup.prompt, seed=config.seed, open_sampler=setup.open_sampler
     )
     media = recreate(ctx, chain, best.step, lambda name: read_asset(root, name), samplers)
-    stored = next((path for path in sorted(root.glob("best.*")) if is_file(path)), None)
+    stored = best_of(root)
     if stored is None:
         raise StorageError(
             f"A finished search must hold its best sample but {str(root)!r} has no best.*; resume it."

@@ -22,8 +22,8 @@ from tts_vision.files import (
     POPULATION,
     RESULT,
     TRACE,
+    best_of,
     inside,
-    is_file,
     is_folder,
     read_file,
     remove_parts,
@@ -33,18 +33,19 @@ from tts_vision.folders import check_unchanged, has_result, is_finished, missing
 from tts_vision.holdout import HeldOutReport, held_out, holdout_report
 from tts_vision.journal import Journal
 from tts_vision.ledger import Budget, Spent
-from tts_vision.media import read_text, still, suffix_of, write_media
+from tts_vision.media import read_text, shrunk, still, suffix_of, write_media
 from tts_vision.metadata import from_seed, model_fingerprint, sample_text, version_of
 from tts_vision.reflections import Reflection, reflections
 from tts_vision.resampling import ess, normalise
 from tts_vision.trace import Ancestor, Event, Family, answers, check_order, lineage, read_trace
-from tts_vision.types import Media, Score
+from tts_vision.types import Media, Score, Video
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tts_vision.figures import Point
 
+_GIF_SIDE = 480  # of a GIF that pages and chats show
 TOP_UP = "top_up"
 """Name of the answer after which a search spends the rest of its budget on independent samples."""
 
@@ -377,6 +378,9 @@ def write_result(result: Result, *, figures: bool = True) -> None:
         if winner.path is None:
             for path in _files(root / f"best{suffix_of(winner.load())}"):
                 replace_file(path, winner.save, "The best sample")
+        if isinstance(clip := winner.load(), Video):
+            small = partial(write_media, shrunk(clip, _GIF_SIDE), text=winner.file_text)
+            replace_file(root / "best.gif", small, "The best sample")
     if figures:
         _draw(result, root)
     text = json.dumps(report(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -511,7 +515,7 @@ def _candidate(entry: Mapping[str, Any], root: Path, *, best: bool = False) -> C
     score = Score(value=_score(entry["score"]), parts=parts, reason=entry["reason"], satisfied=satisfied)
     path = inside(root, entry["file"]) if entry["file"] else None
     if path is None and best:
-        path = next((found for found in sorted(root.glob("best.*")) if is_file(found)), None)
+        path = best_of(root)
     text = {} if path is None else read_text(path)
     if entry["row_seed"] is not None:
         text["row_seed"] = str(entry["row_seed"])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tts_vision.errors import ConfigError, VerifierError
-from tts_vision.media import open_media
+from tts_vision.media import open_media, read_text
+from tts_vision.metadata import prompt_in
 from tts_vision.resolve import VerifierSpec, find_verifier, load_verifier
 from tts_vision.scoring import safe_scores
 from tts_vision.types import Media, Prompt, Score, Video
@@ -55,7 +56,7 @@ class ScoredFile:
 
 
 def score_files(
-    paths: Sequence[Path | str], prompts: Sequence[str], verifiers: Sequence[str]
+    paths: Sequence[Path | str], prompts: Sequence[str] | None, verifiers: Sequence[str]
 ) -> list[ScoredFile]:
     """Scores files by verifiers, one verifier after the other, so that one model is in memory at a time.
 
@@ -64,18 +65,19 @@ def score_files(
 
     Args:
         paths: Image and video files.
-        prompts: One for all files, or one each.
+        prompts: One for all files, or one each; None for those that the files were made by, which they say.
         verifiers: As `Spec` reads them.
 
     Raises:
-        ConfigError: If the numbers do not match, or a verifier or parameter is unknown; found before
-            anything is loaded.
+        ConfigError: If the numbers do not match, a file does not say its prompt, or a verifier or parameter
+            is unknown; found before anything is loaded.
     """
     if not paths or not verifiers:
         raise ConfigError(
             f"Scoring needs files and verifiers but got {len(paths)} and {len(verifiers)}; name at least one "
             "of each ('tts-vision list verifiers' shows all)."
         )
+    prompts = [_prompt_of(Path(path)) for path in paths] if prompts is None else prompts
     if len(prompts) not in {1, len(paths)}:
         raise ConfigError(
             f"Scoring needs one prompt for all files or one for each, {len(paths)} here, but got "
@@ -88,6 +90,21 @@ def score_files(
         for file, score in zip(files, _column(spec, files), strict=True):
             file.scores[name] = score
     return files
+
+
+def _prompt_of(path: Path) -> str:
+    """The prompt in the metadata of a file.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    prompt = prompt_in(read_text(path))
+    if prompt is None:
+        raise ConfigError(
+            f"Scoring needs a prompt but none was given and {str(path)!r} does not say its own, as files of "
+            "searches do; give --prompt."
+        )
+    return prompt
 
 
 def _column(spec: VerifierSpec, files: Sequence[ScoredFile]) -> list[Score]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import pickle
 import struct
 import zlib
@@ -354,7 +355,7 @@ def test_bombs_and_other_files_are_refused_before_they_are_decoded(
         raise AssertionError("it was decoded")
 
     monkeypatch.setattr(Image.Image, "convert", never)
-    monkeypatch.setattr("tts_vision.app.uploads._decoded_animation", never)
+    monkeypatch.setattr("tts_vision.app.uploads.read_animation", never)
     with pytest.raises(ConfigError, match=told):
         uploads.decode(data)
 
@@ -387,6 +388,19 @@ def test_honest_files_are_read(tmp_path: Path) -> None:
     clip = uploads.read(tmp_path / "a.gif")
     assert isinstance(clip, Video) and clip.frames.shape == (3, 4, 6, 3) and clip.fps == 4
     assert clip.frames[:, 0, 0].tolist() == [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
+
+
+@pytest.mark.parametrize(
+    ("colours", "duration", "frames"), [(["red", "blue"], 60_000, 2), (["red"], 100, 10**5)]
+)
+def test_animations_do_not_grow_by_the_facts_in_them(
+    colours: list[str], duration: int, frames: int, tmp_path: Path
+) -> None:
+    comment = json.dumps({"fps": "10", "frames": str(frames)})
+    first, *rest = [Image.new("RGB", (9, 9), colour) for colour in colours]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=duration, comment=comment)
+    with pytest.raises(ConfigError, match="at most 1000 frames"):
+        uploads.read(tmp_path / "a.gif")
 
 
 def test_clips_are_read_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tts_vision.files import best_of
+
 if TYPE_CHECKING:
     from tts_vision.results import Result
 
 
 def best_file(folder: Path) -> Path:
     """The best sample in the folder of a search."""
-    return next(iter(sorted(folder.glob("best.*"))), folder)
+    return best_of(folder) or folder
 
 
 def outcome_json(result: Result, folder: Path) -> dict[str, Any]:

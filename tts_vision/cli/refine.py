@@ -41,7 +41,8 @@ def refine(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="Number of the sample, by default the best; of an image what it should show.",
+            help="Number of the sample, by default the best; of an image what it should show, by default "
+            "the prompt in its metadata.",
             show_default=False,
         ),
     ] = None,

@@ -14,12 +14,17 @@ from tts_vision.cli.tables import add_row, print_table
 @app.command()
 def score(
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Images and clips.")],
-    prompts: Annotated[
-        list[str], typer.Option("--prompt", "-p", help="One for all files, or one per file in their order.")
-    ],
     verifiers: Annotated[
         list[str], typer.Option("--verifier", "-v", help="What scores. Give once per verifier.")
     ],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="One for all files, or one per file in their order. (default: as their metadata says)",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Score images and clips that you have, by any verifiers.
@@ -34,7 +39,7 @@ def score(
     from tts_vision.score_files import score_files
 
     with explained(verifiers), asked_once():
-        found = score_files([file.expanduser() for file in files], prompts, verifiers)
+        found = score_files([file.expanduser() for file in files], prompts or None, verifiers)
     if as_json:
         typer.echo(json.dumps([file.as_json() for file in found], indent=2, ensure_ascii=False))
     else:

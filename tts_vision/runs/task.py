@@ -13,7 +13,7 @@ from typing import Any
 
 from tts_vision.config import RunConfig, plain
 from tts_vision.errors import StorageError
-from tts_vision.files import is_file, is_folder, is_plain
+from tts_vision.files import best_of, is_file, is_folder, is_plain
 from tts_vision.results import Result
 from tts_vision.types import Prompt
 
@@ -162,7 +162,7 @@ def record_of(task: Task, result: Result, root: Path) -> Record:
     folder = root / task.name
     winner, spent, budget = result.winner, result.spent, result.budget
     files = {c.uid: c.path for c in result.population}
-    best = next(iter(sorted(folder.glob("best.*"))), None) if winner is not None else None
+    best = best_of(folder) if winner is not None else None
     bests: list[Best] = []
     curve = result.curve()
     for point, last in zip(curve, [*([False] * (len(curve) - 1)), True]):
