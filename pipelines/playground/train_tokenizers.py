@@ -175,7 +175,8 @@ def _train_coder(
         draw: Any = {"generator": on_device(generator, device), "device": device}
         index = torch.randint(len(latents), (batch_size,), **draw)
         z = latents[index].float()
-        features, taken, commitment = quantise(coder, z, draw["generator"])  # narrow rows: float32 is the faster
+        # narrow rows: float32 is the faster
+        features, taken, commitment = quantise(coder, z, draw["generator"])
         share = min(1.0, max(0.0, (progress - 0.03) / 0.15))
         plain = torch.rand(batch_size, **draw) >= share
         taken = torch.where(plain[:, None, None, None], features, taken)
