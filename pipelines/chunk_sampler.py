@@ -175,6 +175,12 @@ class ChunkSampler(Sampler):
             return Blend(strength)
         return RedoChunk(strength, self.inner_steps) if step < self.num_steps else None
 
+    def unit_at(self, seconds: float) -> int | None:
+        """The chunk of the frame that is shown at a time of the finished clip."""
+        frame = seconds * self._model.fps + 1e-6
+        chunks = range(len(self.units))
+        return next((chunk for chunk in chunks if frame < self._model.pixel_frames(chunk + 1)), chunks[-1])
+
     def renoise(self, state: State, to_step: int) -> State:
         """The clip without the chunks from `to_step` on, of which the first begins with fresh noise."""
         if to_step % self.inner_steps:

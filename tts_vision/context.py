@@ -26,6 +26,7 @@ from tts_vision.media import open_image
 from tts_vision.moves import Move, Recondition, Renoise, Select, carried
 from tts_vision.recovery import Recovery
 from tts_vision.resampling import Floats
+from tts_vision.resolve import loaded_verifier
 from tts_vision.rng import choice_generator
 from tts_vision.sampler import Sampler
 from tts_vision.steering import STEERING, Decisions, Steered, Steering
@@ -386,7 +387,13 @@ class SearchContext:
 
     # Answers
 
-    def score(self, state: State, prompt: str | Prompt | Sequence[Prompt] | None = None) -> Tensor:
+    def score(
+        self,
+        state: State,
+        prompt: str | Prompt | Sequence[Prompt] | None = None,
+        *,
+        by: Verifier | None = None,
+    ) -> Tensor:
         """Scores of the finished samples, or of previews of unfinished ones.
 
         A finished particle that was scored before is not scored again.
@@ -395,6 +402,8 @@ class SearchContext:
             state: Particles.
             prompt: Judges them by another prompt than that of the user, such as that of a stage, all of them
                 or each. Such scores guide the search; only scores by the user's prompt make candidates.
+            by: Another verifier than that of the search, from `another_verifier`. Its scores make no
+                candidates either.
 
         Returns:
             ``(B,)`` float64; NaN where a sample could not be scored. Where a person steers the search,
@@ -407,12 +416,22 @@ class SearchContext:
         if state.step < self.num_steps:
             self._sampler.requires("preview", f"scoring at step {state.step} of {self.num_steps}")
         prompts = None
-        if prompt is not None:
+        if prompt is not None or by is not None:
+            prompt = self.prompt if prompt is None else prompt
             given = [prompt] * len(state) if isinstance(prompt, (str, Prompt)) else list(prompt)
             prompts = [Prompt(p) if isinstance(p, str) else p for p in given]
-        scores = self._judging.score(self._sampler, state, prompts)
+        scores = self._judging.score(self._sampler, state, prompts, by)
         self._steer(state)
         return self._steered.decisions.applied(scores, state.uids)
+
+    def another_verifier(self, text: str) -> Verifier:
+        """The verifier of a name, with parameters as ``name:key=value``, loaded; for `score`.
+
+        Raises:
+            ConfigError: If there is none, or it does not score the samples of the sampler.
+            VerifierError: If it cannot be loaded.
+        """
+        return loaded_verifier(text, self._sampler)
 
     def judge(self, state: State, question: str, *, expected: bool = True) -> list[Score]:
         """The verifier's answers to one of its questions, about finished samples or previews.

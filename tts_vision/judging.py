@@ -86,10 +86,12 @@ class Judging:
             return best.score.satisfied is True
         return best.score.value >= self.target
 
-    def score(self, sampler: Sampler, state: State, prompts: Sequence[Prompt] | None) -> Tensor:
+    def score(
+        self, sampler: Sampler, state: State, prompts: Sequence[Prompt] | None, by: Verifier | None = None
+    ) -> Tensor:
         """Scores of the finished samples, or of previews of unfinished ones; see `SearchContext.score`."""
         if prompts is not None:
-            return self._stage_score(sampler, state, prompts)
+            return self._stage_score(sampler, state, prompts, by)
         preview = state.step < sampler.num_steps
         op, past = self._engine.begin("score")
         todo = list(range(len(state)))
@@ -218,10 +220,13 @@ class Judging:
         )
         return dict(zip(rows.uids, scores))
 
-    def _stage_score(self, sampler: Sampler, state: State, prompts: Sequence[Prompt]) -> Tensor:
-        """Scores by other prompts than that of the user; they guide the search but make no candidates."""
-        asked = [prompt.text for prompt in prompts]
-        scores = self._side_scores("stage_score", asked, sampler, state, self.verifier, prompts)
+    def _stage_score(
+        self, sampler: Sampler, state: State, prompts: Sequence[Prompt], by: Verifier | None
+    ) -> Tensor:
+        """Scores by other prompts or another verifier than the search's; they make no candidates."""
+        texts = [prompt.text for prompt in prompts]
+        asked = texts if by is None else {"verifier": by.name, "prompts": texts}
+        scores = self._side_scores("stage_score", asked, sampler, state, by or self.verifier, prompts)
         return torch.tensor([score.value for score in scores], dtype=torch.float64)
 
     def judge(self, sampler: Sampler, state: State, question: Question) -> list[Score]:

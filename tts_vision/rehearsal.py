@@ -47,6 +47,7 @@ class StandInSampler(Sampler):
         self.capabilities, self.preview_shows_step = real.capabilities, real.preview_shows_step
         self.grid = real.grid
         self.draws_start = real.draws_start
+        self.units, self.branch_noise = real.units, real.branch_noise
 
     def condition_of(self, prompt: Prompt) -> Condition:
         return self.real.condition_of(prompt)
@@ -194,6 +195,9 @@ class Rehearsal(SearchContext):
     def extractor(self, name: str) -> FeatureExtractor:
         super().extractor(name)  # refuses what the search would refuse
         return StandInFeatures()
+
+    def another_verifier(self, text: str) -> Verifier:
+        return StandInVerifier(super().another_verifier(text))
 
     def measure(self, state: State, key: str) -> Tensor:
         return torch.zeros(len(state), dtype=torch.float64)

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +342,30 @@ def load_verifier(spec: VerifierSpec) -> Verifier:
         ) from error
 
 
+@lru_cache(maxsize=8)
+def _kept_verifier(text: str) -> Verifier:
+    verifier = load_verifier(find_verifier(text))
+    verifier.load()
+    return verifier
+
+
+def loaded_verifier(text: str, sampler: Sampler) -> Verifier:
+    """A further verifier of a search, loaded; the last ones are kept, so that many searches load each once.
+
+    Args:
+        text: Its spec.
+        sampler: Makes the samples that it is to score.
+
+    Raises:
+        ConfigError: If there is none, or it does not score the samples of the sampler.
+        VerifierError: If it cannot be loaded.
+    """
+    find_verifier(text)  # refuses code that is not trusted, also where it is kept
+    verifier = _kept_verifier(text)
+    _check_modality(verifier, sampler)
+    return verifier
+
+
 def _find_holdout(config: RunConfig, live: Live) -> VerifierSpec | None:
     """The verifier that is held out, if one is named."""
     if config.holdout_verifier is None:
@@ -402,7 +426,9 @@ def _check_questions(entry: Entry, verifier: Verifier) -> None:
 def _check_modality(verifier: Verifier, sampler: Sampler) -> None:
     if sampler.modality in verifier.accepts:
         return
-    each = ", or frame_mean(NAME) to score each frame" if sampler.modality == "video" else ""
+    each = ", or frame_mean(NAME) to score each frame, last_frame(NAME) the last" * (
+        sampler.modality == "video"
+    )
     raise ConfigError(
         f"Verifier {verifier.name!r} scores {' and '.join(sorted(verifier.accepts))} but "
         f"{sampler.name!r} makes {sampler.modality}; choose another verifier ('tts-vision list "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -44,6 +44,8 @@ class Sampler(ABC):
         units: The decision step at which each unit of a sample begins that is made one after the other, such
             as the chunks of a clip; empty where a sample is made as a whole. At these steps, and at the end,
             the units before are finished, a preview shows them, and conditions may change.
+        branch_noise: The noise that units of forks begin with: ``fresh``, their own, or ``shared_root``, that
+            of the particle which all come from.
         own_options: Those of `tts_vision.config.OF_SOME_SAMPLERS` that it reads.
         capabilities: The abilities that algorithms may ask for:
 
@@ -68,6 +70,7 @@ class Sampler(ABC):
     preview_shows_step: bool = False
     grid: tuple[int, int] | None = None
     units: tuple[int, ...] = ()
+    branch_noise: Literal["fresh", "shared_root"] = "fresh"
     own_options: ClassVar[frozenset[str]] = frozenset()
     capabilities: frozenset[str] = frozenset()
     meter: Meter = NoMeter()
@@ -159,6 +162,10 @@ class Sampler(ABC):
             tokens: Their numbers, row by row of the `grid`.
             to_step: The earlier step, at least 1, from which on they are drawn.
         """
+        return None
+
+    def unit_at(self, seconds: float) -> int | None:
+        """The unit that a finished clip shows at a time; None where that is not known."""
         return None
 
     def move(self, step: int, strength: float) -> Move | None:

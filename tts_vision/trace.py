@@ -113,7 +113,7 @@ class Answer(_Event):
             the verifier; ``features``; ``heldout``; ``note``; ``part``, inside another operation; or the name
             that an algorithm asked under.
         value: The answer as JSON has it; of ``features`` the name of the extractor, of ``stage_score`` the
-            prompts, of ``judge`` the question.
+            prompts, or with another verifier its name and these, of ``judge`` the question.
         scores: Of ``score``, ``stage_score``, ``judge`` and ``heldout``, one per row.
         files: Of ``score``: names of the stored samples, empty where there is none.
         preview: Whether the samples were unfinished.

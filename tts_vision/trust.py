@@ -43,6 +43,8 @@ _SPECS: dict[str, Kind] = {
     "critic": "corrector",
     "features": "features",
     "verifier": "verifier",
+    "stage_verifiers": "verifier",
+    "image_verifier": "verifier",
 }
 
 

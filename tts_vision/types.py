@@ -66,6 +66,9 @@ Decoded: TypeAlias = Media | Invalid
 Region: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom edge of a part of an image, as shares of its width and height."""
 
+FAILS_AT = "fails_at"
+"""Part of a score: seconds from the start of a clip at which it first fails; absent where it does not."""
+
 _INVALID = "invalid sample: "
 
 
@@ -74,7 +77,7 @@ class Score(BaseModel):
 
     Attributes:
         value: Higher is better. NaN means that the sample could not be scored.
-        parts: Named components of the value, for reports.
+        parts: Named components of the value, for reports; `FAILS_AT` tells searches where a clip fails.
         reason: Why the value is what it is, or why there is none.
         satisfied: Whether all demands of the prompt are met; None where the verifier does not check demands.
             Of an answer to a question: whether it is yes.

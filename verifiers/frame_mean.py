@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import islice
+from typing import ClassVar
 
 from PIL import Image
 from torch import Tensor
@@ -16,7 +17,7 @@ from tts_vision.types import Media, Modality, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Verifier, as_verifier
 from tts_vision.verifiers._frames import clip, evenly, frame_images
 
-REMEDY = "join verifiers around it: 'ensemble(frame_mean(clip_score), frame_mean(pickscore))'"
+REMEDY = "join verifiers around it: 'ensemble({kind}(clip_score), {kind}(pickscore))'"
 
 
 def over_frames(scores: Sequence[Score]) -> Score:
@@ -39,26 +40,28 @@ class FrameMean(Verifier):
     """
 
     accepts: frozenset[Modality] = frozenset({"video"})
+    kind: ClassVar[str] = "frame_mean"
 
     def __init__(self, members: Sequence[Verifier], *, frames: int = 8) -> None:
         if len(members) != 1:
             names = ", ".join(member.name for member in members) or "none"
-            raise ConfigError(f"frame_mean is made of one verifier but got {names}; {REMEDY}.")
+            remedy = REMEDY.format(kind=self.kind)
+            raise ConfigError(f"{self.kind} is made of one verifier but got {names}; {remedy}.")
         if frames < 1:
             raise ConfigError(f"frames must be at least 1 but got {frames}; raise it.")
         self.member = as_verifier(members[0])
         if "image" not in self.member.accepts:
             raise ConfigError(
-                f"The member of frame_mean must score images but {self.member.name!r} scores "
-                f"{' and '.join(sorted(self.member.accepts))}; use it without frame_mean."
+                f"The member of {self.kind} must score images but {self.member.name!r} scores "
+                f"{' and '.join(sorted(self.member.accepts))}; use it without {self.kind}."
             )
         if self.member.settles:
             raise ConfigError(
-                f"The member of frame_mean must score each frame by itself but {self.member.name!r} compares "
-                f"samples; {REMEDY}."
+                f"The member of {self.kind} must score each frame by itself but {self.member.name!r} "
+                f"compares samples; {REMEDY.format(kind=self.kind)}."
             )
         self.frames = frames
-        self.name = f"frame_mean({self.member.name})"
+        self.name = f"{self.kind}({self.member.name})"
         self.relative = self.member.relative
         self.differentiable = self.member.differentiable
 
@@ -94,7 +97,7 @@ class FrameMean(Verifier):
 
     def rewards(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Rewards of clips ``(B, T, 3, H, W)`` in [0, 1], with their gradient, if the member gives any."""
-        frames = pixels[:, evenly(pixels.shape[1], min(self.frames, pixels.shape[1]))]
+        frames = pixels[:, self._chosen(pixels.shape[1])]
         theirs = [prompt for prompt in prompts for _ in range(frames.shape[1])]
         rewards = self.member.rewards(frames.flatten(0, 1), theirs)
         return rewards.view(len(frames), -1).nanmean(1)
@@ -105,5 +108,8 @@ class FrameMean(Verifier):
             video = clip(sample, self.name)
         except UnusableSample as error:
             return str(error)
-        total = len(video.frames)
-        return frame_images(video, evenly(total, min(self.frames, total)))
+        return frame_images(video, self._chosen(len(video.frames)))
+
+    def _chosen(self, total: int) -> list[int]:
+        """The frames that are scored, of so many."""
+        return evenly(total, min(self.frames, total))

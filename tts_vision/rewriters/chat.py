@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint, json_values, without_reasoning
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
 from tts_vision.rewriting import Rewriter
 
-QUESTION = (
-    'An image generator is to draw: "{prompt}". Write {n} other prompts that ask for exactly the same '
-    "content in other words, with more concrete visual detail where that helps. Add, drop or change no "
-    "object, number, colour or position. Write one prompt per line and nothing else."
-)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s+")
 
 
@@ -33,6 +29,11 @@ class ChatRewriter(Rewriter):
 
     name = "chat"
     calls = 1
+    question: ClassVar[str] = (
+        'An image generator is to draw: "{prompt}". Write {n} other prompts that ask for exactly the same '
+        "content in other words, with more concrete visual detail where that helps. Add, drop or change no "
+        "object, number, colour or position. Write one prompt per line and nothing else."
+    )
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class ChatRewriter(Rewriter):
         self._endpoint = ChatEndpoint(
             base_url,
             model,
-            owner="rewriter 'chat'",
+            owner=f"rewriter {self.name!r}",
             key_variable=key_variable,
             temperature=temperature,
             timeout=timeout,
@@ -57,7 +58,7 @@ class ChatRewriter(Rewriter):
         )
 
     def rewrite(self, text: str, n: int) -> list[str]:
-        question = QUESTION.replace("{prompt}", text).replace("{n}", str(n))
+        question = self.question.replace("{prompt}", text).replace("{n}", str(n))
         (reply,) = self._endpoint.ask([[]], [question])
         wordings = lines(reply.text)[:n]
         if not wordings:
