@@ -260,14 +260,14 @@ def weathered(x: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         x: Images in [-1, 1], shape `(b, 3, h, w)`.
-        generator: Source of randomness.
+        generator: Source of randomness, on the device of the images.
     """
 
     def amount() -> Tensor:
-        return torch.rand(len(x), 1, 1, 1, generator=generator)
+        return torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
 
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    noise = torch.randn(x.shape, generator=generator)
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
     return (x + amount() * (blurred - x) + 0.1 * (amount() - 0.5) + 0.1 * amount() * noise).clamp(-1, 1)
 
 
@@ -504,8 +504,23 @@ def calibrate(model: BlipForImageTextRetrieval, examples: Examples) -> tuple[flo
     tokens = torch.from_numpy(examples.tokens[:, :1]).long()
     pixels = pixels_of(examples)
     found = [judged(model, x, t)[0][:, 0] for x, t in zip(pixels.split(64), tokens.split(64), strict=True)]
-    logit = torch.cat(found).diff(dim=-1)[:, 0].double()
-    right = torch.from_numpy(examples.right[:, 0]).double()
+    logit = torch.cat(found).diff(dim=-1)[:, 0]
+    return rescale(model.itm_head, logit, torch.from_numpy(examples.right[:, 0]))
+
+
+@torch.no_grad()
+def rescale(head: nn.Linear, logit: Tensor, right: Tensor) -> tuple[float, float]:
+    """Fits slope and offset of a logit of yes to outcomes, and takes them into the head that gave it.
+
+    Args:
+        head: Gives the logits of no and yes.
+        logit: Yes less no, `(n,)`.
+        right: Outcomes or their shares, 0 to 1, `(n,)`.
+
+    Returns:
+        Slope and offset.
+    """
+    logit, right = logit.double().cpu(), right.double().cpu()
     centre, spread = logit.mean(), logit.std()
     line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
@@ -521,8 +536,8 @@ def calibrate(model: BlipForImageTextRetrieval, examples: Examples) -> tuple[flo
         optimiser.step(closure)
     slope = float(line[0].detach() / spread)
     offset = float(line[1].detach() - slope * centre)
-    model.itm_head.weight.mul_(slope)
-    model.itm_head.bias.mul_(slope)[1].add_(offset)
+    head.weight.mul_(slope)
+    head.bias.mul_(slope)[1].add_(offset)
     return slope, offset
 
 

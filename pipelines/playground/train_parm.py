@@ -1,35 +1,45 @@
 """Trains the playground's step verifier: `python -m tts_vision.pipelines.playground.train_parm`.
 
-Draws images of `playground-masked` for training prompts, keeps the preview of every step, and labels them by
-the exact checker: a preview is *clear* if it shows the objects of the finished image, it has *potential* if
-the finished image is right. Then trains `StepJudge` on them from the weights of the judge, and exports it.
-All stages resume from the work folder.
+Draws paths of `playground-masked` for training prompts, keeps previews, continues each several times, and
+labels them by the exact checker (`step_data`): a preview is *clear* in so far as it shows the objects of the
+finished images, it has *potential* in so far as these are right. Then trains `StepJudge` on them from the
+weights of the judge, chooses by prompts of their own when to stop, calibrates the answers on these prompts,
+and exports it. All stages resume from the work folder. With a GPU:
+
+    python -m tts_vision.pipelines.playground.train_parm --device cuda --workers 14
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+import math
+import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipForImageTextRetrieval
 
-from tts_vision.media import all_valid
-from tts_vision.pipelines.masked_sampler import MaskedSampler
+from tts_vision.config import ModelOptions
 from tts_vision.pipelines.playground import judge_data, weights_path, world
-from tts_vision.pipelines.playground.checker import Detection, detect
-from tts_vision.pipelines.playground.judge_data import Examples
 from tts_vision.pipelines.playground.quiet import quietly
+from tts_vision.pipelines.playground.step_data import (
+    StepExamples,
+    draw_trees,
+    forks,
+    sample_prompt,
+    save_labelled,
+)
 from tts_vision.pipelines.playground.step_judge import Answers, StepJudge
-from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
+from tts_vision.pipelines.playground.tokenizer import build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_clip import build_processor
-from tts_vision.pipelines.playground.train_judge import joined, pixels_of, taken, weathered
+from tts_vision.pipelines.playground.train_judge import rescale, weathered
 from tts_vision.pipelines.playground.training import (
     Average,
     Budget,
@@ -43,139 +53,176 @@ from tts_vision.pipelines.playground.training import (
     train,
     warm_then_decay,
 )
-from tts_vision.sampler import Sampler
-from tts_vision.types import Prompt
 
 STAGES = ("draw", "train", "export")
-PER_PROMPT = 4
-_CHUNK = 8  # prompts
+_BEST = "best.pt"
+_CHECKED = 1000  # images at once
+_LEFT, _RIGHT = (vocabulary()[word] for word in ("left", "right"))
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Previews and finished images with captions, and what becomes of each.
+class Amounts:
+    """How many paths to draw.
 
     Attributes:
-        examples: n images with captions; the first caption of each is the prompt it was drawn for.
-        step: Steps done, ``(n,)`` uint8; that of the finished image is the last.
-        clear: Whether it shows the objects of its finished image, ``(n,)`` int8.
-        potential: Whether its finished image is right, ``(n,)`` int8.
+        prompts: Prompts.
+        paths: Paths of each.
+        previews: Previews of each path.
+        continuations: Continuations of each preview.
+        chunk: Prompts that are drawn as one batch.
+        evenly: Whether previews are those of the same steps of all paths, evenly spaced; else of random ones.
     """
 
-    examples: Examples
-    step: np.ndarray
-    clear: np.ndarray
-    potential: np.ndarray
+    prompts: int
+    paths: int
+    previews: int
+    continuations: int
+    chunk: int
+    evenly: bool = False
 
 
-def objects(detections: Sequence[Detection]) -> Counter[tuple[str, str]]:
-    """How many objects of each shape and colour an image shows."""
-    return Counter((found.label, found.colour) for found in detections)
+TRAINED = Amounts(prompts=6000, paths=2, previews=4, continuations=4, chunk=120)
+HELD_OUT = Amounts(prompts=240, paths=8, previews=3, continuations=4, chunk=40, evenly=True)
 
 
-def sample_prompt(rng: np.random.Generator) -> world.Spec:
-    """Draws a training prompt: every other one of two coloured groups, the others by the world's task mix."""
-    if rng.random() < 0.5:
-        return judge_data.sample_prompt(rng)
-    while True:
-        spec, _ = world.sample_example(rng)
-        if not judge_data.kept_out(spec):
-            return spec
+# ------------------------------------------------------------------------------------------------- the data
 
 
-def draw_steps(
-    sampler: Sampler, specs: Sequence[world.Spec], seed: int, each: int = PER_PROMPT, captions: bool = True
-) -> Steps:
-    """Draws images of each prompt and labels them with their previews.
+def load_steps(
+    work_dir: Path,
+    name: str,
+    amounts: Amounts,
+    seed: int,
+    *,
+    device: str,
+    workers: int,
+    barred: set[world.Spec],
+) -> StepExamples:
+    """Labelled steps, drawn once and kept in the work folder, chunk by chunk.
 
     Args:
-        sampler: Of the masked model.
-        specs: The prompts.
-        seed: Of the noise and of the captions.
-        each: Images of a prompt.
-        captions: Whether images get captions, none of which is an evaluation prompt; without, `specs` may be.
-
-    Returns:
-        Prompt by prompt, step by step, image by image.
+        work_dir: The folder.
+        name: Of the files.
+        amounts: How many.
+        seed: Of prompts and paths.
+        device: Where paths are drawn.
+        workers: Processes that label; 1 is this one.
+        barred: Prompts that are not drawn. Those that are come in.
     """
     rng = np.random.default_rng(seed)
-    parts, steps, clear, potential = [], [], [], []
-    for i, spec in enumerate(specs):
-        condition = sampler.condition_of(Prompt(world.caption(spec)))
-        state = sampler.init(condition, range(each), seed=seed * 1_000 + i)
-        images: list[np.ndarray] = []
-        for step in range(1, sampler.num_steps + 1):
-            state = sampler.advance(state)
-            done = step == sampler.num_steps
-            shown = sampler.decode(state) if done else sampler.preview(state)
-            images.append(np.stack([np.asarray(image) for image in all_valid(shown, sampler.name)]))
-        found = [[detect(image) for image in row] for row in images]
-        last = [objects(detections) for detections in found[-1]]
-        right = [all(judge_data.demands(detections, spec).values()) for detections in found[-1]]
-        for step, (row, detections) in enumerate(zip(images, found), start=1):
-            parts.append(judge_data.label(rng, row, [spec] * each, detections) if captions else _bare(row))
-            steps += [step] * each
-            clear += [objects(d) == finished for d, finished in zip(detections, last)]
-            potential += right
-    return Steps(
-        joined(parts), np.array(steps, np.uint8), np.array(clear, np.int8), np.array(potential, np.int8)
-    )
+    specs: list[world.Spec] = []
+    while len(specs) < amounts.prompts:
+        if (spec := sample_prompt(rng)) not in barred:
+            specs.append(spec)
+    barred |= set(specs)
+    starts = range(0, amounts.prompts, amounts.chunk)
+    paths = [work_dir / f"{name}-{i:04d}.pt" for i in starts]
+    todo = [(i, path) for i, path in zip(starts, paths) if not path.exists()]
+    if todo:
+        pipe = _load_generator(device)
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use what CUDA has begun
+        pool = ProcessPoolExecutor(workers, context) if workers > 1 else None
+        labelled: list[Future[None]] = []
+        for i, path in todo:
+            some = specs[i : i + amounts.chunk]
+            own = np.random.default_rng([seed, i])
+            steps = int(pipe.defaults["num_inference_steps"])
+            step = forks(own, len(some), amounts.paths, steps, amounts.previews)
+            if amounts.evenly:
+                step[:] = np.linspace(0, steps, amounts.previews + 2)[1:-1].round()
+            trees = draw_trees(pipe, some, step, amounts.continuations, int(own.integers(2**62)))
+            if pool is None:
+                save_labelled(path, seed + i, some, trees)
+            else:
+                labelled.append(pool.submit(save_labelled, path, seed + i, some, trees))
+        for each in labelled:
+            each.result()
+        if pool is not None:
+            pool.shutdown()
+        log(work_dir, f"parm: drew {len(specs)} prompts, {name}")
+    return StepExamples.load(paths)
 
 
-def _bare(images: np.ndarray) -> Examples:
-    """Images without captions."""
-    n = len(images)
-    tokens = np.zeros((n, 0, MAX_TOKENS), np.uint8)
-    cells = np.zeros((n, judge_data.GRID**2, 2), np.int8)
-    return Examples(images, tokens, tokens.astype(np.int8), np.zeros((n, 0), np.int8), cells)
-
-
-def load_steps(work_dir: Path, prompts: int, seed: int) -> Steps:
-    """Labelled steps of so many prompts, drawn once, chunk by chunk, and kept in the work folder."""
+def _load_generator(device: str) -> Any:
+    """The masked model, on a GPU in bfloat16."""
     from tts_vision.pipelines.bundled import load_playground_masked
 
-    path = work_dir / "steps.pt"
-    if not path.exists():
-        with quietly():
-            sampler = MaskedSampler(load_playground_masked())
-        chunks = [work_dir / f"steps-{i:04d}.pt" for i in range(-(-prompts // _CHUNK))]
-        for i, chunk in enumerate(chunks):
-            if not chunk.exists():
-                rng = np.random.default_rng(seed * 100_003 + i)
-                specs = [sample_prompt(rng) for _ in range(_CHUNK)]
-                save_atomically(chunk, _tensors(draw_steps(sampler, specs, seed * 100_003 + i)))
-        found = [torch.load(chunk, weights_only=True) for chunk in chunks]
-        save_atomically(path, {key: torch.cat([part[key] for part in found]) for key in found[0]})
-        for chunk in chunks:
-            chunk.unlink()
-        log(work_dir, f"parm: drew {len(chunks) * _CHUNK} prompts")
-    return _steps(torch.load(path, weights_only=True))
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    with quietly():
+        return load_playground_masked(options=ModelOptions(device=device, dtype=dtype))
 
 
-def _tensors(steps: Steps) -> dict[str, Tensor]:
-    whole = {**vars(steps.examples), "step": steps.step, "clear": steps.clear, "potential": steps.potential}
-    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in whole.items()}
+def mirrored(images: Tensor, tokens: Tensor, known: Tensor, cells: Tensor) -> tuple[Tensor, ...]:
+    """Examples seen in a mirror: left and right change places in images and captions."""
+
+    def turned(grid: Tensor) -> Tensor:
+        side = judge_data.GRID
+        return grid.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+
+    swapped = torch.where(tokens == _LEFT, _RIGHT, torch.where(tokens == _RIGHT, _LEFT, tokens))
+    return images.flip(2), swapped, turned(known), turned(cells)
 
 
-def _steps(saved: dict[str, Tensor]) -> Steps:
-    arrays = {key: value.numpy() for key, value in saved.items()}
-    own = {key: arrays.pop(key) for key in ("step", "clear", "potential")}
-    return Steps(Examples(**arrays), **own)
+# --------------------------------------------------------------------------------------------- the training
 
 
-def chosen(steps: Steps, rows: Tensor) -> Steps:
-    """Some of the images."""
-    index = rows.numpy()
-    return Steps(taken(steps.examples, rows), steps.step[index], steps.clear[index], steps.potential[index])
+class Heads(nn.Module):
+    """Outputs that only training uses.
+
+    They say of each word how probably the outcome will meet it, of each token whether it is known, and
+    which shape and colour is centred in each cell.
+
+    Args:
+        width: Width of both towers.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hoped = nn.Linear(width, 1)
+        self.known = nn.Linear(width, 1)
+        self.shape = nn.Linear(width, len(world.SHAPES) + 1)
+        self.colour = nn.Linear(width, len(world.COLOURS) + 1)
 
 
-def answers_to(model: StepJudge, pixels: Tensor, tokens: Tensor) -> Answers:
-    """Answers about several captions of each image: every field has the axes ``(b, k)`` first.
+class Best:
+    """The averaged weights with the lowest loss on prompts of their own.
+
+    Args:
+        average: The weights.
+    """
+
+    def __init__(self, average: Average) -> None:
+        self.loss = math.inf
+        self.shadow = {key: value.clone() for key, value in average.shadow.items()}
+
+    def offer(self, loss: float, average: Average) -> None:
+        """Takes the present average if its loss is lower."""
+        if loss < self.loss:
+            self.loss = loss
+            self.shadow = {key: value.clone() for key, value in average.shadow.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to save."""
+        return {"loss": self.loss, "shadow": self.shadow}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Takes back what was saved."""
+        self.loss = state_dict["loss"]
+        for key, value in state_dict["shadow"].items():
+            self.shadow[key].copy_(value)
+
+
+def read_all(model: StepJudge, pixels: Tensor, tokens: Tensor) -> tuple[Answers, Tensor, Tensor]:
+    """Answers about several captions of each image, and the states that they are read from.
 
     Args:
         model: The step verifier.
         pixels: Images in [-1, 1], ``(b, 3, 64, 64)``.
         tokens: Captions, ``(b, k, t)``, padded with zeros.
+
+    Returns:
+        Answers, whose fields have the axes ``(b, k)`` first; states of the words ``(b, k, t, width)``, and of
+        the cells ``(b, 64, width)``.
     """
     b, k, t = tokens.shape
     seen = model.vision_model(pixel_values=pixels).last_hidden_state
@@ -183,27 +230,41 @@ def answers_to(model: StepJudge, pixels: Tensor, tokens: Tensor) -> Answers:
         input_ids=tokens.flatten(0, 1),
         attention_mask=(tokens != 0).flatten(0, 1),
         encoder_hidden_states=seen.repeat_interleave(k, 0),
-    ).last_hidden_state
-    return model.read(said.view(b, k, t, -1))
+    ).last_hidden_state.view(b, k, t, -1)
+    return model.read(said), said, seen[:, 1:]
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """Images ``(b, 64, 64, 3)`` as the model takes them: float32 in [-1, 1], ``(b, 3, 64, 64)``."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def soft_loss(logits: Tensor, share: Tensor) -> Tensor:
+    """The cross-entropy of logits of no and yes ``(..., 2)`` with the probability of yes ``(...)``."""
+    difference = logits.float()[..., 1] - logits.float()[..., 0]
+    return F.binary_cross_entropy_with_logits(difference, share)
 
 
 def train_parm(
     work_dir: Path,
-    steps: Steps,
+    steps: StepExamples,
+    held_out: StepExamples,
     budget: Budget,
     start: BlipForImageTextRetrieval,
     device: str = "cpu",
     seed: int = 11,
-    batch_size: int = 48,
+    batch_size: int = 256,
     captions: int = 4,
-    learning_rate: float = 4e-4,
+    learning_rate: float = 6e-4,
+    check_every: int = 200,
     stop_after: int | None = None,
-) -> tuple[StepJudge, Average]:
+) -> tuple[StepJudge, Best]:
     """Trains the step verifier.
 
     Args:
         work_dir: Where the checkpoint lies.
         steps: Labelled images.
+        held_out: Those of prompts that are not among them, which choose when to stop.
         budget: How long to train.
         start: The judge, whose towers and final question it starts from.
         device: Where to train.
@@ -211,46 +272,146 @@ def train_parm(
         batch_size: Images a step.
         captions: Captions of each image a step; its prompt is always one.
         learning_rate: See `training.build_optimisers`.
+        check_every: Steps between two looks at `held_out`.
         stop_after: See `training.train`.
 
     Returns:
-        The model and its averaged weights.
+        The model and the best averaged weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = StepJudge(start.config).train().to(device)
+        heads = Heads(start.config.vision_config.hidden_size).to(device)
     model.load_state_dict(start.state_dict(), strict=False)
-    optimisers = build_optimisers({"parm": model}, learning_rate)
-    average = Average({"parm": model}, decay=0.995)
-    total = steps.examples.tokens.shape[1]
+    modules: dict[str, nn.Module] = {"parm": model, "heads": heads}
+    optimisers = build_optimisers(modules, learning_rate)
+    parameters = [p for module in modules.values() for p in module.parameters()]
+    average = Average({"parm": model}, decay=0.998)
+    best = Best(average)
+    steps, held_out = steps.to(device), held_out.to(device)
+    total, last = steps.tokens.shape[1], int(steps.step.max())
+    tried = StepJudge(start.config).eval().to(device)
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=0.3))
-        batch = chosen(steps, torch.randint(len(steps.step), (batch_size,), generator=generator))
+        # numbers of the device follow from those of the checkpoint
+        own = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        index = torch.randint(len(steps), (batch_size,), generator=generator)
         others = torch.randperm(total - 1, generator=generator)[: captions - 1] + 1
-        index = torch.cat((torch.zeros(1, dtype=torch.long), others)).numpy()
-        tokens = torch.from_numpy(batch.examples.tokens[:, index]).long().to(device)
-        met = torch.from_numpy(batch.examples.met[:, index]).to(device)
-        right = torch.from_numpy(batch.examples.right[:, index]).long().to(device)
-        clear, potential = (torch.from_numpy(x).long().to(device) for x in (batch.clear, batch.potential))
-        x = weathered(pixels_of(batch.examples), generator).to(device)
+        asked = torch.cat((torch.zeros(1, dtype=torch.long), others))
+        batch = steps.taken(index.to(device))
+        tokens, cells = batch.tokens[:, asked].long(), batch.cells.long()
+        images, known = batch.images, batch.known
+        turned = torch.rand(batch_size, generator=generator).to(device) < 0.5
+        there = mirrored(images[turned], tokens[turned], known[turned], cells[turned])
+        for kept, seen in zip((images, tokens, known, cells), there):
+            kept[turned] = seen
+        x = weathered(pixels_of(images), own)
         with torch.autocast(device, torch.bfloat16):
-            answers = answers_to(model, x, tokens)
-        asks = met >= 0
+            answers, said, seen = read_all(model, x, tokens)
+            hoped, knows = heads.hoped(said[:, 0])[..., 0], heads.known(seen)[..., 0]
+            shape, colour = heads.shape(seen), heads.colour(seen)
+        met, right = batch.met[:, asked], batch.right[:, asked].float()
+        asks, wants, ended = met >= 0, batch.hoped >= 0, batch.step == last
         losses = {
-            "final": F.cross_entropy(answers.final.float().flatten(0, 1), right.flatten()),
+            "final": soft_loss(answers.final, right),
+            "asked": soft_loss(answers.final[ended, 0], right[ended, 0]) if ended.any() else x.new_zeros(()),
             "met": F.cross_entropy(answers.met.float()[asks], met[asks].long()),
-            "clarity": F.cross_entropy(answers.clarity.float()[:, 0], clear),
-            "potential": F.cross_entropy(answers.potential.float()[:, 0], potential),
+            "clarity": soft_loss(answers.clarity[:, 0], batch.clear),
+            "potential": soft_loss(answers.potential[:, 0], batch.potential),
+            "hoped": F.binary_cross_entropy_with_logits(hoped.float()[wants], batch.hoped[wants]),
+            "known": F.binary_cross_entropy_with_logits(knows.float(), known.float()),
+            "cells": F.cross_entropy(shape.float().flatten(0, 1), cells[..., 0].flatten())
+            + F.cross_entropy(colour.float().flatten(0, 1), cells[..., 1].flatten()),
         }
-        loss = torch.stack(list(losses.values())).sum()
-        descend(loss, model.parameters(), optimisers.values())
+        weights = {"potential": 2.0, "known": 0.3}
+        loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+        descend(loss, parameters, optimisers.values())
         average.update()
+        if average.updates % check_every == 0:
+            check()
         return losses
 
-    parts: dict[str, Stateful] = {"parm": model, **optimisers, "average": average}
-    train("parm", work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return model, average
+    def check() -> None:
+        average.copy_to("parm", tried)
+        loss = held_out_loss(answers_to(tried, held_out), held_out)
+        best.offer(loss, average)
+        log(work_dir, f"parm: step {average.updates}, loss on other prompts {loss:.4f}, best {best.loss:.4f}")
+
+    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average, "best": best}
+    if train("parm", work_dir, budget, parts, step, seed, stop_after=stop_after):
+        check()
+        save_atomically(work_dir / _BEST, best.state_dict())
+    return model, best
+
+
+@torch.no_grad()
+def answers_to(model: StepJudge, steps: StepExamples) -> Answers:
+    """The answers about each image and its prompt, ``(n, ...)`` float32 on its device."""
+    device = steps.images.device.type
+    found = []
+    for rows in torch.arange(len(steps), device=device).split(_CHECKED):
+        some = steps.taken(rows)
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            found.append(read_all(model, pixels_of(some.images), some.tokens[:, :1].long())[0])
+    return Answers(*(torch.cat(parts)[:, 0].float() for parts in zip(*found)))
+
+
+def held_out_loss(answers: Answers, steps: StepExamples) -> float:
+    """The loss that chooses when to stop: of the potential of previews, and of finished images."""
+    ended = steps.step == steps.step.max()
+    potential = soft_loss(answers.potential[~ended], steps.potential[~ended])
+    return float(potential + soft_loss(answers.final[ended], steps.right[ended, 0].float()))
+
+
+def within(values: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
+    """Rank correlation of values with outcomes within a prompt, averaged over prompts with both outcomes.
+
+    Args:
+        values: Of the paths of each prompt.
+        right: Likewise, whether each ended right.
+
+    Returns:
+        The mean, in which values that are all equal count as 0; NaN if no prompt has both outcomes.
+    """
+    from scipy.stats import spearmanr
+
+    found = [
+        float(spearmanr(v, r).statistic) if np.ptp(v) else 0.0 for v, r in zip(values, right) if np.ptp(r)
+    ]
+    return float(np.mean(found)) if found else math.nan
+
+
+def ranks(answers: Answers, steps: StepExamples, continuations: int) -> dict[int, tuple[float, float]]:
+    """For each step how well the potential ranks the paths of a prompt, and how well their continuations do.
+
+    Args:
+        answers: From `answers_to`.
+        steps: Images that were asked about.
+        continuations: Of each preview; the share of right ones among them estimates the potential too.
+
+    Returns:
+        By number of steps done: two rank correlations as of `within`; for finished images the first one is
+        that of the final question.
+    """
+    last = int(steps.step.max())
+    yes = {False: answers.potential.diff(dim=-1)[:, 0].cpu().numpy()}
+    yes[True] = answers.final.diff(dim=-1)[:, 0].cpu().numpy()
+    outcome = steps.outcome.cpu().numpy().astype(float)
+    others = (steps.potential.cpu().numpy() * (continuations + 1) - outcome) / max(continuations, 1)
+    step, prompt = steps.step.cpu().numpy(), steps.prompt.cpu().numpy()
+    found = {}
+    for k in np.unique(step).tolist():
+        groups = [np.flatnonzero((step == k) & (prompt == p)) for p in np.unique(prompt[step == k])]
+        right = [outcome[g] for g in groups]
+        found[k] = (
+            within([yes[k == last][g] for g in groups], right),
+            within([others[g] for g in groups], right) if k < last else math.nan,
+        )
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- the folder
 
 
 def load_judge() -> BlipForImageTextRetrieval:
@@ -259,23 +420,54 @@ def load_judge() -> BlipForImageTextRetrieval:
         return BlipForImageTextRetrieval.from_pretrained(weights_path("judge"), dtype=torch.float32)
 
 
-def export(work_dir: Path, output: Path) -> None:
-    """Writes the averaged model as a folder that transformers loads, in half precision.
+def calibrate(model: StepJudge, steps: StepExamples) -> dict[str, tuple[float, float]]:
+    """Fits slope and offset of each answer to prompts that training did not see (Platt 1999).
 
     Args:
-        work_dir: Where the checkpoint lies.
+        model: The step verifier; its heads take both in.
+        steps: Their images.
+
+    Returns:
+        Slope and offset by question.
+    """
+    answers, ended = answers_to(model, steps), steps.step == steps.step.max()
+    asked = {
+        "clarity": (model.clarity_head, answers.clarity[~ended], steps.clear[~ended]),
+        "potential": (model.potential_head, answers.potential[~ended], steps.potential[~ended]),
+        "final": (model.itm_head, answers.final[ended], steps.right[ended, 0]),
+    }
+    return {
+        name: rescale(head, logits.diff(dim=-1)[:, 0], share) for name, (head, logits, share) in asked.items()
+    }
+
+
+def export(work_dir: Path, output: Path, held_out: StepExamples, continuations: int, device: str) -> None:
+    """Writes the best averaged model, calibrated, as a folder that transformers loads, in half precision.
+
+    Args:
+        work_dir: Where the best weights lie.
         output: Folder that gets `parm`.
+        held_out: Images to calibrate on; how it ranks their paths is logged.
+        continuations: Of each of their previews.
+        device: Where to compute.
     """
     model = StepJudge(load_judge().config).eval()
     average = Average({"parm": model})
-    saved = torch.load(work_dir / "parm.pt", map_location="cpu", weights_only=True)["parts"]
-    model.load_state_dict(saved["parm"])  # buffers, which no average has
-    average.load_state_dict(saved["average"])
+    best = Best(average)
+    best.load_state_dict(torch.load(work_dir / _BEST, map_location="cpu", weights_only=True))
+    average.shadow = best.shadow
     average.copy_to("parm", model)
-    model.half().save_pretrained(output / "parm")
+    model, held_out = model.to(device), held_out.to(device)
+    fitted = calibrate(model, held_out)
+    for step, (ours, ceiling) in ranks(answers_to(model, held_out), held_out, continuations).items():
+        log(work_dir, f"parm: step {step}, rank correlation {ours:.3f}, that of continuations {ceiling:.3f}")
+    model.cpu().half().save_pretrained(output / "parm")
     build_tokenizer("right", opened=True).save_pretrained(output / "parm")
     build_processor().save_pretrained(output / "parm")
     tidy(output / "parm")
+    size = sum(file.stat().st_size for file in (output / "parm").iterdir())
+    lines = ", ".join(f"{name} {slope:.2f} {offset:+.2f}" for name, (slope, offset) in fitted.items())
+    log(work_dir, f"parm: exported, {size} bytes, slopes and offsets: {lines}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -290,27 +482,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--work-dir", type=Path, default=Path("parm_train"), help="data, checkpoint, log")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
+    parser.add_argument("--prompts", type=int, default=TRAINED.prompts, help="to train on")
     parser.add_argument(
-        "--prompts", type=int, default=640, help=f"training prompts, {PER_PROMPT} images each"
+        "--held-out", type=int, default=HELD_OUT.prompts, help="prompts that choose and calibrate"
     )
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=2.5, help="of training")
     parser.add_argument("--steps", type=int, help="train by this many steps, not by the clock")
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that label")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args(arguments)
 
-    torch.set_num_threads(options.threads)
     work_dir: Path = options.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
     stages = STAGES if options.stage == "all" else (options.stage,)
+    barred: set[world.Spec] = set()
+
+    def load(name: str, amounts: Amounts, seed: int) -> StepExamples:
+        place, workers = options.device, options.workers
+        return load_steps(work_dir, name, amounts, seed, device=place, workers=workers, barred=barred)
+
+    held_out = load("held-out", replace(HELD_OUT, prompts=options.held_out), options.seed)
     if {"draw", "train"} & set(stages):
-        steps = load_steps(work_dir, options.prompts, options.seed)
+        steps = load("steps", replace(TRAINED, prompts=options.prompts), options.seed + 1)
     if "train" in stages:
-        budget = Budget(options.minutes, options.steps)
-        train_parm(work_dir, steps, budget, load_judge(), device=options.device, seed=options.seed)
+        train_parm(
+            work_dir,
+            steps,
+            held_out,
+            Budget(options.minutes, options.steps),
+            load_judge(),
+            device=options.device,
+            seed=options.seed,
+            batch_size=options.batch_size,
+        )
     if "export" in stages:
-        export(work_dir, options.output)
+        export(work_dir, options.output, held_out, HELD_OUT.continuations, options.device)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -118,7 +118,8 @@ class EncodedPrompt:
     """The keys and values of a prompt, which the image never changes.
 
     Attributes:
-        layers: Keys and values ``(branches, heads, L, d)`` of each layer.
+        layers: Keys and values ``(branches, heads, L, d)`` of each layer; or a row for each image, branch by
+            branch, where prompts differ.
         mask: ``(branches, 1, 1, L)``, to add to the scores of attention: 0, the lowest number for pads.
     """
 
@@ -169,10 +170,14 @@ class ConfiguredShowo:
     def words(self, condition: Condition) -> int:
         return max(map(len, self._prompts(condition)))
 
-    @torch.no_grad()
     def encode(self, condition: Condition) -> EncodedPrompt:
+        return self.encoded(self._prompts(condition))
+
+    @torch.no_grad()
+    def encoded(self, prompts: Sequence[Sequence[int]]) -> EncodedPrompt:
+        """The keys and values of prompts given as ids, a row each."""
         layout, model = self.pipe.layout, self.pipe.transformer.model
-        prefix = layout.prefix(self._prompts(condition)).to(self.device)
+        prefix = layout.prefix(prompts).to(self.device)
         dtype = model.embed_tokens.weight.dtype
         mask = additive(layout.attended(prefix, 0), dtype)
         positions = torch.arange(prefix.shape[1], device=self.device)[None]
@@ -184,19 +189,20 @@ class ConfiguredShowo:
 
     @torch.no_grad()
     def logits(self, encoded: EncodedPrompt, codes: Tensor) -> Tensor:
+        """The logits ``(B, S, V)`` of codes, all of one prompt or each of that in its row."""
         from transformers import DynamicCache
 
         layout, model, head = self.pipe.layout, self.pipe.transformer.model, self.pipe.transformer.lm_head
         ids = layout.image(codes.to(self.device)).repeat(self.branches, 1)
-        cache = DynamicCache()
+        cache, times = DynamicCache(), len(ids) // len(encoded.mask)
         for i, (keys, values) in enumerate(encoded.layers):
-            cache.update(keys.repeat_interleave(len(codes), 0), values.repeat_interleave(len(codes), 0), i)
+            cache.update(keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0), i)
         prefix, length = encoded.mask.shape[-1], ids.shape[1]
         mask = torch.nn.functional.pad(encoded.mask, (0, length)).expand(-1, -1, length, -1)
         positions = torch.arange(prefix, prefix + length, device=self.device)[None]
         hidden = model(
             input_ids=ids,
-            attention_mask=mask.repeat_interleave(len(codes), 0),
+            attention_mask=mask.repeat_interleave(times, 0),
             position_ids=positions,
             past_key_values=cache,
         ).last_hidden_state[:, 1:-1]
