@@ -57,6 +57,19 @@ def each_second(total: int, fps: float, limit: int) -> list[int]:
     return [int(np.abs(times - second).argmin()) for second in seconds]
 
 
+def at_rate(total: int, fps: float, wanted: float) -> list[int]:
+    """The frames nearest to the times of `wanted` frames per second, each once.
+
+    Args:
+        total: Frames of the clip, at least 1.
+        fps: Frames per second of the clip.
+        wanted: Frames per second wanted; a clip that has fewer gives all of its frames.
+    """
+    step = max(1.0, fps / wanted)
+    count = int((total - 1) / step + 1e-9) + 1
+    return [round(i * step) for i in range(count)]
+
+
 def clip(sample: Media, name: str) -> Video:
     """The sample, if it is a clip that can be looked at.
 

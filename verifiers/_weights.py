@@ -173,16 +173,20 @@ def from_pretrained(
     if not Path(checkpoint).expanduser().exists():
         _refuse_missing_path(checkpoint, owner)
     try:
-        model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, **settings)
+        # other shapes are told here, by name
+        model, info = model_class.from_pretrained(
+            checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
     except Exception as error:  # every library beneath raises its own kinds
         raise _unreachable(checkpoint, owner, error) from error
     unexpected = [key for key in info["unexpected_keys"] if not key.endswith(tuple(ignore))]
     missing = [key for key in info["missing_keys"] if not key.endswith(tuple(unread))]
     check_keys(owner, missing=missing, unexpected=unexpected)
-    if info["mismatched_keys"]:
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, given, wanted = mismatched[0]
         raise VerifierError(
-            f"The weights of {owner!r} must have the shapes of its model but {info['mismatched_keys'][0]} "
-            "differs; give the checkpoint of this model size."
+            f"The weights of {owner!r} must have the shapes of its model but {key!r} is {tuple(given)} "
+            f"instead of {tuple(wanted)} ({len(mismatched)} differ); give the checkpoint of this model size."
         )
     return model.eval().requires_grad_(False)
 

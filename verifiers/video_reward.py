@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -10,18 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.errors import ConfigError
-from tts_vision.model_verifier import BatchedVerifier, UnusableSample
+from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Media, Modality, Prompt, Score, Video
-from tts_vision.verifiers._frames import clip, evenly
+from tts_vision.verifiers._frames import evenly
+from tts_vision.verifiers._qwen_video import FACTOR, MAX_FRAMES, MIN_FRAMES, looked_at, resized
 from tts_vision.verifiers._threads import preprocessing_threads
 from tts_vision.verifiers._weights import check_keys, find_file, load_strictly, processor_from, read_state
 
 WEIGHTS = "checkpoint-11352/model.pth"
 LORA_ALPHA = 128
-FACTOR = 28
-MIN_PIXELS, MAX_PIXELS = 128 * FACTOR**2, 256 * FACTOR**2  # of a frame
-MIN_FRAMES, MAX_FRAMES, MAX_RATIO = 4, 768, 200
+MAX_PIXELS = 256 * FACTOR**2  # of a frame
 # mean and standard deviation of each reward, as the published configuration has them
 SCALES = {"VQ": (3.6757, 2.2476), "MQ": (1.1646, 1.3811), "TA": (2.8105, 2.5121)}
 
@@ -87,13 +85,7 @@ class VideoReward(BatchedVerifier):
         self._model.eval().requires_grad_(False).to(self.device, self.dtype)
 
     def _usable(self, sample: Media) -> Video:
-        video = clip(sample, self.name)
-        short, long = sorted(video.frames.shape[1:3])
-        if long > MAX_RATIO * short:
-            raise UnusableSample(
-                f"a frame must be at most {MAX_RATIO} times as long as wide but is {long}x{short}"
-            )
-        return video
+        return looked_at(sample, self.name)
 
     def _score_batch(self, samples: list[Video], prompts: list[Prompt]) -> list[Score]:
         inputs = self._inputs(samples, prompts)
@@ -118,7 +110,7 @@ class VideoReward(BatchedVerifier):
             length = len(video.frames)
             chosen = evenly(length, frame_count(length, video.fps, self.fps), nearest=True)
             frames = video.frames[chosen].permute(0, 3, 1, 2)
-            videos.append(preprocessing_threads(own=True).submit(resized, frames))
+            videos.append(preprocessing_threads(own=True).submit(resized, frames, MAX_PIXELS))
             words = prompt.text
             for token in self._processor.tokenizer.get_added_vocab():
                 words = words.replace(token, "")  # such as a second clip that is not there
@@ -136,32 +128,6 @@ class VideoReward(BatchedVerifier):
             return_tensors="pt",
             videos_kwargs={"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
         ).to(self.device)
-
-
-def frame_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which VideoAlign looks at a frame: multiples of 28, within its bounds of pixels."""
-    size = [max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width)]
-    if size[0] * size[1] > MAX_PIXELS:
-        shrink = math.sqrt(height * width / MAX_PIXELS)
-        size = [max(FACTOR, math.floor(side / shrink / FACTOR) * FACTOR) for side in (height, width)]
-    elif size[0] * size[1] < MIN_PIXELS:
-        grow = math.sqrt(MIN_PIXELS / (height * width))
-        size = [math.ceil(side * grow / FACTOR) * FACTOR for side in (height, width)]
-    return size[0], size[1]
-
-
-def resized(frames: Tensor) -> Tensor:
-    """Frames ``(T, 3, H, W)`` uint8, resized as VideoAlign does.
-
-    It uses torchvision's first functions, which compute in floating point and round to bytes. The second
-    ones, which transformers uses, also round between rows and columns: smooth frames then differ by one
-    level, noisy ones by up to 25.
-    """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.functional import resize
-
-    size = list(frame_size(*frames.shape[-2:]))
-    return resize(frames, size, InterpolationMode.BICUBIC, antialias=True)
 
 
 def total(rewards: list[float]) -> Score:

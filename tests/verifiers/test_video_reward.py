@@ -15,18 +15,16 @@ from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.media import read_media
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
+from tts_vision.verifiers._qwen_video import MIN_PIXELS, frame_size, resized
 from tts_vision.verifiers.video_reward import (
     LORA_ALPHA,
     MAX_PIXELS,
-    MIN_PIXELS,
     SCALES,
     TEMPLATE,
     WEIGHTS,
     VideoReward,
     frame_count,
-    frame_size,
     merged,
-    resized,
     total,
 )
 
@@ -216,10 +214,10 @@ def test_frames_are_resized_as_videoalign_does_to_the_last_bit(size: tuple[int, 
     """Its own steps: bicubic with antialiasing in float32, clamped, rounded to bytes."""
     frames = grain(*size)
     wide = torch.nn.functional.interpolate(
-        frames.float(), frame_size(*size), mode="bicubic", antialias=True, align_corners=False
+        frames.float(), frame_size(*size, MAX_PIXELS), mode="bicubic", antialias=True, align_corners=False
     )
     expected = wide.clamp(0, 255).round().to(torch.uint8)
-    assert torch.equal(resized(frames), expected)
+    assert torch.equal(resized(frames, MAX_PIXELS), expected)
 
 
 def test_another_way_of_resizing_is_off() -> None:
@@ -228,8 +226,8 @@ def test_another_way_of_resizing_is_off() -> None:
     from torchvision.transforms.v2.functional import resize
 
     frames = grain(480, 832)
-    other = resize(frames, list(frame_size(480, 832)), InterpolationMode.BICUBIC, antialias=True)
-    assert int((resized(frames).int() - other.int()).abs().max()) >= 1
+    other = resize(frames, list(frame_size(480, 832, MAX_PIXELS)), InterpolationMode.BICUBIC, antialias=True)
+    assert int((resized(frames, MAX_PIXELS).int() - other.int()).abs().max()) >= 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +244,7 @@ def test_another_way_of_resizing_is_off() -> None:
 def test_sizes_are_those_of_videoalign(size: tuple[int, int], expected: tuple[int, int]) -> None:
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
-    assert frame_size(*size) == expected == smart_resize(*size, 28, MIN_PIXELS, MAX_PIXELS)
+    assert frame_size(*size, MAX_PIXELS) == expected == smart_resize(*size, 28, MIN_PIXELS, MAX_PIXELS)
 
 
 def test_z_scores_in_closed_form() -> None:
