@@ -111,6 +111,15 @@ class MediaStore:
         """The file that `save` named."""
         return None
 
+    def show(self, uid: int, step: int, media: Media) -> None:
+        """Keeps a thumbnail of a particle at a step, for figures of the search.
+
+        Args:
+            uid: The particle.
+            step: The step.
+            media: Its preview there, or the finished sample.
+        """
+
 
 class Candidates:
     """All scored samples of a search.

@@ -577,6 +577,10 @@ class SearchContext:
         weights = {"log_weights": [float(value) for value in log_weights], "log_z": float(log_z)}
         self._engine.ask("weights", lambda: weights, uids=state.uids)
 
+    def keep_thumbnails(self) -> None:
+        """Keeps thumbnails of all previews and samples from now on, which the result folder shows as a tree."""
+        self._judging.keeps_thumbnails = True
+
     def warn(self, message: str) -> None:
         """Tells the user something about the search; recorded."""
         self._engine.ask("warning", lambda: message)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SHEET_WIDTH, _MOST_IMAGES, _MOST_CLIPS = 1280, 400, 100
 _STRIP = 6  # frames of a clip that are shown
-_BEST, _LINE, _FAINT = "#d1495b", "#30638e", "#b8bfc6"
+BEST, _LINE, FAINT = "#d1495b", "#30638e", "#b8bfc6"
 
 
 class Point(NamedTuple):
@@ -119,14 +119,14 @@ def scaling(
         if held_out:
             beside = axis.twinx()
             values = [held_out.get(p.best_uid, math.nan) for p in curve]
-            beside.step(at, values, where="post", color=_BEST, linestyle="--", linewidth=1.4)
-            beside.tick_params(axis="y", colors=_BEST)
+            beside.step(at, values, where="post", color=BEST, linestyle="--", linewidth=1.4)
+            beside.tick_params(axis="y", colors=BEST)
             if axis is axes[1]:
-                beside.set_ylabel(f"holdout: {_shorten(holdout or '', 40)}", color=_BEST)
-    by = f" by {_shorten(verifier, 40)}" if verifier else ""
+                beside.set_ylabel(f"holdout: {shortened(holdout or '', 40)}", color=BEST)
+    by = f" by {shortened(verifier, 40)}" if verifier else ""
     axes[0].set(xlabel=unit, ylabel=f"best score so far{by}")
     axes[1].set(xlabel="seconds")
-    figure.suptitle(_shorten(title, 90), fontsize=11)
+    figure.suptitle(shortened(title, 90), fontsize=11)
     return figure
 
 
@@ -155,14 +155,14 @@ def contact_sheet(
     shown = candidates[: _MOST_CLIPS if is_clips else _MOST_IMAGES]
     if is_clips:
         side = 192 if len(shown) <= 4 else 96
-        width, height = _STRIP * (side + 2) - 2, _fit(still(first), side).height
+        width, height = _STRIP * (side + 2) - 2, fit(still(first), side).height
     else:
         side = width = height = 192 if len(shown) <= 36 else 112
     columns = max(1, min(len(shown), _SHEET_WIDTH // (width + 8)))
     rows = math.ceil(len(shown) / columns)
     font, head = ImageFont.load_default(12), ImageFont.load_default(15)
     omitted = f"  (best {len(shown)} of {len(candidates)})" if len(shown) < len(candidates) else ""
-    text = _shorten(title, 100) + omitted
+    text = shortened(title, 100) + omitted
     whole = max(columns * (width + 8) + 8, math.ceil(head.getlength(text)) + 16)
     sheet = Image.new("RGB", (whole, rows * (height + 28) + 36), "white")
     draw = ImageDraw.Draw(sheet)
@@ -176,11 +176,11 @@ def contact_sheet(
         right, bottom = left + image.width - 1, top + image.height - 1
         sheet.paste(image, (left, top))
         if is_invalid:
-            draw.line((left, top, right, bottom), fill=_FAINT, width=3)
-            draw.line((left, bottom, right, top), fill=_FAINT, width=3)
-        outline = (_LINE, 3) if is_plain else (_FAINT, 1)
+            draw.line((left, top, right, bottom), fill=FAINT, width=3)
+            draw.line((left, bottom, right, top), fill=FAINT, width=3)
+        outline = (_LINE, 3) if is_plain else (FAINT, 1)
         draw.rectangle((left, top, right, bottom), outline=outline[0], width=outline[1])
-        color = _BEST if number == 0 else _LINE if is_plain else "black"
+        color = BEST if number == 0 else _LINE if is_plain else "black"
         draw.text((x, y + height + 3), _label(candidate, is_plain=is_plain), fill=color, font=font)
     return sheet
 
@@ -196,7 +196,7 @@ def strip(clip: Video, side: int, height: int | None = None, frames: int = _STRI
     """
     last = len(clip.frames) - 1
     chosen = sorted({round(i * last / max(1, frames - 1)) for i in range(frames)})
-    images = [_fit(Image.fromarray(clip.frames[i].numpy()), side, height) for i in chosen]
+    images = [fit(Image.fromarray(clip.frames[i].numpy()), side, height) for i in chosen]
     made = Image.new("RGB", (sum(image.width + 2 for image in images) - 2, images[0].height), "white")
     for number, image in enumerate(images):
         made.paste(image, (number * (image.width + 2), 0))
@@ -208,7 +208,7 @@ def _cell(candidate: Candidate, side: int, size: tuple[int, int]) -> Image.Image
     media = candidate.load() if _has_pixels(candidate) else None
     if media is None:
         return Image.new("RGB", size, "white")
-    return strip(media, side, size[1]) if isinstance(media, Video) else _fit(media, side, size[1])
+    return strip(media, side, size[1]) if isinstance(media, Video) else fit(media, side, size[1])
 
 
 def _has_pixels(candidate: Candidate) -> bool:
@@ -235,14 +235,14 @@ def reflection_sheet(
     left = 8 + side + 12 + words
     sheet = Image.new("RGB", (left + most * (side + 8), 36 + max(1, len(shown)) * (side + 28)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((8, 8), _shorten(title, 100), fill="black", font=head)
+    draw.text((8, 8), shortened(title, 100), fill="black", font=head)
     for row, each in enumerate(shown):
         y = 34 + row * (side + 28)
         _thumbnail(sheet, by_uid[each.uid], (8, y), side, each.regions)
         draw.text((8, y + side + 3), _label(by_uid[each.uid], is_plain=False), fill="black", font=font)
         lines = _wrapped("holds" if each.holds else each.reason or "rejected, without a reason", font, words)
         lines = lines[:8] + [f"-> {c.corrector}: {len(c.uids)}" for c in each.corrections[:2]]
-        color = _LINE if each.holds else _BEST
+        color = _LINE if each.holds else BEST
         draw.multiline_text((8 + side + 10, y + 2), "\n".join(lines), fill=color, font=font)
         made = {uid for c in each.corrections for uid in c.uids}
         for column, uid in enumerate([uid for uid in order if uid in made][:most]):
@@ -257,12 +257,12 @@ def _thumbnail(
 ) -> None:
     """Draws a sample into a square, and frames around some of its parts."""
     has_pixels = _has_pixels(candidate)
-    image = _fit(still(candidate.load()), side) if has_pixels else Image.new("RGB", (side, side), "white")
+    image = fit(still(candidate.load()), side) if has_pixels else Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
     for left, top, right, bottom in regions:
         box = (left * image.width, top * image.height, right * image.width - 1, bottom * image.height - 1)
         if box[0] <= box[2] and box[1] <= box[3]:
-            draw.rectangle(box, outline=_BEST)
+            draw.rectangle(box, outline=BEST)
     sheet.paste(image, (at[0] + (side - image.width) // 2, at[1] + (side - image.height) // 2))
 
 
@@ -286,7 +286,7 @@ def _label(candidate: Candidate, *, is_plain: bool) -> str:
     return f"#{candidate.uid}{'  plain' if is_plain else ''}  {score}"
 
 
-def _fit(image: Image.Image, side: int, height: int | None = None) -> Image.Image:
+def fit(image: Image.Image, side: int, height: int | None = None) -> Image.Image:
     """The image as large as fits a square, or a lower box; small ones by whole factors, to show pixels."""
     image = image.convert("RGB")
     factor = min(side / image.width, (side if height is None else height) / image.height)
@@ -348,7 +348,7 @@ def lineage_svg(events: Sequence[Event], best: int | None, final: Mapping[int, f
     for rejected, child in _corrected(events, born):
         start, end = left + ends[rejected] * dx, x[child]
         parts.append(
-            f'<path d="M{start:.1f} {y[rejected]:.1f} L{end:.1f} {y[child]:.1f}" stroke="{_FAINT}" '
+            f'<path d="M{start:.1f} {y[rejected]:.1f} L{end:.1f} {y[child]:.1f}" stroke="{FAINT}" '
             'stroke-dasharray="1 3" fill="none"/>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -367,7 +367,7 @@ def _particle(
     remarks: Sequence[str],
 ) -> list[str]:
     uid, parent = ancestor.uid, ancestor.parent
-    color = _BEST if is_line else (_FAINT if score is None or math.isnan(score) else _LINE)
+    color = BEST if is_line else (FAINT if score is None or math.isnan(score) else _LINE)
     stroke = f'stroke="{color}" stroke-width="{2.5 if is_line else 1.2}" fill="none"'
     verdict = "" if score is None else ("unscored" if math.isnan(score) else f"{score:.4g}")
     facts = [f"#{uid}", ancestor.origin, f"step {ancestor.step}"]
@@ -455,6 +455,7 @@ def _line_of(born: dict[int, Ancestor], uid: int | None) -> set[int]:
     return line
 
 
-def _shorten(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """A text in one line of at most so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from tts_vision.errors import StorageError
 
 CONFIG, TRACE, RESULT, POPULATION = "config.yaml", "trace.jsonl", "result.json", "population"
-STATE, ASSETS = "state", "conditions"
+STATE, ASSETS, THUMBNAILS = "state", "conditions", "thumbnails"
 STOPPED = "stopped"
 """Marks a folder whose result is that of a search that was stopped and can go on."""
 _PLAIN = re.compile(r"\w[\w.+-]*")

@@ -48,6 +48,7 @@ class Judging:
         decoded: The samples that were decoded just now, by uid, while observers are told; else empty.
         keeps_decoded: Whether samples are kept until others are decoded at another step, because features and
             questions are about them too.
+        keeps_thumbnails: Whether a thumbnail of each preview and sample is kept for figures.
         target: The score, or ``satisfied``, at which the search ends.
     """
 
@@ -57,7 +58,7 @@ class Judging:
         self.verifier, self.prompt, self.target = verifier, prompt, target
         self.candidates = Candidates(satisfied_first=target == "satisfied")
         self.decoded: Mapping[int, Decoded] = {}
-        self.keeps_decoded = False
+        self.keeps_decoded = self.keeps_thumbnails = False
         self._engine, self._store = engine, store
         self._history = History()
         if verifier.learns:
@@ -324,6 +325,9 @@ class Judging:
             engine.ledger.charge(cost)
             self.decoded = dict(zip(part.uids, self.decoded_rows(part, decode)))
             done.update(self.decoded)
+            for uid, sample in self.decoded.items() if self.keeps_thumbnails else ():
+                if not isinstance(sample, Invalid):
+                    self._store.show(uid, rows.step, sample)
             engine.record(
                 Computed(op=op, what="decode", uids=part.uids, first=a, step=rows.step, preview=preview)
             )

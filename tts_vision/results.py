@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from tts_vision.calibration import PreviewTrust, preview_trust
 from tts_vision.candidates import Candidate, MediaStore
@@ -21,13 +22,17 @@ from tts_vision.errors import ConfigError, PipelineError, StorageError, Verifier
 from tts_vision.files import (
     POPULATION,
     RESULT,
+    THUMBNAILS,
     TRACE,
     best_of,
     inside,
+    is_file,
     is_folder,
+    make_inside,
     read_file,
     remove_parts,
     replace_file,
+    storage,
 )
 from tts_vision.folders import check_unchanged, has_result, is_finished, missing_trace, read_config
 from tts_vision.holdout import HeldOutReport, held_out, holdout_report
@@ -326,11 +331,18 @@ class SampleMemory(MediaStore):
 
 
 class SampleFolder(SampleMemory):
-    """Keeps finished samples as files of ``population/``: images as PNG, clips without loss and as MP4."""
+    """Keeps finished samples as files of ``population/``: images as PNG, clips without loss and as MP4.
 
-    def __init__(self, config: RunConfig, journal: Journal, root: Path) -> None:
+    Args:
+        config: The settings of the search.
+        journal: Its record.
+        root: Its folder.
+        figures: Whether thumbnails are kept for figures.
+    """
+
+    def __init__(self, config: RunConfig, journal: Journal, root: Path, *, figures: bool = True) -> None:
         super().__init__(config, journal)
-        self.root = root
+        self.root, self.figures = root, figures
 
     def save(
         self,
@@ -353,6 +365,22 @@ class SampleFolder(SampleMemory):
     def path(self, name: str) -> Path | None:
         return inside(self.root, name)
 
+    def show(self, uid: int, step: int, media: Media) -> None:
+        if not self.figures:
+            return
+        from tts_vision.tree_figure import thumbnail
+
+        path = _thumbnail(self.root, (uid, step))
+        with storage(path, "A thumbnail"):
+            make_inside(path.parent)
+        replace_file(path, lambda part: thumbnail(media).save(part, "PNG"), "A thumbnail")
+
+
+def _thumbnail(root: Path, node: tuple[int, int]) -> Path:
+    """The file of the thumbnail of a particle at a step."""
+    uid, step = node
+    return root / THUMBNAILS / f"{uid:05d}_{step:05d}.png"
+
 
 def _files(path: Path) -> list[Path]:
     """The files to write for a sample: that with its exact pixels and, for a clip, one that players know."""
@@ -368,8 +396,9 @@ def write_result(result: Result, *, figures: bool = True) -> None:
     """
     root = result.folder
     assert root is not None
-    if is_folder(root / POPULATION):
-        remove_parts(root / POPULATION)
+    for name in (POPULATION, THUMBNAILS):
+        if is_folder(root / name):
+            remove_parts(root / name)
     if result.winner is not None:
         winner = result.winner
         for path in winner.files:
@@ -404,8 +433,21 @@ def _draw(result: Result, root: Path) -> None:
         told = figures.reflection_sheet(result.reflections, result.population, title=result.config.prompt)
         replace_file(root / "reflections.png", lambda part: told.save(part, "PNG"), "The reflections")
     best = None if result.winner is None else result.winner.uid
+    if is_folder(root / THUMBNAILS):
+        _draw_tree(result, root, best)
     tree = figures.lineage_svg(result.trace, best, {c.uid: c.score.value for c in result.population})
     replace_file(root / "lineage.svg", lambda part: part.write_text(tree), "The lineage")
+
+
+def _draw_tree(result: Result, root: Path, best: int | None) -> None:
+    from tts_vision.tree_figure import Tree, tree_sheet
+
+    def stored(node: tuple[int, int]) -> Image.Image | None:
+        path = _thumbnail(root, node)
+        return Image.open(io.BytesIO(read_file(path))) if is_file(path) else None
+
+    sheet = tree_sheet(Tree.of(result.trace, best, until=TOP_UP), stored, title=result.config.prompt)
+    replace_file(root / "tree.png", lambda part: sheet.save(part, "PNG"), "The tree")
 
 
 def report(result: Result) -> dict[str, Any]:

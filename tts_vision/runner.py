@@ -230,7 +230,11 @@ def _run(
         Began(op=0, config=config.content, hash=config.hash, max_batch=config.max_batch, fingerprint=facts)
     )
     check_fingerprint(began.fingerprint, facts)
-    samples = SampleMemory(config, journal) if root is None else SampleFolder(config, journal, root)
+    samples = (
+        SampleMemory(config, journal)
+        if root is None
+        else SampleFolder(config, journal, root, figures=figures)
+    )
     try:
         result = _search(setup, journal, samples, root, progress, began.max_batch or CHUNK, steering)
     except ConfigError:

@@ -89,6 +89,7 @@ def tree_of_frames(
         links=backtrack,
         released=strict_reference,
     )
+    ctx.keep_thumbnails()
     tree, roots = Tree(ctx, plan), n - n // 2 if backtrack else n
     finished = tree.best_first(roots) if order == "best" else tree.grow([], 0, roots)
     if backtrack:
