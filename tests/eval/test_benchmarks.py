@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
-
-from tts_vision.eval import overhead, playground
+from tts_vision.eval import playground
 
 
 def test_prompts_are_distinct_and_even_over_the_forms():
@@ -24,17 +20,3 @@ def test_prompts_of_the_hard_track_are_other_ones_with_counts_in_turn():
     every = playground.evaluation_prompts(1000, "hard")
     assert len(every) == 150
     assert not {prompt.text for prompt in every} & {p.text for p in playground.evaluation_prompts(1000)}
-
-
-def test_overhead_compares_the_same_images(tmp_path, capsys):
-    file = tmp_path / "overhead.json"
-    overhead.main(["--n", "3", "--batch", "2", "--repeats", "1", "--json", str(file)])
-    rows = json.loads(file.read_text())
-    assert [row["model"] for row in rows] == ["playground", "tiny SDXL"]
-    assert all(row["identical"] and row["ratio"] > 0 for row in rows)
-    assert "tiny SDXL" in capsys.readouterr().out
-
-
-def test_overhead_would_notice_other_images(monkeypatch):
-    monkeypatch.setattr(overhead, "toolkit", lambda *_: [np.zeros((64, 64, 3), np.uint8)] * 2)
-    assert not overhead.compare("playground", n=2, batch=2, repeats=1)["identical"]
