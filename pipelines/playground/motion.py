@@ -1,4 +1,4 @@
-"""Clips of the playground: one or two plain shapes that move, grow, shrink or stand still, and their captions.
+"""Clips of the playground: one or two shapes that move, grow, shrink or stand still, and their captions.
 
 The shapes, colours and painter of `world`, 64x64 pixels, 16 frames at 8 a second in four chunks of four
 frames. The pace of each object is drawn anew for every chunk. Objects stay inside the frame and clear of one

@@ -1,4 +1,4 @@
-"""The exact motion checker: are the asked objects in every frame, do they move as asked, and when do they not?
+"""The exact motion checker: whether a clip shows the asked objects moving as asked, and when it first fails.
 
 Objects are those that `checker.detect` finds. A clip is judged chunk by chunk, so that its first chunks alone
 can be judged on what they show.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tts_vision.pipelines.playground.checker import Detection, detect
-from tts_vision.pipelines.playground.motion import CHUNK, DIRECTIONS, MotionSpec
+from tts_vision.pipelines.playground.motion import CHUNK, DIRECTIONS, FPS, MotionSpec
 
 # Per frame, in pixels and in the logarithm of the size. Drawn clips move by 1.0 to 2.2 and grow by 0.022 to
 # 0.038.
@@ -27,26 +27,21 @@ class MotionVerdict:
     Attributes:
         correct: Whether the frames seen show what the prompt asks.
         reason: The first fault, empty when correct.
-        fraction: Share of the single demands that are met, 0 to 1; 1 exactly when correct. The demands are the
-            objects of each frame, and the motion of each object in each chunk.
-        fails_at: The frame at which the clip first fails; None when correct.
-        frames: Number of frames that were judged.
+        fraction: Share of the single demands that are met, 0 to 1; 1 exactly when correct. The demands are
+            the objects of each frame, and the motion of each object in each chunk.
+        fails_at: Number of the frame at which the clip first fails, among those given; None when correct.
+        chunk: The chunk in which it first fails; None when correct.
     """
 
     correct: bool
     reason: str
     fraction: float
-    fails_at: int | None
-    frames: int
-
-    @property
-    def failing_chunk(self) -> int | None:
-        """The chunk in which the clip first fails."""
-        return None if self.fails_at is None else self.fails_at // CHUNK
+    fails_at: int | None = None
+    chunk: int | None = None
 
     def holds_until(self, chunk: int) -> bool:
         """Whether the clip was right up to the end of a chunk, counted from 0."""
-        return self.fails_at is None or self.fails_at // CHUNK > chunk
+        return self.chunk is None or self.chunk > chunk
 
 
 @dataclass(frozen=True)
@@ -84,34 +79,45 @@ def _sight(frame: np.ndarray, found: Detection) -> Sight:
     return Sight(found.label, found.colour, float(x), float(y), float(np.log(mass) / 2))
 
 
-def evaluate(frames: np.ndarray, spec: MotionSpec) -> MotionVerdict:
+def evaluate(frames: np.ndarray, spec: MotionSpec, fps: float = FPS) -> MotionVerdict:
     """Judges a clip, or its first chunks, against a prompt.
 
     Every frame must show exactly the asked objects. In every chunk each object must move as asked, from the
     last frame of the chunk before to its own last one; it must not jump between two frames.
 
     Args:
-        frames: RGB, uint8 of shape `(t, h, w, 3)`, from the first frame on.
+        frames: RGB, uint8 of shape `(t, h, w, 3)`, from the first frame on; fewer, evenly spaced ones that
+            end with the last frame may stand for them.
         spec: What the prompt means.
+        fps: Frames per second, which says how many frames of the world lie between two of these.
 
     Returns:
         The verdict.
+
+    Raises:
+        ValueError: There are no frames, or more a second than the world has.
     """
-    return judge(observe(frames), spec)
+    return judge(observe(frames), spec, fps)
 
 
-def judge(seen: Sequence[Sequence[Sight]], spec: MotionSpec) -> MotionVerdict:
+def judge(seen: Sequence[Sequence[Sight]], spec: MotionSpec, fps: float = FPS) -> MotionVerdict:
     """The verdict on given objects, see `evaluate`.
 
     Args:
         seen: Objects of each frame, of `observe`.
         spec: What the prompt means.
+        fps: Frames per second.
     """
-    faults: list[tuple[int, str]] = []
-    demands = 0
+    if not seen or not 0 < fps <= FPS:
+        raise ValueError(
+            f"A clip of the playground has frames, at most {FPS:g} a second, but got {len(seen)} at {fps:g}; "
+            "give a clip of the playground."
+        )
+    times = (np.arange(len(seen)) + 1) * FPS / fps - 1  # in frames of the world
+    chunks = (times + 1e-6).astype(int) // CHUNK
     tracks = [_track(seen, actor.shape, actor.colour) for actor in spec.actors]
+    faults: list[tuple[int, str]] = []
     for frame, sights in enumerate(seen):
-        demands += 1
         missing = [a for a, track in zip(spec.actors, tracks) if np.isnan(track[frame, 0])]
         if missing:
             names = " and no ".join(f"{a.colour} {a.shape}" for a in missing)
@@ -119,18 +125,17 @@ def judge(seen: Sequence[Sequence[Sight]], spec: MotionSpec) -> MotionVerdict:
         elif len(sights) != len(spec.actors):
             faults.append((frame, f"{len(sights)} objects in frame {frame + 1}"))
     for actor, track in zip(spec.actors, tracks):
-        name = f"{actor.colour} {actor.shape}"
-        for start in range(0, len(seen), CHUNK):
-            window = track[max(start - 1, 0) : start + CHUNK]
-            demands += 1
-            fault = _fault(window, actor.motion)
-            if fault:
-                last = min(start + CHUNK, len(seen)) - 1
-                faults.append((last, f"the {name} {fault} in chunk {start // CHUNK + 1}"))
+        for chunk in np.unique(chunks):
+            inside = np.flatnonzero(chunks == chunk)
+            last = int(inside[-1])
+            window = slice(max(inside[0] - 1, 0), last + 1)
+            if fault := _fault(times[window], track[window], actor.motion):
+                faults.append((last, f"the {actor.colour} {actor.shape} {fault} in chunk {chunk + 1}"))
     if not faults:
-        return MotionVerdict(True, "", 1.0, None, len(seen))
+        return MotionVerdict(True, "", 1.0)
     fails_at, reason = min(faults)
-    return MotionVerdict(False, reason, max(0.0, 1 - len(faults) / max(demands, 1)), fails_at, len(seen))
+    demands = len(seen) + len(spec.actors) * len(np.unique(chunks))
+    return MotionVerdict(False, reason, 1 - len(faults) / demands, fails_at, int(chunks[fails_at]))
 
 
 def _track(seen: Sequence[Sequence[Sight]], shape: str, colour: str) -> np.ndarray:
@@ -144,18 +149,25 @@ def _track(seen: Sequence[Sequence[Sight]], shape: str, colour: str) -> np.ndarr
     return track
 
 
-def _fault(window: np.ndarray, motion: str | None) -> str:
-    """How an object of known places in a chunk, after its last place before it, does not move as asked."""
-    known = np.flatnonzero(~np.isnan(window[:, 0]))
+def _fault(times: np.ndarray, track: np.ndarray, motion: str | None) -> str:
+    """How an object does not move as asked in a chunk.
+
+    Args:
+        times: Of the frames of the chunk and the one before, in frames of the world, shape `(t,)`.
+        track: Of `_track` in these frames, shape `(t, 3)`.
+        motion: One of `motion.MOTIONS`, or None for any.
+    """
+    known = np.flatnonzero(~np.isnan(track[:, 0]))
     if len(known) < 2:
-        # One frame shows no motion; where the object is not seen, the frames are at fault.
-        return "" if len(window) < 2 else "is not seen moving"
-    steps = np.diff(window[known], axis=0) / np.diff(known)[:, None]
+        # One frame shows no motion, which is no fault of it.
+        return "is not seen moving" if len(times) > 1 else ""
+    steps = np.diff(track[known], axis=0) / np.diff(times[known])[:, None]
     if (np.abs(steps[:, :2]) > _MOST_JUMP).any() or (np.abs(steps[:, 2]) > _MOST_SWELL).any():
         return "jumps"
-    if motion is None or known[-1] - known[0] < 2:
+    span = times[known[-1]] - times[known[0]]
+    if motion is None or span < 2:
         return ""
-    rate = (window[known[-1]] - window[known[0]]) / (known[-1] - known[0])
+    rate = (track[known[-1]] - track[known[0]]) / span
     pace, growth = rate[:2], rate[2]
     if motion in ("grow", "shrink"):
         right = growth * (1 if motion == "grow" else -1) >= _LEAST_GROWTH

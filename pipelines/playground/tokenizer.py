@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerFast
 
 from tts_vision.pipelines.playground import world
@@ -26,12 +28,16 @@ def vocabulary() -> dict[str, int]:
     return {word: i for i, word in enumerate(words)}
 
 
-def build_tokenizer(padding_side: str = "left", opened: bool = False) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    padding_side: str = "left", opened: bool = False, more: Sequence[str] = (), length: int = MAX_TOKENS
+) -> PreTrainedTokenizerFast:
     """A tokenizer that lower-cases, splits on spaces and punctuation, and closes every text with `</s>`.
 
     Args:
         padding_side: Where padding goes; the flow's pipeline pads on the left.
         opened: Begin every text with `</s>` too, for models that read out the first token.
+        more: Words behind those of `vocabulary`.
+        length: Most tokens of a text.
 
     Returns:
         The tokenizer; "" becomes one token.
@@ -39,6 +45,7 @@ def build_tokenizer(padding_side: str = "left", opened: bool = False) -> PreTrai
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     words = vocabulary()
+    words |= {word: len(words) + i for i, word in enumerate(more)}
     core = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -51,6 +58,6 @@ def build_tokenizer(padding_side: str = "left", opened: bool = False) -> PreTrai
         eos_token=END,
         unk_token=UNKNOWN,
         padding_side=padding_side,
-        model_max_length=MAX_TOKENS,
+        model_max_length=length,
         model_input_names=["input_ids", "attention_mask"],
     )
