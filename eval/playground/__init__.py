@@ -1,8 +1,8 @@
 """The fair table of the bundled world: every search on every model, at equal compute and in equal seconds.
 
 ``python -m tts_vision.eval.playground`` makes it. Searches are guided by a fallible verifier and judged by
-the exact checker. The track ``easy`` has prompts of GenEval's six forms; ``hard`` has two groups of counted,
-coloured shapes in a relation.
+an exact checker. The track ``easy`` has prompts of GenEval's six forms; ``hard`` has two groups of counted,
+coloured shapes in a relation; ``motion`` has one or two objects that move, for models of clips.
 """
 
 from __future__ import annotations
@@ -17,16 +17,39 @@ from tts_vision.types import Prompt
 
 JUDGE = "playground_oracle:graded=false"
 Track: TypeAlias = Literal["easy", "hard"]
-_FILES: dict[Track, str] = {"easy": "prompts.jsonl", "hard": "hard.jsonl"}
+"""Prompts of images."""
+WorldTrack: TypeAlias = Literal["easy", "hard", "motion"]
+"""Those of clips as well."""
+_FILES: dict[WorldTrack, str] = {"easy": "prompts.jsonl", "hard": "hard.jsonl", "motion": "motion.jsonl"}
+GUIDES: dict[WorldTrack, str] = {
+    "easy": "playground_judge",
+    "hard": "playground_judge",
+    "motion": "playground_motion_judge",
+}
+"""The fallible verifier of a track."""
+EVALUATORS: dict[WorldTrack, str] = {
+    "easy": "playground:track=easy",
+    "hard": "playground:track=hard",
+    "motion": "playground_motion",
+}
+"""The exact checker of a track."""
 
 
-def evaluation_prompts(n: int, track: Track = "easy") -> list[Prompt]:
+def tracks_of(model: str) -> tuple[WorldTrack, ...]:
+    """The tracks whose prompts a model is made for; all of a model that is not bundled."""
+    if model.partition("-")[0] != "playground":
+        return ("easy", "hard", "motion")
+    return ("motion",) if model == "playground-video" else ("easy", "hard")
+
+
+def evaluation_prompts(n: int, track: WorldTrack = "easy") -> list[Prompt]:
     """`n` distinct prompts of a track, evenly over its forms while they last.
 
     Args:
         n: How many at most.
         track: ``easy``: GenEval's six task forms, 123 distinct prompts. ``hard``: two groups of counted,
-            coloured shapes in a relation, 150 prompts, five pairs of counts in turn.
+            coloured shapes in a relation, 150 prompts, five pairs of counts in turn. ``motion``: one and two
+            objects that move, 120 prompts.
     """
     path = Path(str(files("tts_vision.pipelines.playground").joinpath(_FILES[track])))
     by_form: dict[str, dict[str, Prompt]] = {}

@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from tts_vision.config import Spec
 from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError
 from tts_vision.eval.evaluator import Evaluator
-from tts_vision.eval.playground import Track
+from tts_vision.eval.playground import EVALUATORS, WorldTrack, tracks_of
 from tts_vision.eval.playground.measures import Measures
 from tts_vision.eval.playground.plan import Plan, Settings, Stage, Tasks, bundled_models, estimated, prepared
 from tts_vision.eval.playground.report import markdown, write
@@ -53,13 +54,14 @@ def _make(options: argparse.Namespace) -> None:
             f"--hours must be positive and --limit at least 1 but got {options.hours:g} and {options.limit}; "
             "raise it."
         )
-    checkers = {track: _checker(track) for track in dict.fromkeys(options.track)}
+    models = tuple(dict.fromkeys(options.model))
+    checkers = {track: _checker(track) for track in _tracks(options.track, models)}
     items = {track: each.items() for track, each in checkers.items()}
     executor, workers = _executor(options)
     measures = Measures(options.output, checkers, _note)
     settings = Settings(
         tracks=tuple(checkers),
-        models=tuple(dict.fromkeys(options.model)),
+        models=models,
         algorithms=tuple(options.algorithms),
         previews=tuple(options.previews),
         budgets=tuple(dict.fromkeys(options.budgets)),
@@ -71,17 +73,22 @@ def _make(options: argparse.Namespace) -> None:
         workers=workers,
     )
     stage = Stage(options.output, items, executor, note=_note)
-    plan = prepared(settings, stage, lambda records: measures.look_at(records, settings.tracks[0]))
+    plan = prepared(settings, stage, lambda track, records: measures.look_at(records, track))
     estimate = estimated(plan, stage)
     if options.limit is None:
         limit = min(MOST_PROMPTS, estimate.fitting(options.hours))
         plan = replace(plan, settings=replace(settings, limit=limit))
         plan.save(options.output)
         estimate = estimated(plan, stage)
+    if options.stop_after == "plan":
+        _note(str(estimate))
+        return
     _note(f"{estimate}; seconds are comparable if the machine has nothing else to do")
     tasks = Tasks(plan, items)
     with RunReport(sys.stderr) as report:
         run = stage.run(tasks.all(), report)
+    if options.stop_after == "searches":
+        return
     _note("judging samples")
     table = FairTable.of(plan, items, measures)
     print(markdown(table))
@@ -103,10 +110,19 @@ def _show(options: argparse.Namespace) -> None:
     print(markdown(table))
 
 
-def _checker(track: Track) -> Evaluator:
-    made: Any = lookup("evaluator", "playground").target(track=track)
+def _checker(track: WorldTrack) -> Evaluator:
+    spec = Spec.parse(EVALUATORS[track])
+    made: Any = lookup("evaluator", spec.name).target(**spec.params)
     checker: Evaluator = made
     return checker
+
+
+def _tracks(chosen: Sequence[WorldTrack] | None, models: Sequence[str]) -> list[WorldTrack]:
+    """The tracks that are asked for; by default those of the bundled models among these, or of images."""
+    if chosen:
+        return list(dict.fromkeys(chosen))
+    own = {track for model in models if model in bundled_models() for track in tracks_of(model)}
+    return [track for track in get_args(WorldTrack) if track in (own or {"easy", "hard"})]
 
 
 def _executor(options: argparse.Namespace) -> tuple[Executor | None, int]:
@@ -128,7 +144,12 @@ def _note(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tts_vision.eval.playground", description=__doc__)
-    parser.add_argument("--track", nargs="+", choices=get_args(Track), default=list(get_args(Track)))
+    parser.add_argument(
+        "--track",
+        nargs="+",
+        choices=get_args(WorldTrack),
+        help="(default: those that the models are made for)",
+    )
     parser.add_argument(
         "--model", nargs="+", default=bundled_models(), metavar="NAME", help="(default: %(default)s)"
     )
@@ -147,7 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         help="further arms of searches that choose by previews, such as expected, complete, rollout:2",
     )
     parser.add_argument("--budgets", nargs="+", default=["4x", "16x"], metavar="TIMES")
-    parser.add_argument("--verifier", default="playground_judge", help="what guides (default: %(default)s)")
+    parser.add_argument(
+        "--verifier",
+        default="",
+        help="what guides (default: playground_judge; playground_motion_judge on the track motion)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--hours", type=float, default=3.0, help="that the run may take (default: 3)")
     parser.add_argument("--limit", type=int, help="prompts of each track, whatever time they take")
@@ -164,6 +189,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--results", type=Path, default=Path("eval/results"), help="of the tables (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stop-after",
+        choices=("plan", "searches"),
+        help="plan: after the reference is timed and every search is tried; then any number of processes of "
+        "the same command may run at once, those with 'searches' without the table",
     )
     parser.add_argument("--tables", action="store_true", help="print those of --output and run nothing")
     return parser

@@ -13,7 +13,7 @@ import numpy as np
 from tts_vision.errors import StorageError
 from tts_vision.eval.evaluator import Evaluator, Item, Sample
 from tts_vision.eval.judging import Judgements, Trail
-from tts_vision.eval.playground import Track
+from tts_vision.eval.playground import WorldTrack
 from tts_vision.features import load_extractor
 from tts_vision.files import RESULT, append_lines, is_file, read_file, storage
 from tts_vision.media import open_media
@@ -48,16 +48,16 @@ class Measures:
     """
 
     def __init__(
-        self, root: Path, evaluators: Mapping[Track, Evaluator], note: Callable[[str], None]
+        self, root: Path, evaluators: Mapping[WorldTrack, Evaluator], note: Callable[[str], None]
     ) -> None:
         self.root, self.evaluators = root, evaluators
         self.judgements = {track: Judgements(each, root, note) for track, each in evaluators.items()}
-        self.items: dict[Track, dict[str, Item]] = {
+        self.items: dict[WorldTrack, dict[str, Item]] = {
             track: {item.id: item for item in each.items()} for track, each in evaluators.items()
         }
         self._populations = dict(self._read())
 
-    def right(self, track: Track, record: Record) -> bool:
+    def right(self, track: WorldTrack, record: Record) -> bool:
         """Whether the winner of a search is right; a search without one is not.
 
         Raises:
@@ -75,18 +75,18 @@ class Measures:
         (judged,) = self.judgements[track].of([sample])
         return bool(judged.verdict.correct)
 
-    def look_at(self, records: Sequence[Record], track: Track) -> None:
+    def look_at(self, records: Sequence[Record], track: WorldTrack) -> None:
         """Measures finished searches of a track."""
         self.trail(track, records)
         for record in records:
             self.right(track, record)
             self.population(track, record)
 
-    def trail(self, track: Track, records: Sequence[Record]) -> Trail:
+    def trail(self, track: WorldTrack, records: Sequence[Record]) -> Trail:
         """The verdicts on the samples that were the best of their search for a time."""
         return self.judgements[track].of_bests(records, self.items[track])
 
-    def population(self, track: Track, record: Record) -> Population:
+    def population(self, track: WorldTrack, record: Record) -> Population:
         """The finished samples of a search."""
         if record.name not in self._populations:
             self._populations[record.name] = found = self._look(track, record)
@@ -95,7 +95,7 @@ class Measures:
                 append_lines(self.root / POPULATIONS, line + "\n")
         return self._populations[record.name]
 
-    def _look(self, track: Track, record: Record) -> Population:
+    def _look(self, track: WorldTrack, record: Record) -> Population:
         result = json.loads(read_file(path_in(self.root, f"{record.name}/{RESULT}")))
         item = self.items[track][record.prompt_id]
         finished = [e for e in result["population"] if e["file"] and not e["preview"]]

@@ -15,7 +15,7 @@ from typing import Any
 from tts_vision.config import ModelOptions, RunConfig, SamplerOptions, Spec
 from tts_vision.errors import CapabilityError, ConfigError, StorageError
 from tts_vision.eval.evaluator import Item
-from tts_vision.eval.playground import Track
+from tts_vision.eval.playground import GUIDES, WorldTrack, tracks_of
 from tts_vision.files import is_file, read_file, replace_file
 from tts_vision.ledger import Budget
 from tts_vision.parameters import parameters
@@ -30,6 +30,8 @@ from tts_vision.runs.task import Record, Task
 REFERENCE = "best_of_n"
 VARIANTS: dict[str, tuple[str, ...]] = {"tts_var": ("clustering=false",)}
 """Parameters of further arms of an algorithm: TTS-VAR without its clusters is plain resampling."""
+OF_CLIPS = {"tree_of_frames": ("backtrack=true", "rewriter=stages", "backtrack=true,rewriter=stages")}
+"""Those on models of clips alone: backtracking in time, prompts of stages."""
 PLAN = "plan.json"
 CALIBRATED = 5
 """Prompts on which the reference is timed."""
@@ -77,7 +79,7 @@ class Level:
 class Cell:
     """Where a search belongs: a row of one of the tables."""
 
-    track: Track
+    track: WorldTrack
     contender: Contender
     level: Level
 
@@ -92,7 +94,7 @@ class Settings:
         algorithms: With parameters; all that are registered if there is none.
         previews: Modes of previews that algorithms which choose by previews have as further arms.
         budgets: In plain samples, such as ``4x``.
-        verifier: What guides.
+        verifier: What guides; that of each track, of `GUIDES`, if empty.
         seeds: Root seeds.
         dtype: Precision of the models; their own by default.
         device: Where they run.
@@ -100,10 +102,10 @@ class Settings:
         workers: Searches that are carried out at once, which decides how long each takes.
 
     Raises:
-        ConfigError: If a budget is written in another unit.
+        ConfigError: If a budget is written in another unit, or a model is made for none of the tracks.
     """
 
-    tracks: tuple[Track, ...]
+    tracks: tuple[WorldTrack, ...]
     models: tuple[str, ...]
     algorithms: tuple[str, ...]
     previews: tuple[str, ...]
@@ -117,6 +119,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         _ = self.yardstick
+        for model in self.models:
+            if not self.tracks_of(model):
+                raise ConfigError(
+                    f"A model is compared on prompts that it is made for but {model!r} is for "
+                    f"{' and '.join(tracks_of(model))}, and the tracks are {', '.join(self.tracks)}; add one "
+                    "by --track, or leave the model out."
+                )
+
+    def tracks_of(self, model: str) -> tuple[WorldTrack, ...]:
+        """The tracks that a model takes part in."""
+        return tuple(track for track in self.tracks if track in tracks_of(model))
+
+    def guide(self, track: WorldTrack) -> str:
+        """The verifier that guides on a track."""
+        return self.verifier or GUIDES[track]
 
     @property
     def yardstick(self) -> Level:
@@ -208,22 +225,30 @@ def bundled_models() -> list[str]:
 
 def contenders(settings: Settings) -> list[Contender]:
     """All searches on all models, the reference first."""
+    return [
+        Contender(model, algorithm, preview)
+        for model in dict.fromkeys(settings.models)
+        for algorithm in _algorithms(settings, model)
+        for preview in ("", *(settings.previews if _chooses_by_previews(algorithm) else ()))
+    ]
+
+
+def _algorithms(settings: Settings, model: str) -> list[str]:
+    """All algorithms on a model, with parameters, the reference first."""
+    variants = {**VARIANTS, **(OF_CLIPS if "motion" in settings.tracks_of(model) else {})}
     every = settings.algorithms or tuple(
         text
         for entry in entries("algorithm")
         if entry.target.__module__.startswith("tts_vision.")
-        for text in (entry.name, *(f"{entry.name}:{own}" for own in VARIANTS.get(entry.name, ())))
+        for text in (entry.name, *(f"{entry.name}:{own}" for own in variants.get(entry.name, ())))
     )
-    algorithms = dict.fromkeys([REFERENCE, *every])
-    needs = {each: lookup("algorithm", Spec.parse(each).name).needs for each in algorithms}
+    return list(dict.fromkeys([REFERENCE, *every]))
+
+
+def _chooses_by_previews(algorithm: str) -> bool:
+    needs = lookup("algorithm", Spec.parse(algorithm).name).needs
     # those by gradient differentiate the x0 estimate, whatever the mode of previews
-    by_previews = [each for each, own in needs.items() if "preview" in own and "differentiable" not in own]
-    return [
-        Contender(model, algorithm, preview)
-        for model in dict.fromkeys(settings.models)
-        for algorithm in algorithms
-        for preview in ("", *(settings.previews if algorithm in by_previews else ()))
-    ]
+    return "preview" in needs and "differentiable" not in needs
 
 
 def unsized(algorithm: str) -> str | None:
@@ -248,7 +273,7 @@ class Tasks:
         items: The prompts of each track, in the order in which they are taken.
     """
 
-    def __init__(self, plan: Plan, items: Mapping[Track, Sequence[Item]]) -> None:
+    def __init__(self, plan: Plan, items: Mapping[WorldTrack, Sequence[Item]]) -> None:
         self.plan, self.items = plan, items
         self.cells: dict[str, Cell] = {}
 
@@ -273,14 +298,14 @@ class Tasks:
             sampler_options=SamplerOptions(preview=contender.preview)
             if contender.preview
             else SamplerOptions(),
-            verifier=settings.verifier,
+            verifier=settings.guide(cell.track),
             budget=budget,
         )
         found = grid(
             base,
             [item.prompt for item in chosen],
             arms={contender.name: contender.algorithm},
-            verifiers=[settings.verifier],
+            verifiers=[settings.guide(cell.track)],
             seeds=settings.seeds if seeds is None else seeds,
             ids=[item.id for item in chosen],
             folder=[cell.track, contender.model, folder],
@@ -288,9 +313,11 @@ class Tasks:
         self.cells |= dict.fromkeys((task.name for task in found), cell)
         return found
 
-    def cells_of(self, track: Track) -> Iterator[Cell]:
+    def cells_of(self, track: WorldTrack) -> Iterator[Cell]:
         """The cells of a track, those of its contenders that take part."""
         for contender in filter(self.plan.takes_part, contenders(self.plan.settings)):
+            if track not in self.plan.settings.tracks_of(contender.model):
+                continue
             for level in self.plan.settings.levels(contender):
                 yield Cell(track, contender, level)
 
@@ -319,7 +346,7 @@ class Stage:
     """
 
     root: Path
-    items: Mapping[Track, Sequence[Item]]
+    items: Mapping[WorldTrack, Sequence[Item]]
     executor: Executor | None = None
     note: Callable[[str], None] = lambda line: None
 
@@ -328,7 +355,9 @@ class Stage:
         return run_tasks(tasks, self.root, executor=self.executor, progress=progress)
 
 
-def prepared(settings: Settings, stage: Stage, measure: Callable[[Sequence[Record]], None]) -> Plan:
+def prepared(
+    settings: Settings, stage: Stage, measure: Callable[[WorldTrack, Sequence[Record]], None]
+) -> Plan:
     """The plan of a run: times the reference, and tries each other contender once.
 
     The searches are those of the run itself, so nothing of this is computed twice.
@@ -336,7 +365,7 @@ def prepared(settings: Settings, stage: Stage, measure: Callable[[Sequence[Recor
     Args:
         settings: What is compared.
         stage: Where.
-        measure: Does with finished searches what is done with those of the run, to be timed.
+        measure: Does with finished searches of a track what is done with those of the run, to be timed.
 
     Raises:
         ConfigError: If the folder holds a run of other settings.
@@ -358,7 +387,7 @@ def prepared(settings: Settings, stage: Stage, measure: Callable[[Sequence[Recor
 def _timed(plan: Plan, model: str, stage: Stage) -> list[Task]:
     """Takes the seconds of each budget from a few searches of the reference; these searches."""
     settings, limits = plan.settings, plan.limits.setdefault(model, {})
-    first = settings.tracks[0]
+    first = settings.tracks_of(model)[0]
     prompts = stage.items[first][: min(CALIBRATED, settings.limit)]
     tasks, reference = Tasks(plan, stage.items), Contender(model, REFERENCE)
     by_times = {
@@ -382,13 +411,13 @@ def _timed(plan: Plan, model: str, stage: Stage) -> list[Task]:
 
 
 def _tried(
-    plan: Plan, stage: Stage, known: Sequence[Task], measure: Callable[[Sequence[Record]], None]
+    plan: Plan, stage: Stage, known: Sequence[Task], measure: Callable[[WorldTrack, Sequence[Record]], None]
 ) -> Plan:
     """Runs each contender once at each budget; those that are refused, or fail, take no part."""
     settings, tasks = plan.settings, Tasks(plan, stage.items)
-    first = settings.tracks[0]
     new: list[Task] = []  # to this run, or finished
     for contender in filter(plan.takes_part, contenders(settings)):
+        first = settings.tracks_of(contender.model)[0]
         try:
             for level in settings.levels(contender):
                 if not level.timed:
@@ -417,7 +446,9 @@ def _tried(
     if len(records) < 2:
         return plan
     began = time.monotonic()
-    measure(records)
+    tracks = {task.name: settings.tracks_of(task.config.model)[0] for task in (*known, *new)}
+    for track in settings.tracks:
+        measure(track, [record for record in records if tracks[record.name] == track])
     judged = (time.monotonic() - began) / len(records)
     # from the first end on: a worker starts once
     between = settings.workers * (ends[-1][0] - ends[0][0]) - sum(r.elapsed for r in records[1:])
@@ -443,29 +474,36 @@ class Estimate:
         prompts: By track.
         searches: All of them.
         workers: Searches at once.
+        tracks: Those that a model takes part in, by model; all if it is not there.
     """
 
     seconds: dict[str, float]
-    prompts: dict[Track, int]
+    prompts: dict[WorldTrack, int]
     searches: int
     workers: int
+    tracks: dict[str, tuple[WorldTrack, ...]] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
         """Seconds of the run."""
-        return sum(self.prompts.values()) * sum(self.seconds.values()) / self.workers
+        return sum(map(self._of, self.seconds))
 
     def fitting(self, hours: float) -> int:
         """The most prompts of a track that fit the hours; at least one."""
-        each = len(self.prompts) * sum(self.seconds.values()) / self.workers
-        return max(1, math.floor(3600 * hours / each))
+        each = sum(len(self._tracks(model)) * seconds for model, seconds in self.seconds.items())
+        return max(1, math.floor(3600 * hours / (each / self.workers)))
+
+    def _tracks(self, model: str) -> tuple[WorldTrack, ...]:
+        return self.tracks.get(model, tuple(self.prompts))
+
+    def _of(self, model: str) -> float:
+        """Seconds of all searches on a model."""
+        prompts = sum(self.prompts[track] for track in self._tracks(model))
+        return prompts * self.seconds[model] / self.workers
 
     def __str__(self) -> str:
         prompts = ", ".join(f"{n} {track}" for track, n in self.prompts.items())
-        parts = [
-            f"{model} {clock(sum(self.prompts.values()) * seconds / self.workers)}"
-            for model, seconds in self.seconds.items()
-        ]
+        parts = [f"{model} {clock(self._of(model))}" for model in self.seconds]
         return (
             f"{self.searches} searches for {prompts} prompts: about {clock(self.total)} ({', '.join(parts)})"
         )
@@ -479,16 +517,20 @@ def estimated(plan: Plan, stage: Stage) -> Estimate:
         stage: Where it is carried out.
     """
     settings, finished = plan.settings, Manifest(stage.root).read()
-    tasks, first = Tasks(plan, stage.items), settings.tracks[0]
+    tasks, searches = Tasks(plan, stage.items), 0
     seconds = dict.fromkeys(settings.models, 0.0)
-    cells = list(tasks.cells_of(first))
-    for cell in cells:
-        if cell.level.timed:
-            took = plan.limits[cell.contender.model][cell.level.times]
-        else:
-            (task,) = tasks.of(cell, stage.items[first][:1], settings.seeds[:1])
-            took = finished[task.name].elapsed
-        seconds[cell.contender.model] += (took + plan.overhead) * len(settings.seeds)
     prompts = {track: min(settings.limit, len(stage.items[track])) for track in settings.tracks}
-    searches = len(cells) * len(settings.seeds) * sum(prompts.values())
-    return Estimate(seconds, prompts, searches, settings.workers)
+    tracks = {model: settings.tracks_of(model) for model in settings.models}
+    for track in settings.tracks:
+        for cell in tasks.cells_of(track):
+            model = cell.contender.model
+            searches += len(settings.seeds) * prompts[track]
+            if track != tracks[model][0]:
+                continue  # those of the first track are timed
+            if cell.level.timed:
+                took = plan.limits[model][cell.level.times]
+            else:
+                (task,) = tasks.of(cell, stage.items[track][:1], settings.seeds[:1])
+                took = finished[task.name].elapsed
+            seconds[model] += (took + plan.overhead) * len(settings.seeds)
+    return Estimate(seconds, prompts, searches, settings.workers, tracks)

@@ -59,8 +59,9 @@ def write(table: FairTable, folder: Path) -> list[Path]:
 def markdown(table: FairTable) -> str:
     """All tables, a section for each track and model."""
     settings = table.plan.settings
+    guides = dict.fromkeys(f"`{settings.guide(track)}`" for track in settings.tracks)
     lines = [
-        f"Guided by `{settings.verifier}`, judged by the exact checker; at most {settings.limit} prompts of "
+        f"Guided by {' and '.join(guides)}, judged by the exact checker; at most {settings.limit} prompts of "
         f"each track, {len(settings.seeds)} seeds.",
         "",
     ]
@@ -160,7 +161,11 @@ def plot(table: FairTable) -> Figure:
     panels = figure.subplots(max(1, len(tracks)), max(1, len(models)), squeeze=False)
     for line, track in zip(panels, tracks):
         for axis, model in zip(line, models):
-            _panel(axis, [row for row in table.rows if (row.track, row.model) == (track, model)])
+            own = [row for row in table.rows if (row.track, row.model) == (track, model)]
+            if not own:
+                axis.set_axis_off()
+                continue
+            _panel(axis, own)
             axis.set_title(f"{track}, {Path(model).name}", color=_INK, fontsize=10)
     for axis in panels[-1]:
         axis.set_xlabel("seconds of a search", color=_INK)

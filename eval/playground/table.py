@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_vision.eval.evaluator import Item, Verdict
-from tts_vision.eval.playground import Track
+from tts_vision.eval.playground import WorldTrack
 from tts_vision.eval.playground.measures import Measures
 from tts_vision.eval.playground.plan import REFERENCE, Cell, Contender, Level, Plan, Tasks
 from tts_vision.eval.statistics import curve_of, longest, mean
@@ -50,7 +50,7 @@ class Row:
         seconds: Wall-clock seconds.
     """
 
-    track: Track
+    track: WorldTrack
     model: str
     search: str
     budget: str
@@ -88,7 +88,7 @@ class Yardstick:
         in_a_quarter: The same of the best samples in a quarter of the seconds of each search.
     """
 
-    track: Track
+    track: WorldTrack
     model: str
     budget: str
     seconds: float
@@ -113,7 +113,7 @@ class FairTable:
     left: int
 
     @classmethod
-    def of(cls, plan: Plan, items: Mapping[Track, Sequence[Item]], measures: Measures) -> FairTable:
+    def of(cls, plan: Plan, items: Mapping[WorldTrack, Sequence[Item]], measures: Measures) -> FairTable:
         """The figures of the finished searches of a plan.
 
         Of each budget, the prompts and seeds count for which all its searches are finished.
@@ -130,6 +130,8 @@ class FairTable:
         yardsticks: list[Yardstick] = []
         for track in plan.settings.tracks:
             for model in plan.settings.models:
+                if track not in plan.settings.tracks_of(model):
+                    continue
                 own = {
                     cell: found
                     for cell, found in groups.items()
@@ -147,7 +149,7 @@ class _Part:
     def __init__(
         self,
         plan: Plan,
-        track: Track,
+        track: WorldTrack,
         model: str,
         groups: Mapping[Cell, Mapping[Unit, Record]],
         measures: Measures,

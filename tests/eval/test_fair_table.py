@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from untrained_var import MODEL
 
+from tts_vision.config import Spec
 from tts_vision.errors import ConfigError, StorageError
 from tts_vision.eval.evaluator import Verdict
 from tts_vision.eval.evaluators.playground import Playground
-from tts_vision.eval.playground import Track, evaluation_prompts
+from tts_vision.eval.playground import Track, WorldTrack, evaluation_prompts, tracks_of
 from tts_vision.eval.playground.__main__ import main
 from tts_vision.eval.playground.measures import Measures, Population, mean_distance
 from tts_vision.eval.playground.plan import (
@@ -39,7 +40,8 @@ from tts_vision.eval.playground.plan import (
 from tts_vision.eval.playground.report import markdown
 from tts_vision.eval.playground.table import FairTable, right_by
 from tts_vision.files import append_lines
-from tts_vision.registry import entries
+from tts_vision.parameters import validate
+from tts_vision.registry import entries, entry_of, lookup
 from tts_vision.runs.manifest import MANIFEST, Manifest
 from tts_vision.runs.task import Record, Task, digest_of
 from tts_vision.testing.toys import GaussianMixtureSampler
@@ -79,6 +81,37 @@ def test_everything_that_is_registered_takes_part() -> None:
     models = {e.name for e in entries("model") if e.target.__module__.startswith("tts_vision.")}
     assert set(bundled_models()) <= models
     assert every[0] == Contender("playground", "best_of_n")
+
+
+def test_models_take_part_in_the_tracks_that_they_are_made_for() -> None:
+    assert tracks_of("playground") == tracks_of("playground-var") == ("easy", "hard")
+    assert tracks_of("playground-video") == ("motion",)
+    assert tracks_of("mine.py@model") == ("easy", "hard", "motion")
+    models = ("playground", "playground-video")
+    own = settings(tracks=("hard", "motion"), models=models, verifier="", algorithms=())
+    assert [own.tracks_of(model) for model in models] == [("hard",), ("motion",)]
+    assert [own.guide(track) for track in own.tracks] == ["playground_judge", "playground_motion_judge"]
+    assert settings().guide("motion") == "playground_judge", "that is asked for"
+    variants = {c.algorithm for c in contenders(own) if c.model == "playground-video"}
+    variants -= {c.algorithm for c in contenders(own) if c.model == "playground"}
+    every = ("backtrack=true", "rewriter=stages", "backtrack=true,rewriter=stages")
+    assert variants == {f"tree_of_frames:{one}" for one in every}
+    for name in variants:
+        entry = entry_of("algorithm", lookup("algorithm", "tree_of_frames").target)
+        validate(entry.target, Spec.parse(name).params, name)
+    with pytest.raises(ConfigError, match="'playground' is for easy and hard, and the tracks are motion"):
+        settings(tracks=("motion",), models=("playground",))
+
+
+def test_searches_of_a_track_are_of_its_models_and_by_its_guide() -> None:
+    own = plan(tracks=("hard", "motion"), models=("playground", "playground-video"), verifier="")
+    both = {"hard": items("hard")["hard"], "motion": items("hard")["hard"]}
+    tasks = Tasks(own, both)
+    found = {(tasks.cells[t.name].track, t.config.model, t.config.verifier) for t in tasks.all()}
+    assert found == {
+        ("hard", "playground", "playground_judge"),
+        ("motion", "playground-video", "playground_motion_judge"),
+    }
 
 
 def test_modes_of_previews_are_arms_of_searches_that_choose_by_previews() -> None:
@@ -148,6 +181,14 @@ def test_an_estimate_is_the_sum_of_its_parts() -> None:
     assert estimate.fitting(hours=1) == 100
     assert estimate.fitting(hours=1e-6) == 1
     assert str(estimate) == ("1000 searches for 10 easy, 15 hard prompts: about 7:30 (a 6:15, b 1:15)")
+
+
+def test_a_model_takes_the_time_of_its_own_tracks() -> None:
+    estimate = Estimate(
+        {"a": 30.0, "b": 6.0}, {"easy": 10, "motion": 15}, 1000, 2, {"a": ("easy",), "b": ("motion",)}
+    )
+    assert estimate.total == (10 * 30 + 15 * 6) / 2
+    assert estimate.fitting(hours=1) == 200, "36 s for a prompt of each, twice as fast"
 
 
 def test_a_plan_is_kept(tmp_path: Path) -> None:
@@ -326,6 +367,23 @@ def test_a_run_makes_the_table_and_goes_on(
         main([*arguments, "--verifier", "playground_clip"])
 
 
+def test_a_run_can_be_planned_first_and_carried_out_by_several_processes(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [a for a in arguments if a not in ("tts_var:clustering=false", "zero_order", "draft")]
+    main([*chosen, "--stop-after", "plan"])
+    found = Plan.load(tmp_path / "runs")
+    assert found is not None and found.limits[MODEL]["2x"] > 0
+    told = capsys.readouterr()
+    assert "about" in told.err and not told.out and not (tmp_path / "results").exists()
+    main([*chosen, "--stop-after", "searches"])
+    finished = (tmp_path / "runs" / MANIFEST).read_text()
+    assert not (tmp_path / "results").exists()
+    main(chosen)
+    assert (tmp_path / "runs" / MANIFEST).read_text() == finished, "nothing is left to do but the table"
+    assert (tmp_path / "results" / "playground.md").exists()
+
+
 def test_an_interrupted_run_shows_what_it_has(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,7 +461,12 @@ def test_budgets_in_seconds_are_what_the_reference_took_and_stay_so(tmp_path: Pa
     (model,) = own.models
     stage = Stage(tmp_path, items("hard"))
     measured: list[Record] = []
-    found = prepared(own, stage, measured.extend)
+
+    def note_of(track: WorldTrack, records: Sequence[Record]) -> None:
+        assert track == "hard"
+        measured.extend(records)
+
+    found = prepared(own, stage, note_of)
     records = Manifest(tmp_path).read()
     tasks = Tasks(found, stage.items)
     for times in own.budgets:
@@ -424,9 +487,9 @@ def test_budgets_in_seconds_are_what_the_reference_took_and_stay_so(tmp_path: Pa
     timed = 3 * sum(found.limits[model].values())
     assert len(tried) == 8 and estimate.searches == 14 * 6 * 2
     assert estimate.seconds[model] == pytest.approx(2 * (sum(tried) + timed + 14 * found.overhead))
-    again = prepared(own, stage, measured.extend)
+    again = prepared(own, stage, note_of)
     assert again == found and len(measured) == 5, "nothing is tried twice"
-    more = prepared(replace(own, budgets=("2x", "4x", "8x")), stage, measured.extend)
+    more = prepared(replace(own, budgets=("2x", "4x", "8x")), stage, note_of)
     assert {times: more.limits[model][times] for times in own.budgets} == found.limits[model]
 
 
@@ -441,7 +504,7 @@ def test_a_search_that_fails_when_it_is_tried_does_not_end_the_run(
     own = toys(algorithms=("zero_order:starts=1", "prompt_search", "variations"), limit=1)
     (model,) = own.models
     stage = Stage(tmp_path, items("hard"), note=notes.append)
-    found = prepared(own, stage, lambda records: None)
+    found = prepared(own, stage, lambda track, records: None)
     assert {"zero_order:starts=1", "variations"} <= set(found.refused[model])
     assert "a mistake" in found.refused[model]["zero_order:starts=1"]
     assert any("zero_order:starts=1 failed" in note and "takes no part" in note for note in notes)
