@@ -16,7 +16,7 @@ from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.media import finite_rows
 from tts_vision.moves import PREVIEW, Blend, Move, carried, register_move
 from tts_vision.pipelines.chunks.loading import adapted, is_chunked
-from tts_vision.pipelines.chunks.model import Chunk, ChunkModel
+from tts_vision.pipelines.chunks.model import Chunk, ChunkModel, NoisyDecoder
 from tts_vision.pipelines.decoding import NOT_FINITE
 from tts_vision.pipelines.pipeline_samples import media_of
 from tts_vision.pipelines.row_state import (
@@ -178,6 +178,8 @@ class ChunkSampler(Sampler):
     def unit_at(self, seconds: float) -> int | None:
         """The chunk of the frame that is shown at a time of the finished clip."""
         frame = seconds * self._model.fps + 1e-6
+        if self._model.backwards:
+            frame = self._model.pixel_frames(len(self.units)) - 1 - frame
         chunks = range(len(self.units))
         return next((chunk for chunk in chunks if frame < self._model.pixel_frames(chunk + 1)), chunks[-1])
 
@@ -208,16 +210,17 @@ class ChunkSampler(Sampler):
         finished = state.latents[:, :, : self._offsets[chunk]]
         estimate = state.carry.get(PREVIEW) if done else None
         if isinstance(estimate, Tensor):
-            return self._decoded(torch.cat([finished, estimate], 2), chunk + 1, self._preview_frames)
+            seen = torch.cat([finished, estimate], 2)
+            return self._decoded(state, seen, chunk + 1, self._preview_frames)
         if not chunk:
             raise CapabilityError(
                 f"A preview of {self.name} needs a finished chunk or an estimate of the first one but the "
                 f"state is at step {state.step}; advance it."
             )
-        return self._decoded(finished, chunk, self._preview_frames)
+        return self._decoded(state, finished, chunk, self._preview_frames)
 
     def decode(self, state: State) -> list[Decoded]:
-        return self._decoded(state.latents, len(self._model.frames), None)
+        return self._decoded(state, state.latents, len(self._model.frames), None)
 
     def plain(self, condition: Condition, uids: Sequence[int], *, seed: int) -> list[Decoded]:
         if not self._is_plain:
@@ -338,14 +341,17 @@ class ChunkSampler(Sampler):
                 self._encoded[condition] = self._model.encode(condition)
         return self._encoded[condition]
 
-    def _decoded(self, latents: Tensor, chunks: int, count: int | None) -> list[Decoded]:
+    def _decoded(self, state: State, latents: Tensor, chunks: int, count: int | None) -> list[Decoded]:
         """The clips of the first chunks: all frames, or so many of them, evenly spaced, with the last one."""
         total, fps = self._model.pixel_frames(chunks), self._model.fps
         few = count is not None and count < total
         frames = [(i + 1) * total // count - 1 for i in range(count)] if few and count else None
         fps = fps * count / total if few and count else fps
         with self.meter.phase("decode"):
-            pixels = self._model.pixels(latents, frames)
+            if isinstance(self._model, NoisyDecoder):
+                pixels = self._model.drawn_pixels(latents, self._generators(state), frames)
+            else:
+                pixels = self._model.pixels(latents, frames)
         clips = media_of(pixels, fps)
         return [
             clip if finite else Invalid(f"pixels {NOT_FINITE}", clip)

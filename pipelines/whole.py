@@ -11,6 +11,7 @@ from torch import nn
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.caches import CARRIED
 from tts_vision.pipelines.callbacks import CALLBACK, inputs_of
+from tts_vision.pipelines.chunks.loading import CHUNKED
 from tts_vision.pipelines.driven import DENOISERS, modules
 
 WHOLE = {
@@ -34,14 +35,8 @@ _SOUND = "makes sound"
 UNDRIVABLE = {
     "StableDiffusionLDM3DPipeline": "makes an image and a map of its depth",
     "QwenImageLayeredPipeline": "makes several layers of an image",
-    "HunyuanVideoFramepackPipeline": _CHUNKS,
-    "HeliosPipeline": _CHUNKS,
-    "HeliosPyramidPipeline": _CHUNKS,
-    "SkyReelsV2DiffusionForcingPipeline": _CHUNKS,
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": _CHUNKS,
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _CHUNKS,
-    "LTXI2VLongMultiPromptPipeline": _CHUNKS,
-    "AnyFlowFARPipeline": _CHUNKS,
     "WanAnimatePipeline": _CHUNKS,
     "StableAudioPipeline": _SOUND,
     "StableAudio3Pipeline": _SOUND,
@@ -69,6 +64,11 @@ def check_drivable(pipe: Any, *, is_pipeline: bool) -> None:
     if not is_pipeline:
         raise PipelineError(
             f"{rule} but {name} is no diffusers pipeline; pass a DiffusionPipeline or a Sampler."
+        )
+    if name in CHUNKED:
+        raise PipelineError(
+            f"{rule} but {name} {_CHUNKS}; it is driven by the sampler 'chunks', which tts_vision.search "
+            "chooses for it."
         )
     if name in UNDRIVABLE:
         raise PipelineError(f"{rule} but {name} {UNDRIVABLE[name]}; use another class for the checkpoint.")

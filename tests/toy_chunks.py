@@ -26,6 +26,7 @@ class ToyClips:
     """
 
     name, fps, batches, approximates = "toy clips", 8.0, True, ""
+    backwards = False
     family = FAMILY
 
     def __init__(

@@ -73,6 +73,10 @@ class ChunkModel(Protocol):
         """Why the first chunks decode to other frames than those of the whole clip; empty if they do not."""
 
     @property
+    def backwards(self) -> bool:
+        """Whether its first chunk is the end of the clip."""
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """Its settings, for the metadata of files: values that JSON can hold."""
 
@@ -117,6 +121,16 @@ class ChunkModel(Protocol):
 
     def plain(self, condition: Condition, generator: torch.Generator) -> Tensor:
         """The clip ``(1, F, 3, H, W)`` in [0, 1] by the generator's own call, without any search."""
+
+
+@runtime_checkable
+class NoisyDecoder(Protocol):
+    """A `ChunkModel` whose call goes on drawing when it decodes."""
+
+    def drawn_pixels(
+        self, latents: Tensor, generators: Sequence[torch.Generator], frames: Sequence[int] | None = None
+    ) -> Tensor:
+        """`ChunkModel.pixels` with one generator for each row, as denoising left it."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from contract import CHECKS, NotPromised, Subject
 
 from tiny_pipelines import TINY, TinyPipeline
 from tts_vision.errors import TTSVisionError
+from tts_vision.pipelines.chunks.loading import CHUNKED
 from tts_vision.pipelines.whole import UNDRIVABLE
 
 
@@ -51,6 +52,9 @@ def main() -> None:
     rows = [row(entry) for entry in (*TINY.values(), *CLASSES.values())]
     rows += [row(refused.entry, f"`{name}`") for name, refused in REFUSED.items() if name not in UNDRIVABLE]
     rows += [f"| `{name}` | refused: {why} |" + " |" * len(CHECKS) for name, why in UNDRIVABLE.items()]
+    rows += [
+        f"| `{name}` | chunk by chunk, by the sampler `chunks` |" + " |" * len(CHECKS) for name in CHUNKED
+    ]
     print(f"| pipeline class | driven | {' | '.join(CHECKS)} |")
     print("|---|---|" + "---|" * len(CHECKS))
     print("\n".join(sorted(dict.fromkeys(rows))))
