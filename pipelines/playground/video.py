@@ -249,8 +249,10 @@ def save_network(network: VideoNetwork, folder: Path, defaults: Mapping[str, Any
     for part, module in network.modules().items():
         for key, value in module.state_dict().items():
             value = value.detach().cpu().half().contiguous()
-            same = part == "transformer" and key in shared and torch.equal(shared[key].cpu(), value)
-            (left if same else kept)[f"{part}.{key}"] = value
+            if part == "transformer" and key in shared and torch.equal(shared[key].cpu(), value):
+                left[f"{part}.{key}"] = shared[key].cpu()  # a zero may have another sign
+            else:
+                kept[f"{part}.{key}"] = value
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     transformer = {k: v for k, v in network.transformer.config.items() if not k.startswith("_")}
     settings = {
