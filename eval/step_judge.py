@@ -1,8 +1,9 @@
 """Measures the playground's step verifier: ``python -m tts_vision.eval.step_judge``.
 
-Draws images of `playground-masked` for evaluation prompts, asks `playground_parm` its three questions about
+Draws paths of `playground-masked` for evaluation prompts, asks `playground_parm` its three questions about
 the preview of every step and about the finished images, and compares the answers with the exact checker.
-Writes ``eval/results/step_judge.md``.
+With ``--continuations`` each preview is continued as often with other noise: how well the share of right
+continuations ranks paths bounds any verifier. Writes ``eval/results/step_judge.md``.
 """
 
 from __future__ import annotations
@@ -12,21 +13,56 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
-from tts_vision.eval.judge import auc, reliability
+from tts_vision.config import ModelOptions
+from tts_vision.eval.judge import auc, reliability, reliability_table
+from tts_vision.eval.playground import Track, evaluation_prompts
+from tts_vision.intervals import Figure, mean_of
 from tts_vision.pipelines.bundled import load_playground_masked
-from tts_vision.pipelines.masked_sampler import MaskedSampler
-from tts_vision.pipelines.playground import world
-from tts_vision.pipelines.playground.hard import load_hard_prompts
-from tts_vision.pipelines.playground.train_parm import Steps, draw_steps
-from tts_vision.types import Prompt, Score
+from tts_vision.pipelines.playground import judge_data, world
+from tts_vision.pipelines.playground.checker import detect
+from tts_vision.pipelines.playground.step_data import Trees, draw_trees, objects
+from tts_vision.pipelines.playground.train_parm import correlations
+from tts_vision.types import Prompt
 from tts_vision.verifiers.playground_judge import PlaygroundJudge
 from tts_vision.verifiers.playground_parm import PlaygroundPARM
 
 RESULT = Path(__file__).with_name("results") / "step_judge.md"
+_BATCH = 16  # prompts whose paths are drawn together
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The exact checker's word on P prompts, M paths of each, at B steps.
+
+    Attributes:
+        right: Whether a path ends right, bool ``(P, M)``.
+        clear: Whether its preview has the objects of its image, bool ``(P, M, B)``.
+        continued: Share of its continuations from there that end right, ``(P, M, B)``; NaN without any.
+    """
+
+    right: np.ndarray
+    clear: np.ndarray
+    continued: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answers:
+    """P(yes) of the questions of a step verifier.
+
+    Attributes:
+        clarity: About previews, ``(P, M, B)``.
+        potential: Likewise.
+        final: About images, ``(P, M)``.
+    """
+
+    clarity: np.ndarray
+    potential: np.ndarray
+    final: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,7 +77,8 @@ class StepRow:
         potential: Share of right verdicts on whether the image will be right.
         potential_auc: Area under the curve of previews of right images against those of wrong ones.
         correlation: Rank correlation of the potential with the outcome within a prompt, averaged over prompts
-            with both outcomes; NaN if there are none.
+            with both outcomes.
+        bound: The same of the share of right continuations; its own noise makes it lower.
     """
 
     step: int
@@ -50,46 +87,62 @@ class StepRow:
     clarity_auc: float
     potential: float
     potential_auc: float
-    correlation: float
+    correlation: Figure
+    bound: Figure
 
 
-def _grid(steps: Steps, values: Sequence[float] | np.ndarray, each: int) -> np.ndarray:
-    """Values as ``(prompts, steps, images)``."""
-    return np.asarray(values, float).reshape(-1, int(steps.step.max()), each)
+def truth_of(specs: Sequence[world.Spec], trees: Trees) -> Truth:
+    """The exact checker's word on paths."""
+
+    def ends_right(image: np.ndarray, spec: world.Spec) -> bool:
+        return all(judge_data.demands(detect(image), spec).values())
+
+    P, M, B, K = trees.continued.shape[:4]
+    right, clear = np.zeros((P, M), bool), np.zeros((P, M, B), bool)
+    continued = np.full((P, M, B), math.nan)
+    for p, spec in enumerate(specs):
+        for m in range(M):
+            right[p, m] = ends_right(trees.finished[p, m], spec)
+            own = objects(detect(trees.finished[p, m]))
+            for b in range(B):
+                clear[p, m, b] = objects(detect(trees.previews[p, m, b])) == own
+                if K:
+                    ends = [ends_right(image, spec) for image in trees.continued[p, m, b]]
+                    continued[p, m, b] = np.mean(ends)
+    return Truth(right, clear, continued)
 
 
-def within(values: np.ndarray, right: np.ndarray) -> float:
-    """Rank correlation of values with outcomes within a prompt, averaged over prompts with both outcomes.
+def answers_of(verifier: PlaygroundPARM, prompts: Sequence[Prompt], trees: Trees) -> Answers:
+    """The answers of a step verifier about paths."""
+    P, M, B = trees.step.shape
+    previews = [Image.fromarray(image) for image in trees.previews.reshape(-1, *trees.previews.shape[3:])]
+    images = [Image.fromarray(image) for image in trees.finished.reshape(-1, *trees.finished.shape[2:])]
+    asked = [prompt for prompt in prompts for _ in range(M * B)]
+    clarity, potential = verifier.clarity(previews, asked), verifier.potential(previews, asked)
+    final = verifier.score(images, [prompt for prompt in prompts for _ in range(M)])
+    return Answers(
+        np.array([score.value for score in clarity]).reshape(P, M, B),
+        np.array([score.value for score in potential]).reshape(P, M, B),
+        np.array([score.value for score in final]).reshape(P, M),
+    )
 
-    Args:
-        values: ``(prompts, images)``.
-        right: Likewise.
-    """
-    from scipy.stats import spearmanr
 
-    found = [
-        float(spearmanr(v, r).statistic) if np.ptp(v) else 0.0 for v, r in zip(values, right) if np.ptp(r)
-    ]
-    return float(np.mean(found)) if found else math.nan
-
-
-def by_step(steps: Steps, clarity: Sequence[Score], potential: Sequence[Score], each: int) -> list[StepRow]:
+def by_step(truth: Truth, answers: Answers) -> list[StepRow]:
     """The rows of all steps but the last, whose preview is the image."""
-    asked, hoped = ([score.value for score in scores] for scores in (clarity, potential))
-    clear, right = _grid(steps, steps.clear, each) > 0.5, _grid(steps, steps.potential, each) > 0.5
-    says_clear, says_right = _grid(steps, asked, each), _grid(steps, hoped, each)
-    rows = []
-    for k in range(clear.shape[1] - 1):
-        is_clear, is_right, c, p = clear[:, k], right[:, k], says_clear[:, k], says_right[:, k]
+    rows, right = [], truth.right
+    for b in range(truth.clear.shape[2]):
+        clear, c, p = truth.clear[..., b], answers.clarity[..., b], answers.potential[..., b]
+        continued = truth.continued[..., b]
         rows.append(
             StepRow(
-                step=k + 1,
-                clear=float(is_clear.mean()),
-                clarity=float(((c > 0.5) == is_clear).mean()),
-                clarity_auc=auc(c[is_clear], c[~is_clear]),
-                potential=float(((p > 0.5) == is_right).mean()),
-                potential_auc=auc(p[is_right], p[~is_right]),
-                correlation=within(p, is_right.astype(float)),
+                step=b + 1,
+                clear=float(clear.mean()),
+                clarity=float(((c > 0.5) == clear).mean()),
+                clarity_auc=auc(c[clear], c[~clear]),
+                potential=float(((p > 0.5) == right).mean()),
+                potential_auc=auc(p[right], p[~right]),
+                correlation=mean_of(correlations(p, right)),
+                bound=mean_of([] if np.isnan(continued).any() else correlations(continued, right)),
             )
         )
     return rows
@@ -97,74 +150,88 @@ def by_step(steps: Steps, clarity: Sequence[Score], potential: Sequence[Score], 
 
 def table(rows: Sequence[StepRow], num_steps: int) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| steps done | clear previews, % | clarity right, % | its AUC | potential right, % | its AUC "
-        "| rank correlation of the potential within a prompt |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+    bounded = any(not math.isnan(row.bound.value) for row in rows)
+    heads = [
+        "steps done",
+        "clear previews, %",
+        "clarity right, %",
+        "its AUC",
+        "potential right, %",
+        "its AUC",
     ]
+    heads += ["rank correlation of the potential within a prompt"]
+    heads += ["that of the share of right continuations"] if bounded else []
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
     for r in rows:
-        lines.append(
-            f"| {r.step} of {num_steps} | {100 * r.clear:.0f} | {100 * r.clarity:.0f} | {r.clarity_auc:.2f} "
-            f"| {100 * r.potential:.0f} | {r.potential_auc:.2f} | {r.correlation:.2f} |"
-        )
+        cells = [f"{r.step} of {num_steps}", f"{100 * r.clear:.0f}", f"{100 * r.clarity:.0f}"]
+        cells += [Figure(r.clarity_auc).written(form=".2f"), f"{100 * r.potential:.0f}"]
+        cells += [Figure(r.potential_auc).written(form=".2f")]
+        cells += [r.correlation.written(form=".2f")] + ([r.bound.written(form=".2f")] if bounded else [])
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def finished(steps: Steps, prompts: Sequence[Prompt], each: int) -> str:
-    """The final question beside that of `playground_judge`, on finished images, as Markdown."""
-    last = steps.step == steps.step.max()
-    images = [Image.fromarray(image) for image in steps.examples.images[last]]
-    asked = [prompt for prompt in prompts for _ in range(each)]
-    right = steps.potential[last].reshape(-1, each) > 0.5
+def finished(right: np.ndarray, values: dict[str, np.ndarray]) -> str:
+    """How verifiers rank the finished images of a prompt, as Markdown.
+
+    Args:
+        right: ``(P, M)``.
+        values: Likewise, of each verifier by its name.
+    """
+    M = right.shape[1]
     lines = [
-        f"| verifier | plain, % | best of {each}, % | AUC within a prompt | rank correlation |",
+        f"| verifier | plain, % | best of {M}, % | AUC within a prompt | rank correlation |",
         "|---|--:|--:|--:|--:|",
     ]
-    for verifier in (PlaygroundPARM(), PlaygroundJudge()):
-        values = np.array([score.value for score in verifier.score(images, asked)]).reshape(right.shape)
-        areas = [auc(v[r], v[~r]) for v, r in zip(values, right)]
-        best = right[np.arange(len(right)), values.argmax(1)].mean()
+    for name, scores in values.items():
+        best = mean_of(right[np.arange(len(right)), scores.argmax(1)].astype(float))
+        area = mean_of([auc(v[r], v[~r]) for v, r in zip(scores, right)])
+        plain = mean_of(right.astype(float))
+        rank = mean_of(correlations(scores, right))
         lines.append(
-            f"| `{verifier.name}` | {100 * right.mean():.1f} | {100 * best:.1f} | {np.nanmean(areas):.3f} "
-            f"| {within(values, right.astype(float)):.2f} |"
+            f"| `{name}` | {plain.percent} | {best.percent} | {area.written()} | {rank.written(form='.2f')} |"
         )
     return "\n".join(lines)
 
 
-def calibration(potential: Sequence[Score], steps: Steps) -> str:
-    """Predicted and true frequency of right images, by bin of the potential, as Markdown."""
-    half = (steps.step >= steps.step.max() // 2) & (steps.step < steps.step.max())
-    values = np.array([score.value for score in potential])[half]
-    lines = ["| potential | previews | mean | right, % |", "|---|--:|--:|--:|"]
-    for low, high, n, mean, share in reliability(values, steps.potential[half] > 0.5):
-        lines.append(f"| {low:.2f} to {high:.2f} | {n} | {mean:.2f} | {100 * share:.0f} |")
-    return "\n".join(lines)
-
-
-def measure(records: Sequence[dict], each: int, seed: int) -> str:
+def measure(prompts: Sequence[Prompt], each: int, continuations: int, seed: int, device: str) -> str:
     """All tables for some prompts, as Markdown.
 
     Args:
-        records: Evaluation prompts in GenEval's schema.
-        each: Images of each.
+        prompts: Evaluation prompts.
+        each: Paths of each.
+        continuations: Continuations of each preview.
         seed: Of their noise.
+        device: Where models run.
     """
-    prompts = [Prompt(record["prompt"]) for record in records]
-    sampler = MaskedSampler(load_playground_masked())
-    specs = [world.parse_spec(prompt.text) for prompt in prompts]
-    steps = draw_steps(sampler, specs, seed, each, captions=False)
-    images = [Image.fromarray(image) for image in steps.examples.images]
-    asked = [prompt for prompt in prompts for _ in range(sampler.num_steps * each)]
-    verifier = PlaygroundPARM()
-    clarity, potential = verifier.clarity(images, asked), verifier.potential(images, asked)
-    rows = by_step(steps, clarity, potential, each)
+    pipe = load_playground_masked(options=ModelOptions(device=device))
+    verifier, judge = PlaygroundPARM(device=device), PlaygroundJudge(device=device)
+    T = int(pipe.defaults["num_inference_steps"])
+    truths, answers, judged = [], [], []
+    for first in range(0, len(prompts), _BATCH):
+        some = prompts[first : first + _BATCH]
+        specs = [world.parse_spec(prompt.text) for prompt in some]
+        step = np.broadcast_to(np.arange(1, T, dtype=np.uint8), (len(some), each, T - 1))
+        trees = draw_trees(pipe, specs, step, continuations, seed + first)
+        truths.append(truth_of(specs, trees))
+        answers.append(answers_of(verifier, some, trees))
+        images = [Image.fromarray(image) for image in trees.finished.reshape(-1, *trees.finished.shape[2:])]
+        scores = judge.score(images, [prompt for prompt in some for _ in range(each)])
+        judged.append(np.array([score.value for score in scores]).reshape(len(some), each))
+    truth = Truth(*(np.concatenate([getattr(t, name) for t in truths]) for name in vars(truths[0])))
+    said = Answers(*(np.concatenate([getattr(a, name) for a in answers]) for name in vars(answers[0])))
+    half = truth.clear.shape[2] // 2
+    outcome = np.broadcast_to(truth.right[..., None], truth.clear.shape)[..., half:]
     return "\n\n".join(
         [
-            table(rows, sampler.num_steps),
+            table(by_step(truth, said), T),
             "Finished images:",
-            finished(steps, prompts, each),
-            "Calibration of the potential in the second half of the steps:",
-            calibration(potential, steps),
+            finished(truth.right, {verifier.name: said.final, judge.name: np.concatenate(judged)}),
+            "Calibration of the clarity, of the potential in the second half of the steps, and of the final "
+            "question:",
+            reliability_table(reliability(said.clarity.ravel(), truth.clear.ravel())),
+            reliability_table(reliability(said.potential[..., half:].ravel(), outcome.ravel())),
+            reliability_table(reliability(said.final.ravel(), truth.right.ravel())),
         ]
     )
 
@@ -180,17 +247,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--prompts", type=int, default=60, help="of each track")
     parser.add_argument("--images", type=int, default=16, help="of each prompt")
+    parser.add_argument("--continuations", type=int, default=0, help="of each preview")
     parser.add_argument("--seed", type=int, default=900)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     parts = []
-    tracks = {"easy": world.load_prompts(), "hard": load_hard_prompts()}
-    for track, records in tracks.items():
-        distinct = list({record["prompt"]: record for record in records}.values())
-        every = max(1, len(distinct) // options.prompts)
-        found = measure(distinct[::every][: options.prompts], options.images, options.seed)
-        parts.append(f"Track {track}, {options.prompts} prompts x {options.images} images:\n\n{found}\n")
+    for track in get_args(Track):
+        prompts = evaluation_prompts(options.prompts, track)
+        found = measure(prompts, options.images, options.continuations, options.seed, options.device)
+        parts.append(f"Track {track}, {len(prompts)} prompts x {options.images} images:\n\n{found}\n")
         print(parts[-1])
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text("\n".join(parts))
 
 

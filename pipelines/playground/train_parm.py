@@ -364,22 +364,17 @@ def held_out_loss(answers: Answers, steps: StepExamples) -> float:
     return float(potential + soft_loss(answers.final[ended], steps.right[ended, 0].float()))
 
 
-def within(values: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> float:
-    """Rank correlation of values with outcomes within a prompt, averaged over prompts with both outcomes.
+def correlations(values: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> list[float]:
+    """Rank correlations of values with outcomes within each prompt that has both outcomes.
 
     Args:
-        values: Of the paths of each prompt.
+        values: Of the paths of each prompt; where they are all equal the correlation is 0.
         right: Likewise, whether each ended right.
-
-    Returns:
-        The mean, in which values that are all equal count as 0; NaN if no prompt has both outcomes.
     """
     from scipy.stats import spearmanr
 
-    found = [
-        float(spearmanr(v, r).statistic) if np.ptp(v) else 0.0 for v, r in zip(values, right) if np.ptp(r)
-    ]
-    return float(np.mean(found)) if found else math.nan
+    pairs = [(np.asarray(v), np.asarray(r, float)) for v, r in zip(values, right)]
+    return [float(spearmanr(v, r).statistic) if np.ptp(v) else 0.0 for v, r in pairs if np.ptp(r)]
 
 
 def ranks(answers: Answers, steps: StepExamples, continuations: int) -> dict[int, tuple[float, float]]:
@@ -391,8 +386,8 @@ def ranks(answers: Answers, steps: StepExamples, continuations: int) -> dict[int
         continuations: Of each preview; the share of right ones among them estimates the potential too.
 
     Returns:
-        By number of steps done: two rank correlations as of `within`; for finished images the first one is
-        that of the final question.
+        By number of steps done: two means of `correlations`, NaN without any; for finished images the first
+        one is that of the final question.
     """
     last = int(steps.step.max())
     yes = {False: answers.potential.diff(dim=-1)[:, 0].cpu().numpy()}
@@ -400,13 +395,18 @@ def ranks(answers: Answers, steps: StepExamples, continuations: int) -> dict[int
     outcome = steps.outcome.cpu().numpy().astype(float)
     others = (steps.potential.cpu().numpy() * (continuations + 1) - outcome) / max(continuations, 1)
     step, prompt = steps.step.cpu().numpy(), steps.prompt.cpu().numpy()
+
+    def mean(values: list[np.ndarray], outcomes: list[np.ndarray]) -> float:
+        own = correlations(values, outcomes)
+        return float(np.mean(own)) if own else math.nan
+
     found = {}
     for k in np.unique(step).tolist():
         groups = [np.flatnonzero((step == k) & (prompt == p)) for p in np.unique(prompt[step == k])]
         right = [outcome[g] for g in groups]
         found[k] = (
-            within([yes[k == last][g] for g in groups], right),
-            within([others[g] for g in groups], right) if k < last else math.nan,
+            mean([yes[k == last][g] for g in groups], right),
+            mean([others[g] for g in groups], right) if k < last else math.nan,
         )
     return found
 

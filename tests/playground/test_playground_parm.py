@@ -288,10 +288,10 @@ def test_ranks_are_taken_within_a_prompt_and_a_step(steps: StepExamples) -> None
 
 
 def test_the_correlation_within_a_prompt_knows_ties_and_nothing() -> None:
-    right = [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
-    assert train_parm.within([np.array([0.9, 0.1])] * 2, right) == pytest.approx(0.0)
-    assert train_parm.within([np.array([0.5, 0.5]), np.array([0.1, 0.9])], right) == pytest.approx(0.5)
-    assert math.isnan(train_parm.within([np.array([0.5, 0.1])], [np.array([1.0, 1.0])]))
+    right = [np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 1.0])]
+    values = [np.array([0.9, 0.1]), np.array([0.5, 0.5]), np.array([0.1, 0.9])]
+    assert train_parm.correlations(values, right) == pytest.approx([1.0, 0.0])
+    assert train_parm.correlations(values[2:], right[2:]) == []
 
 
 def test_objects_are_counted_by_shape_and_colour() -> None:
