@@ -171,12 +171,12 @@ def test_a_node_is_the_beginning_of_its_clips(seed: int) -> None:
 def test_clips_are_generated_for_and_judged_by_the_prompts_of_their_stages() -> None:
     verifier = Bright()
     ctx = context(clips(5), verifier)
-    state = tree_of_frames(ctx, n=2, prompts=list(PROMPTS), prune="none", backtrack=False, order="best")
+    state = tree_of_frames(ctx, n=2, stage_prompts=list(PROMPTS), prune="none", backtrack=False, order="best")
     assert {condition.text for condition in state.conditions} == {PROMPTS[2]}
     asked = list(dict.fromkeys(verifier.asked))
     assert asked == [(PROMPTS[0], 2), *((PROMPTS[1], n) for n in (4, 6, 8)), (WHOLE, 10)]
     plain = context(clips(5))
-    other = tree_of_frames(plain, n=2, prompts=[PROMPTS[0]] * 5, prune="none", order="best")
+    other = tree_of_frames(plain, n=2, stage_prompts=[PROMPTS[0]] * 5, prune="none", order="best")
     frames = slice(0, 2)
     assert torch.equal(state.latents[:, :, frames], other.latents[:, :, frames]), "of one scene"
     assert not torch.equal(state.latents[:, :, 2:], other.latents[:, :, 2:])
@@ -187,7 +187,7 @@ def test_clips_are_generated_for_and_judged_by_the_prompts_of_their_stages() -> 
 def test_prompts_of_another_number_are_refused(count: int) -> None:
     message = rf"one entry for each of 5 units, or 3: for scene, motion, ending; but got {count}"
     with pytest.raises(ConfigError, match=message):
-        tree_of_frames(context(clips(5)), prompts=["a ball"] * count)
+        tree_of_frames(context(clips(5)), stage_prompts=["a ball"] * count)
     with pytest.raises(ConfigError, match=r"stage_verifiers must have one entry .* but got"):
         tree_of_frames(context(clips(5)), stage_verifiers=["jpeg_incompressibility"] * count)
 
@@ -228,7 +228,7 @@ def test_stages_of_a_rewriter_are_asked_once() -> None:
     assert texts == ["a red circle", ctx.prompt.text]
     assert {condition.text for condition in state.conditions} == {ctx.prompt.text}
     with pytest.raises(ConfigError, match="given or come from a rewriter but got both"):
-        tree_of_frames(context(), rewriter="stages", prompts=list(PROMPTS))
+        tree_of_frames(context(), rewriter="stages", stage_prompts=list(PROMPTS))
 
 
 def test_stages_of_a_language_model() -> None:
@@ -371,7 +371,7 @@ def test_rejects(settings: dict[str, Any], message: str | None) -> None:
         {
             "n": 3,
             "branch": [2, 1],
-            "prompts": list(PROMPTS),
+            "stage_prompts": list(PROMPTS),
             "image_verifier": "last_frame(jpeg_incompressibility)",
         },
         {"n": 3, "order": "best"},
@@ -429,7 +429,7 @@ def test_the_released_code_keeps_the_candidate_with_the_lowest_p_no() -> None:
 
 def test_the_released_code_prunes_from_the_median_on_and_judges_by_the_motion() -> None:
     verifier = Bright(levels=40)
-    ctx = released(5, verifier, n=5, candidates=[1], prompts=list(PROMPTS), prune_after=[1, 3])
+    ctx = released(5, verifier, n=5, candidates=[1], stage_prompts=list(PROMPTS), prune_after=[1, 3])
     judged = events(ctx, "stage_score")
     assert [set(event.value) for event in judged] == [{PROMPTS[1]}] * 2, "at every stage"
     values = np.array(judged[0].values)

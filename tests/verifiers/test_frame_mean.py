@@ -16,6 +16,7 @@ from tts_vision.types import Media, Score
 from tts_vision.verifier import ALONE, Asked, FunctionVerifier, Verifier
 from tts_vision.verifiers.frame_mean import FrameMean
 from tts_vision.verifiers.jpeg import JpegIncompressibility
+from tts_vision.verifiers.last_frame import LastFrame
 
 PROMPT = Prompt("two red circles")
 
@@ -157,3 +158,26 @@ def test_gives_gradients_where_its_member_does() -> None:
     assert torch.allclose(rewards, squares * torch.tensor([len(PROMPT.text), 5]))
     (gradient,) = torch.autograd.grad(rewards[1], pixels)
     assert not gradient[0].any() and not gradient[1, [1, 3]].any() and gradient[1, [0, 2, 4]].all()
+
+
+class TestContractOfTheLastFrame(VerifierContract):
+    @pytest.fixture
+    def verifier(self) -> LastFrame:
+        return LastFrame([JpegIncompressibility()])
+
+    @pytest.fixture
+    def media(self) -> list[Video]:
+        return [clips(1, frames=1)[0], *clips(2, frames=8, seed=1)]
+
+
+def test_the_last_frame_alone_is_scored() -> None:
+    member = Level()
+    verifier = LastFrame([member])
+    assert verifier.name == "last_frame(level)" and verifier.calls(3) == {"level": 3}
+    scores = verifier.score([grey(10, 20, 30), grey(7), grey(5, 0)], [PROMPT] * 3)
+    assert [score.value for score in scores[:2]] == [30.0, 7.0] and math.isnan(scores[2].value)
+    assert [value for value, _ in member.seen] == [30, 7, 0]
+    with pytest.raises(ConfigError, match=r"last_frame is made of one verifier but got none; .*last_frame"):
+        LastFrame([])
+    with pytest.raises(ConfigError, match=r"member of last_frame must score images .* without last_frame"):
+        LastFrame([FrameMean([Level()])])

@@ -129,7 +129,7 @@ def tree_plan(
             f"prune_after must increase and lie between 0 and {units - 2}, the last unit but one, but got "
             f"{list(prune_after)}; reorder or drop some."
         )
-    judged = by_unit(prompts, units, "prompts") if prompts else (None,) * units
+    judged = by_unit(prompts, units, "stage_prompts") if prompts else (None,) * units
     names = by_unit(stage_verifiers, units, "stage_verifiers") if stage_verifiers else ()
     return TreePlan(
         starts=starts,
@@ -180,7 +180,9 @@ def check_released(
         )
 
 
-def stage_prompts(ctx: SearchContext, prompts: list[str] | None, rewriter: str | None) -> list[str] | None:
+def prompts_of_stages(
+    ctx: SearchContext, prompts: list[str] | None, rewriter: str | None
+) -> list[str] | None:
     """The prompts of the stages: those that are given, or of a rewriter; None without either.
 
     Raises:
@@ -188,7 +190,7 @@ def stage_prompts(ctx: SearchContext, prompts: list[str] | None, rewriter: str |
     """
     if prompts is not None and rewriter is not None:
         raise ConfigError(
-            f"Prompts of stages are given or come from a rewriter but got both, prompts={prompts} and "
+            f"Prompts of stages are given or come from a rewriter but got both, stage_prompts={prompts} and "
             f"rewriter={rewriter!r}; drop one."
         )
     if rewriter is None:

@@ -7,7 +7,7 @@ from typing import Literal
 from tts_vision.algorithms._backtracking import backtracked
 from tts_vision.algorithms._common import at_least
 from tts_vision.algorithms._tree import Tree
-from tts_vision.algorithms._tree_plan import check_released, stage_prompts, tree_plan
+from tts_vision.algorithms._tree_plan import check_released, prompts_of_stages, tree_plan
 from tts_vision.context import SearchContext
 from tts_vision.pruning import Rule
 from tts_vision.registry import register
@@ -33,7 +33,7 @@ def tree_of_frames(
     threshold: float = 0.0,
     prune_after: list[int] | None = None,
     order: Literal["breadth", "best"] = "breadth",
-    prompts: list[str] | None = None,
+    stage_prompts: list[str] | None = None,
     rewriter: str | None = None,
     stage_verifiers: list[str] | None = None,
     image_verifier: str | None = None,
@@ -61,12 +61,12 @@ def tree_of_frames(
         prune_after: Units, from 0, after which nodes are pruned; by default those of the paper in proportion.
         order: ``breadth`` makes all nodes of a unit together; ``best`` expands the node with the best score,
             in as many steps, and prunes none.
-        prompts: Prompts of the stages, which clips are generated for and judged by until they are finished:
-            one for each unit, or three, for the first unit, those between and the last. On a command line a
-            JSON list.
+        stage_prompts: Prompts of the stages, which clips are generated for, and judged by until they are
+            finished: one for each unit, or three, for the first unit, those between and the last. On a
+            command line a JSON list.
         rewriter: Splits the prompt into three stages: ``stages`` by rules,
             ``stage_chat:base_url=URL,model=NAME`` by a language model.
-        stage_verifiers: Verifiers that nodes are judged by, like `prompts` one for each unit or stage.
+        stage_verifiers: Verifiers that nodes are judged by, like `stage_prompts` one for each unit or stage.
         image_verifier: Verifier that candidates are judged by, such as ``last_frame(NAME)``.
         backtrack: Whether half of the nodes give way to branches at the units in which finished clips fail.
         strict_reference: Follows the released code of Video-T1 where it differs from the paper.
@@ -82,7 +82,7 @@ def tree_of_frames(
         keep=keep,
         threshold=threshold,
         prune_after=prune_after,
-        prompts=stage_prompts(ctx, prompts, rewriter),
+        prompts=prompts_of_stages(ctx, stage_prompts, rewriter),
         stage_verifiers=stage_verifiers,
         image_verifier=image_verifier,
         scores_all=order == "best" or backtrack,
