@@ -12,6 +12,7 @@ from tts_vision.registry import register
 if TYPE_CHECKING:
     from diffusers import CogView4Pipeline
 
+    from tts_vision.pipelines.playground.video_pipeline import PlaygroundVideo
     from tts_vision.pipelines.tokens.showo import ShowoPipeline
     from tts_vision.pipelines.tokens.showo_flow import ShowoFlow
     from tts_vision.pipelines.var.pipeline import InfinityPipeline
@@ -78,7 +79,7 @@ def load_playground_var(
     """
     from tts_vision.pipelines.var.folder import load_pipeline
 
-    return _tokens_of(name, "playground-var", "var", load_pipeline, options)
+    return _placed(name, "playground-var", "var", load_pipeline, options)
 
 
 @register(
@@ -104,7 +105,7 @@ def load_playground_masked(
     """
     from tts_vision.pipelines.tokens.folder import load_pipeline
 
-    return _tokens_of(name, "playground-masked", "tokens", load_pipeline, options)
+    return _placed(name, "playground-masked", "tokens", load_pipeline, options)
 
 
 @register(
@@ -132,14 +133,38 @@ def load_playground_discrete_flow(
     from tts_vision.pipelines.tokens.folder import load_pipeline
     from tts_vision.pipelines.tokens.showo_flow import ShowoFlow
 
-    pipe = _tokens_of(name, "playground-discrete-flow", "tokens", load_pipeline, options)
+    pipe = _placed(name, "playground-discrete-flow", "tokens", load_pipeline, options)
     return ShowoFlow.of(pipe, FLOW_DEFAULTS, "playground-discrete-flow")
 
 
-def _tokens_of(
+@register(
+    "model",
+    "playground-video",
+    verifier="playground_motion_judge",
+    notes={"draws": "one or two shapes that move, grow, shrink or stand still; 16 frames in 4 chunks"},
+)
+def load_playground_video(
+    name: str = "playground-video", *, options: ModelOptions | None = None
+) -> PlaygroundVideo:
+    """The bundled autoregressive text-to-video model: the flow of `playground`, inflated to chunks of frames.
+
+    Args:
+        name: What it was called.
+        options: Precision and device; float32 on the CPU by default, where it is fast enough.
+
+    Raises:
+        PipelineError: If its weights are missing or damaged.
+        ConfigError: If the name goes on, or another option is set.
+    """
+    from tts_vision.pipelines.playground.video_pipeline import load_pipeline
+
+    return _placed(name, "playground-video", "video", load_pipeline, options)
+
+
+def _placed(
     name: str, own: str, part: str, load: Callable[..., Pipeline], options: ModelOptions | None
 ) -> Pipeline:
-    """A bundled model of tokens, in the place and the precision of the options.
+    """A bundled model of the toolkit's own classes, in the place and the precision of the options.
 
     Args:
         name: What it was called.
@@ -161,7 +186,7 @@ def _tokens_of(
         with quietly():
             pipe = load(weights_path(part), dtype=getattr(torch, options.dtype or "float32"))
     except Exception as error:
-        raise _damaged(error) from error
+        raise _damaged(error, "train_video" if part == "video" else "train") from error
     place(pipe, options.device or "cpu")
     return pipe
 
@@ -175,9 +200,9 @@ def _check_name(name: str, own: str) -> None:
         )
 
 
-def _damaged(error: Exception) -> PipelineError:
+def _damaged(error: Exception, script: str = "train") -> PipelineError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return PipelineError(
         f"The playground's weights must be whole but: {reason[0]}; reinstall tts-vision, or train them "
-        "again with 'python -m tts_vision.pipelines.playground.train'."
+        f"again with 'python -m tts_vision.pipelines.playground.{script}'."
     )

@@ -1,0 +1,98 @@
+"""The playground's motion judge: how probably a clip is right for a prompt, by a small model that errs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tts_vision.errors import ConfigError
+from tts_vision.model_verifier import BatchedVerifier, UnusableSample
+from tts_vision.pipelines.playground import motion, weights_path
+from tts_vision.registry import register
+from tts_vision.types import FAILS_AT, Media, Modality, Prompt, Score
+from tts_vision.verifiers._frames import clip
+
+
+@register(
+    "verifier",
+    "playground_motion_judge",
+    paper="BLIP (Li et al. 2022)",
+    notes={"licence": "Apache-2.0", "weights": "bundled"},
+)
+class PlaygroundMotionJudge(BatchedVerifier):
+    """The probability that a clip of the playground shows what the prompt asks, chunk after chunk.
+
+    A video tower and a text tower, trained on the exact motion checker's verdicts about clips of
+    `playground-video` and about drawn ones. It errs. The first chunks of a clip are judged on what they show.
+    ``parts`` has the probability that the clip was right up to each chunk; if the clip is probably wrong,
+    ``parts["fails_at"]`` is the time in seconds at which the first chunk begins that is probably wrong.
+    Prompts are those of the grammar of `motion.parse_spec`, read in its own wording.
+
+    Args:
+        path: Folder of the model; the bundled one by default.
+    """
+
+    name = "playground_motion_judge"
+    accepts: frozenset[Modality] = frozenset({"video"})
+
+    def __init__(self, *, path: Path | None = None, device: str | None = None, batch_size: int = 16) -> None:
+        super().__init__(device=device, batch_size=batch_size)
+        self.path = path
+
+    def _load(self) -> None:
+        from tts_vision.pipelines.playground.video_judge import load_judge
+
+        path = weights_path("motion_judge") if self.path is None else Path(self.path)
+        self._model = load_judge(path).to(self.device)
+
+    def _usable(self, sample: Media) -> Tensor:
+        video = clip(sample, self.name)
+        count, height, width, _ = video.frames.shape
+        if video.fps != motion.FPS or count % motion.CHUNK or count > motion.FRAMES:
+            raise UnusableSample(
+                f"{self.name} judges chunks of {motion.CHUNK} frames, at most {motion.FRAMES} at "
+                f"{motion.FPS:g} a second, but got {count} at {video.fps:g}; give all frames of the chunks"
+            )
+        if (height, width) != (motion.SIZE, motion.SIZE):
+            raise UnusableSample(f"{self.name} judges frames of 64x64 pixels but got {width}x{height}")
+        return video.frames
+
+    def _score_batch(self, samples: list[Tensor], prompts: list[Prompt]) -> list[Score]:
+        scores: dict[int, Score] = {}
+        for length in sorted({len(frames) for frames in samples}):
+            rows = [i for i, frames in enumerate(samples) if len(frames) == length]
+            frames = torch.stack([samples[i] for i in rows])
+            found = self._chances(frames, [prompts[i].text for i in rows])
+            scores.update(zip(rows, map(_score, found)))
+        return [scores[i] for i in range(len(samples))]
+
+    def _chances(self, frames: Tensor, texts: Sequence[str]) -> list[list[float]]:
+        """The probability of being right up to each chunk, of clips of one length."""
+        from tts_vision.pipelines.playground.video_judge import pixels_of, token_ids
+
+        ids = token_ids([wording(text) for text in texts]).to(self.device)
+        logits = self._model(pixels_of(frames.to(self.device)), ids[:, None])[:, 0]
+        return logits.float().sigmoid().tolist()
+
+
+def _score(chances: Sequence[float]) -> Score:
+    parts = {f"chunk_{i}": chance for i, chance in enumerate(chances, start=1)}
+    if chances[-1] < 0.5:
+        first = next(i for i, chance in enumerate(chances) if chance < 0.5)
+        parts[FAILS_AT] = first * motion.CHUNK / motion.FPS
+    return Score(value=chances[-1], parts=parts)
+
+
+def wording(text: str) -> str:
+    """A prompt in the words of `motion.caption`.
+
+    Raises:
+        ConfigError: If it is not of its grammar.
+    """
+    try:
+        return motion.caption(motion.parse_spec(text))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
