@@ -14,6 +14,8 @@ FRAME_RATES: dict[str, float] = {
     "CogVideoX": 8.0,  # Yang et al. 2024, arXiv:2408.06072; version 1.5 has 16
     "ConsisID": 8.0,  # Yuan et al. 2024, arXiv:2411.17440, on CogVideoX
     "EasyAnimate": 8.0,  # Xu et al. 2024, arXiv:2405.18991
+    "Helios": 24.0,  # by the example of diffusers' class
+    "HunyuanVideoFramepack": 30.0,  # by the example of diffusers' class
     "HunyuanVideo": 24.0,  # Kong et al. 2024, arXiv:2412.03603
     "Latte": 8.0,  # Ma et al. 2024, arXiv:2401.03048
     "Mochi": 30.0,  # Genmo 2024, model card of mochi-1-preview

@@ -14,7 +14,7 @@ from torch import Tensor
 from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.chunks.model import Chunk
-from tts_vision.pipelines.chunks.pipeline import Made, PipelineChunks, after_steps, refuse_frames
+from tts_vision.pipelines.chunks.pipeline import Made, PipelineChunks, refuse_frames
 
 INVERTED = "inverted_anti_drifting"
 _BLENDED = "sections are blended where they meet, and the autoencoder mixes frames over time"
@@ -58,6 +58,8 @@ class FramepackChunks(PipelineChunks):
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
         self._stills = 1 + (call.get("last_image") is not None)
         super().__init__(pipe, call)
+        if type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+            self.steps = self._steps
         self.backwards = self.value("sampling_type") == INVERTED
         self.approximates = _BACKWARDS if self.backwards else _BLENDED
 
@@ -132,7 +134,9 @@ class FramepackChunks(PipelineChunks):
     def denoise(self, encoded: Any, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         stills, sections = self._parts(chunk.history)
         noise = chunk.latents
-        if not chunk.number:
+        if not chunk.number and chunk.start:
+            stills, noise = list(noise[:, :, : self._stills].split(1, 2)), noise[:, :, self._stills :]
+        elif not chunk.number:
             scale = self.pipe.vae.config.scaling_factor
             drawn = noise[:, :, : self._stills].split(1, 2)
             stills = [
@@ -146,9 +150,12 @@ class FramepackChunks(PipelineChunks):
             (self.pipe, "prepare_image_latents", lambda *args, **kwargs: next(images).to(self.device)),
             (self.pipe, "encode_image", lambda *args, **kwargs: encoded.seen),
         ]
-        end = after_steps(self._steps)
-        made = self.made(replaced, {**encoded.call, "callback_on_step_end": end}).cpu()
-        return made if chunk.number else torch.cat([*(still.cpu() for still in stills), made], 2), None
+        made, estimate = self.part(encoded.call, chunk, replaced, self._steps)
+        if chunk.number:
+            return made, estimate
+        before = [still.cpu() for still in stills]
+        found = None if estimate is None else torch.cat([*before, estimate.cpu()], 2)
+        return torch.cat([*before, made.cpu()], 2), found
 
     def _parts(self, latents: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The latents of the images, and those of the sections."""
@@ -176,7 +183,7 @@ class FramepackChunks(PipelineChunks):
         return len(sigmas) if sigmas else int(self.value("num_inference_steps"))
 
     def forwards(self, condition: Condition, chunk: int, start: int, stop: int) -> float:
-        return self._steps * (1 + self.guides)
+        return (self._steps if self.steps == 1 else stop - start) * (1 + self.guides)
 
     def pixel_frames(self, chunks: int) -> int:
         ends = chunks == len(self.frames)

@@ -14,7 +14,6 @@ from tts_vision.errors import ConfigError
 from tts_vision.pipelines.chunks.model import Chunk
 from tts_vision.pipelines.chunks.pipeline import (
     PipelineChunks,
-    after_steps,
     refuse_frames,
     wan_pixels,
     with_wan_texts,
@@ -45,6 +44,8 @@ class HeliosChunks(PipelineChunks):
                 "out."
             )
         super().__init__(pipe, call)
+        if pipe.scheduler.config.get("scheduler_type") == "euler" and self.value("num_inference_steps"):
+            self.steps = int(self.value("num_inference_steps"))
 
     @property
     def length(self) -> int:
@@ -69,10 +70,9 @@ class HeliosChunks(PipelineChunks):
 
     def denoise(self, encoded: Any, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         call = {**self.rows(encoded, chunk), **self._continued(chunk), "num_frames": self.window}
-        end = after_steps(self.steps_of(chunk.number))
         noise = chunk.latents.to(self.device)
         replaced = [(self.pipe, "prepare_latents", lambda *args, **kwargs: noise)]
-        return self.made(replaced, {**call, "callback_on_step_end": end}), None
+        return self.part(call, chunk, replaced, self.steps_of(chunk.number))
 
     def _continued(self, chunk: Chunk) -> dict[str, Any]:
         """The arguments that give a call the finished chunks of a clip."""
@@ -91,7 +91,8 @@ class HeliosChunks(PipelineChunks):
         return int(self.value("num_inference_steps"))
 
     def forwards(self, condition: Condition, chunk: int, start: int, stop: int) -> float:
-        return self.steps_of(chunk) * (1 + self.guides)
+        done = self.steps_of(chunk) if self.steps == 1 else stop - start
+        return done * (1 + self.guides)
 
     def pixel_frames(self, chunks: int) -> int:
         return (chunks * self.window - 1) // self.stride * self.stride + 1

@@ -217,6 +217,26 @@ class PipelineChunks(ABC):
                 self.pipe._interrupt = False
                 self.pipe.maybe_free_model_hooks()
 
+    def part(
+        self, encoded: Mapping[str, Any], chunk: Chunk, replaced: Sequence[tuple[Any, str, Any]], total: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The latents after some denoising steps of a chunk, and the x0 estimate where it is unfinished.
+
+        Args:
+            encoded: Arguments of the call.
+            chunk: The latents that it begins with enter by `replaced`.
+            replaced: As `made` takes it.
+            total: Denoising steps of a chunk.
+        """
+        if self.steps == 1:
+            return self.made(replaced, {**encoded, "callback_on_step_end": after_steps(total)}), None
+        scheduler = Stepping(self.pipe.scheduler, chunk.start)
+        end = after_steps(chunk.stop - chunk.start)
+        made = self.made(
+            [*replaced, (self.pipe, "scheduler", scheduler)], {**encoded, "callback_on_step_end": end}
+        )
+        return made, scheduler.estimate if chunk.stop < total else None
+
     def rows(self, encoded: Mapping[str, Any], chunk: Chunk) -> dict[str, Any]:
         """Arguments for the rows of a chunk: embeddings repeated for each, and their generators."""
         n = len(chunk.latents)
@@ -255,6 +275,32 @@ def swapped(replaced: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
                 owner.__dict__.pop(name, None)
             else:
                 owner.__dict__[name] = value
+
+
+class Stepping:
+    """A scheduler of first order whose first steps are done; it keeps no history that would be lost.
+
+    Args:
+        inner: The pipeline's scheduler, of a flow.
+        start: Steps that are done.
+    """
+
+    def __init__(self, inner: Any, start: int) -> None:
+        self._inner, self._start, self._index = inner, start, start
+        self.estimate: Tensor | None = None
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self._inner.timesteps[self._start :]
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        self._inner._step_index = self._index
+        self.estimate = sample.float() - float(self._inner.sigmas[self._index]) * model_output.float()
+        self._index += 1
+        return self._inner.step(model_output, timestep, sample, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def after_steps(count: int) -> Callable[..., dict[str, Any]]:

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from tiny_chunks import CALLS, sampler_of
-from torch import Tensor
+from tiny_chunks import CALLS, counted, finished, frames_of, model_of, sampler_of
 
 from tts_vision.condition import Condition
 from tts_vision.ledger import Ledger
-from tts_vision.pipelines.chunk_sampler import ChunkSampler
-from tts_vision.pipelines.chunks.pipeline import PipelineChunks
 from tts_vision.testing.contracts import close
-from tts_vision.types import State, Video
 
 CONDITION = Condition("two red circles")
 SEED = 5
 ALL = pytest.mark.parametrize("name", CALLS)
-
-
-def model_of(sampler: ChunkSampler) -> PipelineChunks:
-    assert isinstance(sampler._model, PipelineChunks)
-    return sampler._model
-
-
-def finished(sampler: ChunkSampler, state: State) -> State:
-    return sampler.advance(state, sampler.num_steps - state.step)
-
-
-def frames_of(clip: Any) -> Tensor:
-    assert isinstance(clip, Video)
-    return clip.frames
-
-
-@contextmanager
-def counted(sampler: ChunkSampler) -> Iterator[list[int]]:
-    """Rows that went through the transformer, call by call."""
-    rows: list[int] = []
-    hook = model_of(sampler).pipe.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
-    )
-    try:
-        yield rows
-    finally:
-        hook.remove()
 
 
 @ALL

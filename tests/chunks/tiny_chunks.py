@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from torch import Tensor
 
 import tiny_pipelines as tiny
 from tts_vision.config import SamplerOptions
 from tts_vision.pipelines.chunk_sampler import ChunkSampler
+from tts_vision.pipelines.chunks.pipeline import PipelineChunks
+from tts_vision.types import State, Video
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -33,14 +37,16 @@ _WAN = {
 }
 
 
-def helios() -> DiffusionPipeline:
+def helios(solver: str = "unipc") -> DiffusionPipeline:
     from diffusers import HeliosPipeline, HeliosScheduler, HeliosTransformer3DModel
 
     with tiny._seeded():
         return tiny._finish(
             HeliosPipeline(
                 **_wan_parts(),
-                scheduler=HeliosScheduler(stage_range=[0, 1], stages=1, use_dynamic_shifting=True),
+                scheduler=HeliosScheduler(
+                    stage_range=[0, 1], stages=1, use_dynamic_shifting=True, scheduler_type=solver
+                ),
                 transformer=HeliosTransformer3DModel(
                     **_WAN, num_layers=2, rope_dim=(4, 4, 4), has_multi_term_memory_patch=True
                 ),
@@ -292,12 +298,48 @@ CALLS: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, Any]]] = {
 """Each pipeline in the ways that its loop can run, with a call of three chunks or two."""
 
 
+STEPPED: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, Any]]] = {
+    "helios, Euler": (partial(helios, solver="euler"), {**CALLS["helios"][1], "num_inference_steps": 3}),
+    "framepack": (framepack, {**CALLS["framepack"][1], "num_inference_steps": 3}),
+}
+"""Those whose chunks can be stopped after each denoising step."""
+
+
 def call_of(name: str) -> dict[str, Any]:
-    own = CALLS[name][1]
+    own = {**CALLS, **STEPPED}[name][1]
     return {"height": 16, "width": 16, "max_sequence_length": 16, **own}
 
 
 def sampler_of(name: str, **options: Any) -> ChunkSampler:
     """The sampler of a tiny pipeline."""
     call = {**call_of(name), **options.pop("call", {})}
-    return ChunkSampler(CALLS[name][0](), options=SamplerOptions(pipeline_kwargs=call, **options))
+    return ChunkSampler(
+        {**CALLS, **STEPPED}[name][0](), options=SamplerOptions(pipeline_kwargs=call, **options)
+    )
+
+
+def model_of(sampler: ChunkSampler) -> PipelineChunks:
+    assert isinstance(sampler._model, PipelineChunks)
+    return sampler._model
+
+
+def finished(sampler: ChunkSampler, state: State) -> State:
+    return sampler.advance(state, sampler.num_steps - state.step)
+
+
+def frames_of(clip: Any) -> Tensor:
+    assert isinstance(clip, Video)
+    return clip.frames
+
+
+@contextmanager
+def counted(sampler: ChunkSampler) -> Iterator[list[int]]:
+    """Rows that went through the transformer, call by call."""
+    rows: list[int] = []
+    hook = model_of(sampler).pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    try:
+        yield rows
+    finally:
+        hook.remove()
