@@ -19,6 +19,7 @@ from tts_vision.app import uploads
 from tts_vision.app.job import Job
 from tts_vision.app.jobs import Jobs, QueueFullError
 from tts_vision.app.rules import Rules, check_prompt
+from tts_vision.app.watch import kind_of
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, StorageError, TTSVisionError
 from tts_vision.files import inside, is_file, read_file
@@ -35,6 +36,7 @@ SCORE_IMAGES = 64
 _TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
+    ".gif": "image/gif",
     ".svg": "image/svg+xml",
     ".mp4": "video/mp4",
     ".mkv": "video/x-matroska",
@@ -211,7 +213,7 @@ def routes(jobs: Jobs) -> APIRouter:
         image = jobs.get(id).preview(uid)
         if image is None:
             return _error(f"Particle {uid} has no image.", 404)
-        return Response(image, media_type="image/jpeg", headers=_INERT)
+        return Response(image, media_type=kind_of(image), headers=_INERT)
 
     @router.get("/jobs/{id}/files/{name:path}")
     def file(id: str, name: str) -> Response:

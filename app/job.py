@@ -158,7 +158,7 @@ class Job:
             )
 
     def preview(self, uid: int) -> bytes | None:
-        """A small JPEG of the last preview, or of the sample, of a particle; None if there is none.
+        """A `thumbnail` of the last preview, or of the sample, of a particle; None if there is none.
 
         Previews of former sessions of the server are gone; samples are read from the folder.
         """

@@ -13,6 +13,7 @@ import gradio as gr
 from tts_vision.app.job import Job, Question
 from tts_vision.app.jobs import Jobs
 from tts_vision.app.ui_words import for_artists
+from tts_vision.app.watch import kind_of
 from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.files import inside, is_file, read_file
 
@@ -83,7 +84,7 @@ class LiveView:
 
     def _images(self, job: Job, uids: list[int]) -> dict[str, Any]:
         found = {uid: job.preview(uid) for uid in uids[:_IMAGES]}
-        return {str(uid): _url(image, "image/jpeg") for uid, image in found.items() if image is not None}
+        return {str(uid): _url(image) for uid, image in found.items() if image is not None}
 
     def _sample(self, job: Job, uid: int) -> dict[str, Any]:
         particle = next((each for each in job.snapshot().particles if each.uid == uid), None)
@@ -94,7 +95,7 @@ class LiveView:
             kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
             return {"source": _url(read_file(path), kind), "kind": kind.partition("/")[0]}
         image = job.preview(uid)
-        return {"source": None if image is None else _url(image, "image/jpeg"), "kind": "image"}
+        return {"source": None if image is None else _url(image), "kind": "image"}
 
     def _refine(self, job: Job, request: dict[str, Any]) -> Job:
         n, strength = _number(request, "n"), _given(request, "strength")
@@ -190,12 +191,13 @@ def _toggle(job: Job, uid: int, mark: str) -> None:
 
 def _question(question: Question) -> dict[str, Any]:
     values = asdict(question)
-    values["images"] = [_url(image, "image/jpeg") for image in question.images]
+    values["images"] = [_url(image) for image in question.images]
     return values
 
 
-def _url(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _url(data: bytes, kind: str | None = None) -> str:
+    """A data URL, by default of a thumbnail."""
+    return f"data:{kind or kind_of(data)};base64,{base64.b64encode(data).decode()}"
 
 
 def text_of(request: Any, name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from tts_vision.app.jobs import Jobs
 from tts_vision.app.ui_recipe import command, snippet
 from tts_vision.app.ui_words import for_artists
-from tts_vision.app.watch import thumbnail_of
+from tts_vision.app.watch import kind_of, thumbnail_of
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.files import CONFIG, RESULT, TRACE, inside, is_file, is_folder, is_plain, read_file
@@ -27,7 +27,8 @@ PAGE = 24
 """Runs that are shown at once."""
 _EXPORTS = {
     "best.png": "The image, with its settings in it (PNG)",
-    "best.mp4": "The clip (MP4)",
+    "best.mp4": "The clip, with its settings in it (MP4)",
+    "best.gif": "The clip, small (GIF)",
     "best.mkv": "The clip without loss (MKV)",
     "drafts.png": "The contact sheet of the drafts (PNG)",
     "contact_sheet.png": "All samples (PNG)",
@@ -35,7 +36,13 @@ _EXPORTS = {
     "lineage.svg": "Lineage (SVG)",
     CONFIG: "All settings (YAML)",
 }
-_KINDS = {".png": "image/png", ".mp4": "video/mp4", ".mkv": "video/x-matroska", ".svg": "image/svg+xml"}
+_KINDS = {
+    ".png": "image/png",
+    ".gif": "image/gif",
+    ".mp4": "video/mp4",
+    ".mkv": "video/x-matroska",
+    ".svg": "image/svg+xml",
+}
 _CHANGED_BY = ("steering", "picks")
 
 
@@ -165,7 +172,7 @@ class Runs:
                 return {"state": "running"}
             del self._replays[id]
         made = future.result()
-        image = _url(thumbnail_of(made.path), "image/jpeg")
+        image = _url(thumbnail_of(made.path))
         return {"state": "finished", "difference": made.max_difference, "image": image}
 
     def _replayed(self, root: Path, config: RunConfig) -> Replay:
@@ -238,7 +245,7 @@ def _stamp(root: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=512)
 def _thumbnail(path: Path, stamp: int) -> str:
-    return _url(thumbnail_of(path), "image/jpeg")
+    return _url(thumbnail_of(path))
 
 
 def _note(root: Path, config: RunConfig) -> str:
@@ -260,5 +267,6 @@ def _names(spec: Any) -> list[str]:
     return [spec.name, *(name for member in spec.members for name in _names(member))]
 
 
-def _url(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _url(data: bytes, kind: str | None = None) -> str:
+    """A data URL, by default of a thumbnail."""
+    return f"data:{kind or kind_of(data)};base64,{base64.b64encode(data).decode()}"

@@ -13,7 +13,7 @@ from tts_vision.app.jobs import Jobs
 from tts_vision.app.scores import check_scoring, scores_by
 from tts_vision.app.ui_words import for_artists
 from tts_vision.app.uploads import read
-from tts_vision.app.watch import thumbnail
+from tts_vision.app.watch import kind_of, thumbnail
 from tts_vision.errors import ConfigError
 from tts_vision.types import Media, Score
 
@@ -27,7 +27,7 @@ class ScoredUpload:
 
     Attributes:
         name: Name of the file.
-        image: A small JPEG of it; empty where it could not be read.
+        image: A small image of it, see `thumbnail`; empty where it could not be read.
         scores: Scores by verifier.
     """
 
@@ -79,7 +79,7 @@ def table(rows: Sequence[ScoredUpload], verifiers: Sequence[str]) -> str:
 
 def _row(row: ScoredUpload, verifiers: Sequence[str]) -> str:
     image = (
-        f'<img src="data:image/jpeg;base64,{base64.b64encode(row.image).decode()}" alt="">'
+        f'<img src="data:{kind_of(row.image)};base64,{base64.b64encode(row.image).decode()}" alt="">'
         if row.image
         else ""
     )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from PIL import Image
 
-from tts_vision.media import still
+from tts_vision.media import pixels, shrunk, still
 from tts_vision.steering import ORIGINAL
 from tts_vision.trace import Answer, Birth, Event
-from tts_vision.types import Decoded, Invalid, Media
+from tts_vision.types import Decoded, Invalid, Media, Video
 
 if TYPE_CHECKING:
     from tts_vision.context import SearchContext
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PREVIEW_SIDE = 256
 """Longest side of a preview image in pixels."""
+CLIP_SIDE, CLIP_FRAMES = 192, 24
+"""Longest side of a preview of a clip in pixels, and its frames, at most."""
 PREVIEWS = 512
 """Preview images kept in memory for one search; the oldest are forgotten first."""
 Fate: TypeAlias = Literal["going on", "dropped", "finished", "invalid"]
@@ -191,7 +193,7 @@ class Watch:
                     self._change(uid, pinned=uid in pins, banned=uid in bans)
 
     def image(self, uid: int) -> bytes | None:
-        """The last preview of a particle as JPEG, if there is one."""
+        """The last preview of a particle as a `thumbnail`, if there is one."""
         with self.lock:
             return self._images.get(uid)
 
@@ -243,6 +245,7 @@ class Watch:
         elif event.what == "score":
             for i, (uid, score) in enumerate(zip(event.uids, event.scores)):
                 value = None if math.isnan(score.value) else score.value
+                file = event.files[i] if event.files else ""
                 fate: Fate = self.particles[uid].fate if event.preview else "finished"
                 self._change(
                     uid,
@@ -251,7 +254,9 @@ class Watch:
                     reason=score.reason,
                     step=event.step,
                     fate="invalid" if score.is_invalid else fate,
-                    file=event.files[i] if event.files else "",
+                    file=file,
+                    # of a search of a former session, the stored sample is all there is to show
+                    preview=max(self.particles[uid].preview, 1 if file else 0),
                 )
 
     def _show(self, uid: int, image: bytes) -> None:
@@ -289,11 +294,37 @@ class Watch:
 
 
 def thumbnail(media: Media) -> bytes:
-    """A small JPEG of an image, or of the middle frame of a clip."""
+    """A small JPEG of an image; of a clip an animated WebP of some of its frames, which lasts as long."""
+    if isinstance(media, Video) and len(media.frames) > 1:
+        return _animated(media)
     image = still(media).convert("RGB")
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def kind_of(data: bytes) -> str:
+    """The media type of a `thumbnail`."""
+    return "image/webp" if data[:4] == b"RIFF" else "image/jpeg"
+
+
+def _animated(clip: Video) -> bytes:
+    step = math.ceil(len(clip.frames) / CLIP_FRAMES)
+    small = shrunk(Video(clip.frames[::step], clip.fps / step), CLIP_SIDE)
+    first, *rest = [Image.fromarray(frame) for frame in pixels(small)]
+    buffer = io.BytesIO()
+    # the first frame is shown by itself where nothing is to move
+    first.save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=max(20, round(1000 / clip.fps * step)),
+        loop=0,
+        quality=80,
+        method=0,
+    )
     return buffer.getvalue()
 
 

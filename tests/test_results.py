@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_clips import Slides, position
 
 from toy_plugins import MODEL, VERIFIER, first_coordinate
 from tts_vision import RunConfig, search
@@ -278,28 +279,12 @@ def test_a_search_over_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert replay(tmp_path, sampler).max_difference == 0
 
 
-class Slides(GaussianMixtureSampler):
-    """The toy sampler with clips of six frames in which its image slides to the side."""
-
-    modality = "video"
-
-    def decode(self, state: State) -> list[Media]:
-        return [self._slide(media) for media in super().decode(state)]
-
-    def preview(self, state: State) -> list[Media]:
-        return [self._slide(media) for media in super().preview(state)]
-
-    def _slide(self, media: Media) -> Video:
-        image = torch.from_numpy(pixels(media))[0]
-        return Video(torch.stack([image.roll(2 * t, 1) for t in range(6)]), fps=12.5)
-
-
 def test_the_files_of_a_search_over_clips(tmp_path: Path) -> None:
     pytest.importorskip("av")
     judged: dict[float, torch.Tensor] = {}
 
     def taste(media: list[Media], prompts: list[str]) -> list[float]:
-        values = [float(pixels(clip)[0, 0].mean()) for clip in media]
+        values = position(media, prompts)
         judged.update(zip(values, (clip.frames for clip in media if isinstance(clip, Video))))
         return values
 
@@ -329,12 +314,9 @@ def test_the_files_of_a_search_over_clips(tmp_path: Path) -> None:
 
 
 def test_a_large_clip_has_a_smaller_gif(tmp_path: Path) -> None:
-    class Large(Slides):
-        def _slide(self, media: Media) -> Video:
-            small = super()._slide(media)
-            return Video(small.frames.repeat_interleave(40, 1).repeat_interleave(80, 2), small.fps)
-
-    search(Large(num_steps=2), "a", verifier=brightness, budget="1x", output=tmp_path)
+    sampler = Slides(num_steps=2)
+    sampler.scale = (40, 80)
+    search(sampler, "a", verifier=position, budget="1x", output=tmp_path)
     back = read_media(tmp_path / "best.gif")
     assert isinstance(back, Video) and back.frames.shape == (6, 240, 480, 3)
 

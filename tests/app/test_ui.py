@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import time
@@ -24,6 +26,7 @@ from browsing import (
     wait_for,
     write,
 )
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -467,6 +470,57 @@ def test_first_paint_takes_less_than_two_seconds(browser: Browser, served: Serve
         with opened(browser, served.address) as page:
             times.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
     assert min(times) < 2000
+
+
+def test_clips_play_in_all_views(page: Page, served: Served, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from toy_clips import Slides, position
+
+    from tts_vision import search as search_with
+
+    sampler = Slides(num_steps=3)
+    sampler.scale = (4, 4)
+    root = served.jobs.output / "sliding"
+    result = search_with(sampler, "a square that slides", verifier=position, budget="3x", output=root)
+    best = result.best.uid
+
+    def plays(where: str) -> None:
+        page.wait_for_function(
+            "w => { const v = document.querySelector(w + ' video'); return v && v.currentTime > 0.1; }",
+            arg=where,
+        )
+        assert page.eval_on_selector(f"{where} video", "v => [v.videoWidth, v.videoHeight]") == [64, 64]
+
+    def moves(image: str) -> None:
+        """An animated image of the six frames is there."""
+        page.wait_for_function("i => document.querySelector(i)?.naturalWidth === 64", arg=image)
+        source = page.get_attribute(image, "src") or ""
+        with Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))) as shown:
+            assert (shown.format, shown.n_frames) == ("WEBP", 6)  # type: ignore[attr-defined]
+
+    open_tab(page, "Gallery")
+    act(page, "Refresh", "#tv-gallery")
+    moves("#tv-gallery li[data-job='sliding'] img")
+    page.locator("#tv-gallery li[data-job='sliding'] button").first.click()
+    plays("#tv-gallery .tv-run")
+    for name in ("best.mp4", "best.gif", "best.mkv"):
+        with page.expect_download() as download:
+            page.locator(f"#tv-gallery [data-file='{name}']").click()
+        assert Path(download.value.path()).read_bytes() == (root / name).read_bytes()
+    act(page, "Open", "#tv-gallery")
+    page.wait_for_selector(f"{LIVE}[data-job='sliding']")
+    plays(f"{LIVE} .tv-bestbox")
+    for sample in result.population:
+        moves(f"{LIVE} .tv-tile[data-uid='{sample.uid}'] img")
+    page.locator(f"{LIVE} .tv-tile[data-uid='{best}'] .tv-open").click()
+    plays(f"{LIVE} .tv-detail")
+    open_tab(page, "Score")
+    page.set_input_files("#tv-score-files input[type=file]", [str(root / "best.mp4"), str(root / "best.gif")])
+    page.fill("#tv-score-prompt textarea", "a square that slides")
+    choose(page, "Verifiers", "flicker")
+    page.click("#tv-score-go")
+    moves("#tv-scores tbody tr:nth-child(1) img")
+    moves("#tv-scores tbody tr:nth-child(2) img")
 
 
 _TABS = ["Search", "Draft", "Compare", "Gallery", "Score"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip("gradio", reason="the app needs gradio; pip install 'tts-vision[app]'")
 
 from browsing import PROMPT
+from toy_clips import Slides, position
 
+from tts_vision import search
 from tts_vision.app.job import Job
 from tts_vision.app.jobs import Jobs
 from tts_vision.app.rules import Rules
@@ -23,6 +28,7 @@ from tts_vision.app.ui_recipe import FROM_FILE, command, snippet
 from tts_vision.app.ui_runs import Runs
 from tts_vision.app.ui_scores import score_uploads, table
 from tts_vision.app.ui_words import for_artists, forecast_of, told
+from tts_vision.app.watch import kind_of, thumbnail
 from tts_vision.config import RunConfig
 from tts_vision.errors import ConfigError
 from tts_vision.media import write_media
@@ -294,3 +300,42 @@ def test_words_for_artists() -> None:
         == "Samples are kept by Job.pin; a sample."
     )
     assert told("<img>") == '<p class="tv-told" role="alert">&lt;img&gt;</p>'
+
+
+@pytest.mark.parametrize(("frames", "fps", "shown"), [(6, 12.5, 6), (49, 16.0, 17), (200, 24.0, 23)])
+def test_small_clips_move_at_their_pace(frames: int, fps: float, shown: int) -> None:
+    values = torch.zeros(frames, 300, 500, 3, dtype=torch.uint8)
+    for t in range(frames):
+        values[t, :, 2 * t : 2 * t + 90] = 250
+    data = thumbnail(Video(values, fps))
+    assert kind_of(data) == "image/webp" and len(data) < 100_000
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (192, 115) and image.n_frames == shown  # type: ignore[attr-defined]
+        image.load()
+        assert image.info["duration"] * shown == pytest.approx(1000 * frames / fps, rel=0.05)
+    still = thumbnail(Video(values[:1], fps))
+    assert kind_of(still) == "image/jpeg" and still[:2] == b"\xff\xd8"
+
+
+def test_a_run_of_clips_is_shown_after_a_restart(jobs: Jobs) -> None:
+    pytest.importorskip("av")
+    result = search(
+        Slides(num_steps=3),
+        "a square that slides",
+        verifier=position,
+        budget="3x",
+        output=jobs.output / "clips",
+    )
+    view = LiveView(jobs)
+    uids = [sample.uid for sample in result.population]
+    shot = view.look({"job": "clips", "since": -1})
+    assert [sample["preview"] for sample in shot["samples"]] == [1] * 3, "each has an image to ask for"
+    images = view.images({"job": "clips", "uids": uids})
+    assert all(images[str(uid)].startswith("data:image/webp;base64,") for uid in uids)
+    sample = view.sample({"job": "clips", "uid": result.best.uid})
+    assert sample["kind"] == "video" and sample["source"].startswith("data:video/mp4;base64,")
+    (run,) = (run for run in Runs(jobs).list()["runs"] if run["id"] == "clips")
+    assert run["image"].startswith("data:image/webp;base64,")
+    names = {file["name"] for file in Runs(jobs).recipe("clips")["files"]}
+    assert {"best.mp4", "best.gif", "best.mkv", "contact_sheet.png"} <= names
+    assert Runs(jobs).file("clips", "best.gif")["source"].startswith("data:image/gif;base64,")
