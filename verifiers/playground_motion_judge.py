@@ -51,7 +51,7 @@ class PlaygroundMotionJudge(BatchedVerifier):
     def _usable(self, sample: Media) -> Tensor:
         video = clip(sample, self.name)
         count, height, width, _ = video.frames.shape
-        if video.fps != motion.FPS or count % motion.CHUNK or count > motion.FRAMES:
+        if abs(video.fps / motion.FPS - 1) > 0.05 or count % motion.CHUNK or count > motion.FRAMES:
             raise UnusableSample(
                 f"{self.name} judges chunks of {motion.CHUNK} frames, at most {motion.FRAMES} at "
                 f"{motion.FPS:g} a second, but got {count} at {video.fps:g}; give all frames of the chunks"
