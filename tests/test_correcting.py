@@ -248,6 +248,60 @@ def test_the_reason_is_put_into_the_template() -> None:
     assert plain.conditions[0].text == "a dot"
 
 
+@pytest.mark.parametrize("corrector", ["prompt", "edit:strength=0.5", "resample"])
+def test_a_prompt_that_the_generator_refuses_gives_way_to_fresh_samples(corrector: str) -> None:
+    ctx = SearchContext(TOKENS, Bright(), Prompt(PROMPT), seed=0)
+    words = " ".join(["bright"] * 40)  # Show-o's block of text is shorter
+    rejected = Rejected(ctx, judged(ctx), f"{PROMPT} {words}", "too dark")
+    made = load_corrector(corrector, ctx)
+    with pytest.raises(CannotCorrect, match=r"refuses the prompt .* must have at most .* tokens"):
+        made.correct(ctx, rejected, 2)
+    with pytest.warns(tts_vision.errors.SearchWarning, match="fresh samples take the place"):
+        _, fresh = correct(ctx, made, rejected, 2)
+    assert [c.text for c in fresh.conditions] == [PROMPT] * 2 and ctx.finish(fresh).step == ctx.num_steps
+
+
+@pytest.mark.filterwarnings("ignore::tts_vision.errors.SearchWarning")
+@pytest.mark.parametrize("algorithm", ["parm_pp", "reflection_flow"])
+def test_such_a_search_killed_anywhere_resumes_to_the_same_bytes(algorithm: str, tmp_path: Path) -> None:
+    sizes = {"parm_pp": {"n": 2, "max_reflections": 1}, "reflection_flow": {"n": 2, "rounds": 1}}
+    template = "{prompt} {reason} " + " ".join(["bright"] * 40)
+    params = {**sizes[algorithm], "corrector": f"prompt:template={json.dumps(template)}"}
+
+    def begin(folder: Path, progress: Observer | None = None) -> Result:
+        return search(folder, algorithm, params, TOKENS, progress)
+
+    whole = begin(tmp_path / "whole")
+    assert any("refuses the prompt" in warning for warning in whole.warnings)
+    assert all(reflection.corrections for reflection in whole.reflections)
+    for count in range(2, len(whole.trace), max(1, len(whole.trace) // 5)):
+        killed_and_resumed(tmp_path / str(count), count, begin)
+        assert contents(tmp_path / str(count)) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("corrector", ["prompt", "edit", "remask"])
+@pytest.mark.parametrize("algorithm", ["parm_pp", "reflection_flow"])
+def test_reflection_without_guidance_takes_one_evaluation_a_step(algorithm: str, corrector: str) -> None:
+    plain = MaskedSampler(
+        tiny_showo(), options=SamplerOptions(pipeline_kwargs={"guidance_scale": 0, "num_inference_steps": 4})
+    )
+    sizes = {"parm_pp": {"n": 2, "max_reflections": 1}, "reflection_flow": {"n": 2, "rounds": 1}}
+    result = tts_vision.search(
+        plain,
+        PROMPT,
+        algorithm=algorithm,
+        algorithm_params={**sizes[algorithm], "corrector": corrector},
+        verifier=Bright(),
+        budget="40x",
+    )
+    assert result.reflections and result.reflections[0].corrections
+    assert result.spent.macs <= (result.budget.macs or 0)
+    guided = MaskedSampler(tiny_showo(), options=SamplerOptions(pipeline_kwargs={"num_inference_steps": 4}))
+    condition = plain.condition_of(Prompt(PROMPT))
+    assert (plain.cost(condition, 0, 4).nfe, guided.cost(condition, 0, 4).nfe) == (4, 8)
+    assert all(candidate.facts["guidance_scale"] == 0 for candidate in result.population)
+
+
 # Edits
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -57,6 +58,19 @@ class Rejected:
             ConfigError: If it was not kept, because a search without an output folder was resumed.
         """
         return still(self.context.candidates[self.uid].load())
+
+
+@contextmanager
+def drawable(text: str) -> Iterator[None]:
+    """Says of a sample that it cannot be corrected where the generator refuses a prompt, such as a long one.
+
+    Raises:
+        CannotCorrect: If it does.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise CannotCorrect(f"the generator refuses the prompt {text!r}: {error}") from error
 
 
 class Corrector(ABC):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_vision.condition import Asset, Condition
+from tts_vision.condition import Asset, Condition, distinct
 from tts_vision.context import SearchContext
 from tts_vision.errors import ConfigError, TTSVisionError
 from tts_vision.ledger import Remaining
@@ -53,9 +53,15 @@ class StandInSampler(Sampler):
         return self.real.condition_of(prompt)
 
     def init(self, condition: Condition, uids: Sequence[int], *, seed: int) -> State:
+        self.cost(condition, 0, 1)  # refuses what the real one refuses here
         state = State.initial(torch.zeros(len(uids), 0), uids, condition, seed)
         own = self.draws_start or not self.shares_forwards
         return replace(state, latents=_marks(state)) if own else state
+
+    def recondition(self, state: State) -> State:
+        for condition in distinct(state.conditions):
+            self.cost(condition, 0, 1)
+        return super().recondition(state)
 
     def advance(self, state: State, steps: int = 1) -> State:
         for _ in range(steps if self.shares_forwards else 1):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+from tts_vision.types import Region
 from tts_vision.verifiers._predicates import Demands, Group, Predicate, number, plural
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -141,6 +142,35 @@ def check(demands: Demands, found: Sequence[Detection], colour_of: ColourOf | No
         if verdict is not None:
             wrong[predicate.name] = verdict
     return wrong
+
+
+def located(
+    demands: Demands, failed: Collection[str], found: Sequence[Detection], size: tuple[int, int]
+) -> tuple[Region, ...]:
+    """Where an image is wrong: the boxes of the detections that failed predicates are about.
+
+    A wrong colour, attribute or place is that of the most certain objects of its group, and of too many
+    objects each one may be the wrong one. An object that is missing lies nowhere.
+
+    Args:
+        demands: Demands of the prompt.
+        failed: Names of the predicates that failed.
+        found: Detections by falling confidence.
+        size: Width and height of the image.
+
+    Returns:
+        Boxes as shares of the image, each once.
+    """
+    width, height = size
+    boxes: list[Box] = []
+    for predicate in demands.predicates():
+        if predicate.name not in failed or predicate.group is None:
+            continue
+        group = demands.groups[predicate.group]
+        pool = [detection.box for detection in found if detection.label == group.noun]
+        counted = predicate.kind in ("object", "count")
+        boxes += pool if counted and len(pool) > group.least else [] if counted else pool[: group.least]
+    return tuple((a / width, b / height, c / width, d / height) for a, b, c, d in dict.fromkeys(boxes))
 
 
 def coloured(demands: Demands, found: Sequence[Detection]) -> list[tuple[Detection, Group]]:

@@ -412,11 +412,10 @@ class ObjectJudge:
         if self.colours is not None:
             self.colours.load()
 
-    def faults(self, images: Sequence[Image.Image], demands: Sequence[Demands]) -> list[dict[str, str] | str]:
-        """The fault of each predicate of each image, as by `check`; or the reason why there is none."""
+    def checked(self, images: Sequence[Image.Image], demands: Sequence[Demands]) -> list[Findings | str]:
+        """As `findings`, with the threshold of counting for the prompts that limit a number."""
         limits = [any(group.most is not None for group in each.groups) for each in demands]
-        found = self.findings(images, demands, limits)
-        return [each if isinstance(each, str) else each.faults for each in found]
+        return self.findings(images, demands, limits)
 
     def findings(
         self,

@@ -19,6 +19,7 @@ from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers import _structured
 from tts_vision.verifiers._cache import DiskCache, Recent
+from tts_vision.verifiers._detections import Findings, located
 from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DetectorName, ObjectJudge
 from tts_vision.verifiers._predicates import Demands, Group, Predicate, Relation, from_record, from_text
 from tts_vision.verifiers._vlm import VisionLanguageModel
@@ -47,6 +48,8 @@ The prompt is:
 Answer with one such JSON object, and write nothing else."""
 CALLED = "checklist"
 READ = 4096
+NOTHING = Findings({}, [])
+"""Of an image that no detector saw."""
 """Prompts whose checklists are remembered."""
 
 
@@ -112,7 +115,8 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
     metadata), by a grammar if it is of GenEval's form ("a photo of two red circles left of a blue star"),
     and by a language model otherwise. Each predicate is a question to a vision-language model, and its
     probability that of "yes"; or a detector decides, 1 or 0. These are the ``parts``; the reason names those
-    that failed. If the language model cannot parse a prompt, its images are unscored.
+    that failed, and the regions are the detected objects that they are about. If the language model cannot
+    parse a prompt, its images are unscored.
 
     Args:
         verify: ``vqa`` asks the vision-language model; ``detector`` detects, by GenEval's rules, and asks
@@ -213,46 +217,55 @@ class PromptChecklist(_structured.AsksModel, BatchedVerifier):
     def _score_batch(self, samples: list[Image.Image], prompts: list[Prompt]) -> list[Score]:
         checklists = self.checklists(prompts)
         rows = [i for i, checklist in enumerate(checklists) if isinstance(checklist, Demands)]
-        faults: dict[int, dict[str, str] | str] = {}
+        findings: dict[int, Findings | str] = {}
         if self._judge is not None:
             demands = [checklist for checklist in checklists if isinstance(checklist, Demands)]
-            faults = dict(zip(rows, self._judge.faults([samples[i] for i in rows], demands), strict=True))
+            findings = dict(zip(rows, self._judge.checked([samples[i] for i in rows], demands), strict=True))
         open_ones: dict[int, list[Predicate]] = {}
         for i, checklist in enumerate(checklists):
-            decided = faults.get(i, {})
+            decided = findings.get(i, NOTHING)
             if isinstance(checklist, Demands) and not isinstance(decided, str):
-                open_ones[i] = [p for p in checklist.predicates() if p.name not in decided]
+                open_ones[i] = [p for p in checklist.predicates() if p.name not in decided.faults]
         told = self._ask_all([samples[i] for i in open_ones], list(open_ones.values()))
         answers = dict(zip(open_ones, told, strict=True))
         return [
             Score.unscored(checklist)
             if isinstance(checklist, str)
-            else self._checked(checklist, faults.get(i, {}), answers.get(i, {}))
+            else self._checked(checklist, findings.get(i, NOTHING), answers.get(i, {}), samples[i].size)
             for i, checklist in enumerate(checklists)
         ]
 
-    def _checked(self, demands: Demands, faults: dict[str, str] | str, told: dict[str, float] | str) -> Score:
+    def _checked(
+        self,
+        demands: Demands,
+        findings: Findings | str,
+        told: dict[str, float] | str,
+        size: tuple[int, int],
+    ) -> Score:
         """The score of an image.
 
         Args:
             demands: Those of its prompt.
-            faults: Those of the predicates that a detector has decided, or the reason why it could not.
+            findings: Those of a detector, which decide some predicates, or the reason why there are none.
             told: The probabilities of the others, or the reason why there are none.
+            size: Width and height of the image.
         """
-        if isinstance(faults, str):
-            return Score.unscored(faults)
+        if isinstance(findings, str):
+            return Score.unscored(findings)
         if isinstance(told, str):
             return Score.unscored(told)
+        faults = findings.faults
         parts = {
             p.name: told[p.name] if p.name in told else float(not faults[p.name])
             for p in demands.predicates()
         }
         if any(math.isnan(value) for value in parts.values()):
             return Score(value=math.nan, parts=parts, reason="the model answered NaN")
-        failed = [faults.get(name) or name for name, value in parts.items() if value < self.threshold]
+        failed = {name: faults.get(name) or name for name, value in parts.items() if value < self.threshold}
         value = math.prod(parts.values()) if self.combine == "product" else sum(parts.values()) / len(parts)
-        reason = f"failed: {'; '.join(failed)}" if failed else None
-        return Score(value=value, parts=parts, reason=reason, satisfied=not failed)
+        reason = f"failed: {'; '.join(failed.values())}" if failed else None
+        regions = located(demands, failed, findings.detections, size)
+        return Score(value=value, parts=parts, reason=reason, satisfied=not failed, regions=regions)
 
     def _ask_all(
         self, samples: Sequence[Image.Image], predicates: Sequence[Sequence[Predicate]]

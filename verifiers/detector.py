@@ -7,6 +7,7 @@ from PIL import Image
 from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
+from tts_vision.verifiers._detections import Findings, located
 from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DETECTORS, DetectorName, ObjectJudge
 from tts_vision.verifiers._predicates import Demands, from_record, from_text
 
@@ -90,9 +91,9 @@ class Detector(BatchedVerifier):
         found = [demands_of(prompt) for prompt in prompts]
         demands = {i: each for i, each in enumerate(found) if isinstance(each, Demands)}
         scores = {i: Score.unscored(each) for i, each in enumerate(found) if isinstance(each, str)}
-        faults = self._judge.faults([samples[i] for i in demands], list(demands.values()))
-        for (i, each), theirs in zip(demands.items(), faults, strict=True):
-            scores[i] = share_met(theirs, len(each.predicates()))
+        findings = self._judge.checked([samples[i] for i in demands], list(demands.values()))
+        for (i, each), theirs in zip(demands.items(), findings, strict=True):
+            scores[i] = share_met(theirs, each, samples[i].size)
         return [scores[i] for i in range(len(samples))]
 
 
@@ -104,23 +105,25 @@ def demands_of(prompt: Prompt) -> Demands | str:
         return str(error)
 
 
-def share_met(faults: dict[str, str] | str, total: int) -> Score:
+def share_met(findings: Findings | str, demands: Demands, size: tuple[int, int]) -> Score:
     """The share of predicates without a fault; each of them is a part.
 
     Args:
-        faults: By the name of each checked predicate, its fault, empty if it holds; or a reason why there
-            are none.
-        total: Number of predicates of the prompt; all must be checked for the prompt to be satisfied.
+        findings: In an image; or a reason why there are none.
+        demands: Of its prompt; all predicates must be checked for the prompt to be satisfied.
+        size: Width and height of the image.
     """
-    if isinstance(faults, str):
-        return Score.unscored(faults)
+    if isinstance(findings, str):
+        return Score.unscored(findings)
+    faults = findings.faults
     if not faults:
         return Score.unscored("the prompt asks for nothing that a detector can check; use checklist")
     parts = {name: float(not fault) for name, fault in faults.items()}
-    failed = [fault for fault in faults.values() if fault]
+    failed = {name: fault for name, fault in faults.items() if fault}
     return Score(
         value=sum(parts.values()) / len(parts),
         parts=parts,
-        reason="; ".join(failed) or None,
-        satisfied=False if failed else True if len(faults) == total else None,
+        reason="; ".join(failed.values()) or None,
+        satisfied=False if failed else True if len(faults) == len(demands.predicates()) else None,
+        regions=located(demands, failed, findings.detections, size),
     )

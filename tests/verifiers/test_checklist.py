@@ -20,7 +20,8 @@ from tts_vision.parameters import validate
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
 from tts_vision.types import Media
-from tts_vision.verifiers._predicates import Demands, Group, Relation
+from tts_vision.verifiers._detections import located
+from tts_vision.verifiers._predicates import Demands, Group, Relation, from_text
 from tts_vision.verifiers._vlm import VisionLanguageModel
 from tts_vision.verifiers.checklist import Contents, PromptChecklist
 
@@ -311,6 +312,13 @@ def test_a_detector_verifies_what_it_can(folder: Path, detector: Any) -> None:
     assert score.parts == {"circle": float(bool(found))}
     assert score.reason == (None if found else "failed: wanted circle, found no circle")
     assert verifier._vlm._model is None  # nobody needed it
+    (many,) = verifier.score([image], [Prompt("a photo of one circle and four stars")])
+    demands = from_text("a photo of one circle and four stars")
+    assert demands is not None
+    (findings,) = verifier._judge.checked([image], [demands])
+    assert not isinstance(findings, str)
+    failed = [name for name, value in many.parts.items() if not value]
+    assert many.regions == located(demands, failed, findings.detections, image.size)
     (score,) = verifier.score([image], [Prompt("a wooden circle behind a star")])
     judge = VisionLanguageModel(str(folder / "vlm"), owner="test", device="cpu")
     asked_for = ["Is the circle wooden?", "Is the circle behind the star?"]

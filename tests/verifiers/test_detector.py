@@ -22,7 +22,7 @@ from tts_vision.pipelines.playground import checker, world
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
 from tts_vision.types import Media
-from tts_vision.verifiers._detections import Detection, check, direction, lies, overlap, strongest
+from tts_vision.verifiers._detections import Detection, Findings, check, direction, lies, overlap, strongest
 from tts_vision.verifiers._detectors import (
     ColourNamer,
     Mask2Former,
@@ -504,15 +504,37 @@ def test_odd_samples_and_prompts_cost_only_themselves(folder: Path) -> None:
 
 
 def test_demands_are_satisfied_only_if_all_are_checked_and_met() -> None:
-    def satisfied(faults: dict[str, str], total: int) -> bool | None:
-        return share_met(faults, total).satisfied
+    demands = from_text(PROMPT.text)
+    assert demands is not None
+
+    def satisfied(faults: dict[str, str]) -> bool | None:
+        return share_met(Findings(faults, []), demands, (64, 64)).satisfied
 
     assert Detector.checks_demands
-    assert satisfied({"circle": "", "star": ""}, 2) is True
-    assert satisfied({"circle": "", "star": "no star"}, 2) is False
-    assert satisfied({"circle": "no circle"}, 2) is False
-    assert satisfied({"circle": ""}, 2) is None, "one demand is not checked"
-    assert satisfied({}, 2) is None and share_met("no detector", 2).satisfied is None
+    assert satisfied({"circle": "", "star": ""}) is True
+    assert satisfied({"circle": "", "star": "no star"}) is False
+    assert satisfied({"circle": "no circle"}) is False
+    assert satisfied({"circle": ""}) is None, "one demand is not checked"
+    assert satisfied({}) is None and share_met("no detector", demands, (64, 64)).satisfied is None
+
+
+def test_faults_lie_where_the_objects_are_that_failed_demands_are_about() -> None:
+    def places(text: str, *found: Detection) -> list[tuple[float, ...]]:
+        demands = from_text(text)
+        assert demands is not None
+        best = strongest(found)
+        score = share_met(Findings(check(demands, best, colour_of), best), demands, (100, 50))
+        return list(score.regions)
+
+    red, blue = seen("cup", 0, 0, score=0.9, colour="red"), seen("cup", 50, 20, score=0.8, colour="blue")
+    dog = seen("dog", 80, 0)
+    boxes = [tuple(v / s for v, s in zip(each.box, (100, 50, 100, 50))) for each in (red, blue, dog)]
+    assert places("a red cup", red, dog) == []
+    assert places("a green cup and a dog", red, dog) == boxes[:1], "the dog is right"
+    assert places("one cup", red, blue) == boxes[:2], "either may be the one too many"
+    assert places("three cups", red, blue) == [], "what is missing lies nowhere"
+    assert places("a dog left of a cup", red, dog) == boxes[2:], "the object that is placed"
+    assert places("two green cups left of a dog", red, blue, dog) == boxes[:2], "each box once"
 
 
 def test_a_full_memory_halves_the_batches_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tts_vision.condition import ORIGINAL, Condition
 from tts_vision.context import SearchContext
-from tts_vision.correcting import Begun, Corrector, Rejected
+from tts_vision.correcting import Begun, Corrector, Rejected, drawable
 from tts_vision.correctors.prompt import PromptCorrector
 from tts_vision.errors import CapabilityError, ConfigError
 from tts_vision.moves import Adopt
@@ -73,7 +73,8 @@ class EditCorrector(Corrector):
         image = rejected.image
         if self.size is not None and image.size != self.size:
             image = image.resize(self.size)
-        return editor, editor.init(n, Condition(text, images={"image": image}))
+        with drawable(text):
+            return editor, editor.init(n, Condition(text, images={"image": image}))
 
     def _gone_back(self, ctx: SearchContext, rejected: Rejected, text: str, n: int) -> State:
         finished = rejected.state
@@ -83,7 +84,8 @@ class EditCorrector(Corrector):
             finished = ctx.mutate(begin, Adopt(ctx.num_steps))
         share = OWN_STRENGTH if self.strength is None else self.strength
         back = min(ctx.num_steps - 1, round(ctx.num_steps * (1 - share)))
-        return ctx.recondition(ctx.renoise(finished, back, [0] * n), text)
+        with drawable(text):
+            return ctx.recondition(ctx.renoise(finished, back, [0] * n), text)
 
 
 def _size(text: str) -> tuple[int, int]:

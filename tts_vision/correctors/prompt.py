@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint
 from tts_vision.context import SearchContext
-from tts_vision.correcting import Begun, Corrector, Rejected
+from tts_vision.correcting import Begun, Corrector, Rejected, drawable
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
 from tts_vision.rewriters.chat import lines
@@ -20,7 +20,8 @@ QUESTION = (
 class PromptCorrector(Corrector):
     """Fresh samples of the prompt with the reason appended, or of a prompt that a language model writes.
 
-    Without a reason, and where the language model gives no answer, the prompt stays as it is.
+    Without a reason, and where the language model gives no answer, the prompt stays as it is. Where the
+    generator refuses the new prompt, for example because it is too long, fresh samples are drawn.
 
     Args:
         template: The prompt of the new samples, without a language model.
@@ -64,7 +65,9 @@ class PromptCorrector(Corrector):
         )
 
     def correct(self, ctx: SearchContext, rejected: Rejected, n: int) -> Begun:
-        return ctx, ctx.init(n, self.wording(ctx, rejected))
+        text = self.wording(ctx, rejected)
+        with drawable(text):
+            return ctx, ctx.init(n, text)
 
     def wording(self, ctx: SearchContext, rejected: Rejected) -> str:
         """The prompt with the reason in it."""

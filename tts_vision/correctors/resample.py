@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tts_vision.context import SearchContext
-from tts_vision.correcting import Rejected
+from tts_vision.correcting import Rejected, drawable
 from tts_vision.registry import register
 from tts_vision.types import State
 
@@ -11,4 +11,5 @@ from tts_vision.types import State
 @register("corrector", "resample")
 def resample(ctx: SearchContext, rejected: Rejected, n: int) -> State:
     """Fresh samples of the prompt; nothing is taken from the rejected one."""
-    return ctx.init(n, rejected.prompt)
+    with drawable(rejected.prompt):
+        return ctx.init(n, rejected.prompt)
