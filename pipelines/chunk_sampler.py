@@ -18,6 +18,7 @@ from tts_vision.moves import PREVIEW, Blend, Move, carried, register_move
 from tts_vision.pipelines.chunks.loading import adapted, is_chunked
 from tts_vision.pipelines.chunks.model import Chunk, ChunkModel, NoisyDecoder
 from tts_vision.pipelines.decoding import NOT_FINITE
+from tts_vision.pipelines.few_frames import spaced
 from tts_vision.pipelines.pipeline_samples import media_of
 from tts_vision.pipelines.row_state import (
     ORIGIN,
@@ -345,7 +346,7 @@ class ChunkSampler(Sampler):
         """The clips of the first chunks: all frames, or so many of them, evenly spaced, with the last one."""
         total, fps = self._model.pixel_frames(chunks), self._model.fps
         few = count is not None and count < total
-        frames = [(i + 1) * total // count - 1 for i in range(count)] if few and count else None
+        frames = list(spaced(total, count)) if few and count else None
         fps = fps * count / total if few and count else fps
         with self.meter.phase("decode"):
             if isinstance(self._model, NoisyDecoder):

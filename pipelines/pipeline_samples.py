@@ -22,6 +22,7 @@ from tts_vision.pipelines.adopting import (
     original_of,
 )
 from tts_vision.pipelines.decoding import FLAGGED, DecodeWatch
+from tts_vision.pipelines.few_frames import FewFrames
 from tts_vision.pipelines.frame_rates import frame_rate
 from tts_vision.pipelines.pipeline_rows import PipelineRows
 from tts_vision.pipelines.row_state import (
@@ -51,6 +52,22 @@ class PipelineSamples(PipelineRows):
         self.modality = "video" if makes_videos(self.name, self._driver.signature) else "image"
         self._preview_vae = getattr(pipe, "tts_vision_preview_vae", None)
         self._noise: str | None = None
+
+    def limit_previews(self, frames: int | None) -> None:
+        """Lets previews of clips have so many frames, each of which is decoded alone.
+
+        Raises:
+            ConfigError: If the pipeline makes images.
+        """
+        if frames is None:
+            return
+        if self.modality == "image":
+            raise ConfigError(
+                f"preview_frames needs a model of clips but got {frames} for {self.name}, of images; "
+                "leave it out."
+            )
+        pipe = self._driver.pipe
+        self._preview_vae = FewFrames(pipe, self._preview_vae or getattr(pipe, "vae", None), frames)
 
     def decode(self, state: State) -> list[Decoded]:
         sizes = state.carry.get(ADOPTED)
@@ -93,6 +110,7 @@ class PipelineSamples(PipelineRows):
             "device": self._device().type,
             "pipeline_kwargs": json_parts({k: v for k, v in call.items() if k != "prompt"}),
             "plain": self._step_rule is None,
+            "previews": "frames decoded alone" if isinstance(self._preview_vae, FewFrames) else None,
         }
         return {name: value for name, value in found.items() if value not in (None, "")}
 
@@ -149,6 +167,8 @@ class PipelineSamples(PipelineRows):
                     else self._decode(part, vae, output_type, watch)
                 )
             media = media_of(output, frame_rate(self.name, call, self._driver.signature))
+            if isinstance(vae, FewFrames):
+                media = [vae.shown(clip) if isinstance(clip, Video) else clip for clip in media]
             reasons = watch.reasons(part.latents)
             if self._whole:
                 reasons = [

@@ -216,6 +216,7 @@ FLAGS = {
     "--steps": NUMBERS,
     "--guidance-scale": NUMBERS,
     "--preview-size": NUMBERS,
+    "--preview-frames": NUMBERS,
     "--negative-prompt": TEXTS,
     "--dtype": ["float32", "f16", "", "bfloat16"],
     "--device": ["cpu", "gpu0", ""],

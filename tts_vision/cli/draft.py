@@ -22,6 +22,7 @@ from tts_vision.cli.options import (
     Offload,
     Output,
     Overrides,
+    PreviewFrames,
     PreviewSize,
     Steps,
     Trust,
@@ -56,6 +57,7 @@ def draft(
     negative_prompt: NegativePrompt = None,
     max_batch: MaxBatch = None,
     preview_size: PreviewSize = None,
+    preview_frames: PreviewFrames = None,
     dtype: Dtype = None,
     device: Device = None,
     offload: Offload = None,
@@ -69,7 +71,8 @@ def draft(
     values |= {"algorithm_params": without_none({"n": n, "steps_done": steps_done})}
     loading = without_none({"dtype": dtype, "device": device, "offload": offload})
     values = with_nested(values, ("model_options",), loading)
-    values = with_nested(values, ("sampler_options",), without_none({"preview_size": preview_size}))
+    previews = without_none({"preview_size": preview_size, "preview_frames": preview_frames})
+    values = with_nested(values, ("sampler_options",), previews)
     arguments = pipeline_arguments(steps, guidance_scale, negative_prompt)
     values = with_nested(values, ("sampler_options", "pipeline_kwargs"), arguments)
     config = RunConfig(**override(values, overrides or []))

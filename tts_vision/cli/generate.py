@@ -28,6 +28,7 @@ from tts_vision.cli.options import (
     Offload,
     Output,
     Overrides,
+    PreviewFrames,
     PreviewSize,
     PromptFile,
     PromptTexts,
@@ -81,6 +82,7 @@ def generate(
     stochastic: Stochastic = None,
     eta: Eta = None,
     preview_size: PreviewSize = None,
+    preview_frames: PreviewFrames = None,
     dtype: Dtype = None,
     device: Device = None,
     offload: Offload = None,
@@ -114,7 +116,8 @@ def generate(
     flags |= {"holdout_verifier": holdout_verifier, "target": until}
     values |= without_none({**flags, "budget": budget, "seed": seed, "max_batch": max_batch})
     pipeline = pipeline_arguments(steps, guidance_scale, negative_prompt)
-    sampler = without_none({"stochastic": stochastic, "eta": eta, "preview_size": preview_size})
+    sampler = without_none({"stochastic": stochastic, "eta": eta})
+    sampler |= without_none({"preview_size": preview_size, "preview_frames": preview_frames})
     loading = {"dtype": dtype, "device": device, "offload": offload}
     loading |= {"attention": attention, "scheduler": scheduler}
     values = with_nested(values, ("model_options",), without_none(loading))

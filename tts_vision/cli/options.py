@@ -134,6 +134,11 @@ PreviewSize = Annotated[
 ]
 
 
+PreviewFrames = Annotated[
+    int | None, typer.Option(help="Frames that previews of a clip have, evenly spaced. (default: all)")
+]
+
+
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 
 
