@@ -182,6 +182,7 @@ class PlaygroundVideoModel:
     last_draw: int = field(default=-1, init=False)
     batches: bool = field(default=True, init=False)
     approximates: str = field(default="", init=False)
+    backwards: bool = field(default=False, init=False)
 
     @property
     def frames(self) -> tuple[int, ...]:
