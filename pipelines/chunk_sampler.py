@@ -129,6 +129,7 @@ class ChunkSampler(Sampler):
         renoise = {"renoise"} if self.inner_steps == 1 else set()
         self.capabilities = frozenset({"noise", "preview", "moves", *noisy, *renoise})
         self._encoded: dict[Condition, Any] = {}
+        self._frame_bytes = 0
 
     @staticmethod
     def accepts(pipe: Any) -> bool:
@@ -142,6 +143,7 @@ class ChunkSampler(Sampler):
         self._encode(condition)
         generators = [generator_of(row_seed(seed, uid)) for uid in uids]
         noise = self._model.noise(0, generators)
+        self._frame_bytes = noise[0, :, 0].nbytes
         carry: dict[str, Tensor | Rows] = {ORIGIN: numbers(uids), **generator_rows(generators, uids)}
         return State.initial(noise, uids, condition, seed, carry)
 
@@ -239,6 +241,8 @@ class ChunkSampler(Sampler):
             "previews": self._model.approximates or "exact: the frames of the finished clip",
             "plain": self._is_plain,
         }
+        if self._frame_bytes:
+            own["latent_megabytes"] = round(self._frame_bytes * self._offsets[-1] / 1e6, 3)
         return {**self._model.facts, **own}
 
     @property

@@ -227,6 +227,13 @@ def test_few_frames_of_a_preview_are_decoded() -> None:
     assert len(sampler.decode(sampler.advance(state))[0].frames) == 6  # type: ignore[union-attr]
 
 
+def test_the_memory_of_a_clip_is_reported() -> None:
+    sampler = sampler_of(ToyClips(frames=(500, 250)))
+    assert "latent_megabytes" not in sampler.facts(CONDITION)
+    state = finished(sampler, sampler.init(CONDITION, [0], seed=SEED))
+    assert sampler.facts(CONDITION)["latent_megabytes"] == 750 * WIDTH * 4 / 1e6 == state.latents.nbytes / 1e6
+
+
 def test_moves_and_steps_that_cannot_be() -> None:
     sampler = sampler_of(inner_steps=True)
     assert sampler.move(sampler.num_steps, 0.5) is None
