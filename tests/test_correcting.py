@@ -23,7 +23,8 @@ import tts_vision
 from tiny_pipelines import TINY
 from toy_search import events, toy_context
 from tts_vision import Result, SearchContext, State
-from tts_vision.algorithms._reflection import Attempt, correct
+from tts_vision.algorithms._attempts import Attempt
+from tts_vision.algorithms._reflection import correct
 from tts_vision.condition import Condition
 from tts_vision.config import RunConfig, SamplerOptions
 from tts_vision.correcting import CannotCorrect, Rejected, load_corrector

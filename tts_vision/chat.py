@@ -378,6 +378,47 @@ class ChatEndpoint:
         return text.replace(key, "***") if key else text
 
 
+class EndpointUser:
+    """Asks a model behind an OpenAI-compatible endpoint, whose address and sampling are parameters.
+
+    Args:
+        base_url: Where it is, such as ``http://localhost:8000/v1``.
+        model: Its name there.
+        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
+        temperature: Of the endpoint's sampling; none leaves it to the server.
+        timeout: Seconds until an attempt is given up.
+        retries: Further attempts after a failure that may pass.
+        max_tokens: Longest answer, in tokens; none leaves it to the server.
+    """
+
+    @property
+    def owner(self) -> str:
+        """Its name in messages."""
+        raise NotImplementedError
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        key_variable: str = "OPENAI_API_KEY",
+        temperature: float | None = 0.7,
+        timeout: float = 60.0,
+        retries: int = 4,
+        max_tokens: int | None = LONGEST_ANSWER,
+    ) -> None:
+        self._endpoint = ChatEndpoint(
+            base_url,
+            model,
+            owner=self.owner,
+            key_variable=key_variable,
+            temperature=temperature,
+            timeout=timeout,
+            retries=retries,
+            max_tokens=max_tokens,
+        )
+
+
 def data_url(image: Image.Image, image_format: ImageFormat = "jpeg") -> str:
     """The image in a ``data:`` URL, as JPEG of quality 95 with full colour resolution, or as PNG."""
     buffer = io.BytesIO()

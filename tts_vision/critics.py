@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint, without_reasoning
+from tts_vision.chat import EndpointUser, without_reasoning
 from tts_vision.config import Spec
 from tts_vision.errors import ConfigError
 from tts_vision.parameters import validate
@@ -28,42 +28,14 @@ PARTS = (
 )
 
 
-class ChatCritic:
-    """A vision-language model behind an OpenAI-compatible endpoint.
-
-    Args:
-        base_url: Where it is, such as ``http://localhost:8000/v1``.
-        model: Its name there.
-        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
-        temperature: Of the endpoint's sampling; none leaves it to the server.
-        timeout: Seconds until an attempt is given up.
-        retries: Further attempts after a failure that may pass.
-        max_tokens: Longest answer, in tokens; none leaves it to the server.
-    """
+class ChatCritic(EndpointUser):
+    """A vision-language model behind an OpenAI-compatible endpoint."""
 
     name = "critic"
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        key_variable: str = "OPENAI_API_KEY",
-        temperature: float | None = 0.7,
-        timeout: float = 60.0,
-        retries: int = 4,
-        max_tokens: int | None = LONGEST_ANSWER,
-    ) -> None:
-        self._endpoint = ChatEndpoint(
-            base_url,
-            model,
-            owner="critic 'chat'",
-            key_variable=key_variable,
-            temperature=temperature,
-            timeout=timeout,
-            retries=retries,
-            max_tokens=max_tokens,
-        )
+    @property
+    def owner(self) -> str:
+        return "critic 'chat'"
 
     def reasons(self, prompt: str, images: Sequence[Image.Image], scores: Sequence[Score]) -> list[str]:
         """What has to change in each image, in order; empty where the endpoint gave no answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from tts_vision.context import SearchContext
 from tts_vision.correcting import Begun
@@ -11,6 +12,8 @@ from tts_vision.ledger import Remaining
 from tts_vision.ranking import argmax
 from tts_vision.types import Cost, Score, State
 
+Begin: TypeAlias = Callable[[int], Begun]
+"""Begins so many paths, all of one generator and at one step."""
 CLARITY, POTENTIAL = "clarity", "potential"
 ASKS = frozenset({CLARITY, POTENTIAL})
 
@@ -77,13 +80,16 @@ def first_clear(ctx: SearchContext, paths: State) -> dict[int, Score]:
     return {uid: answer for uid, answer in found if answer.satisfied is not None}
 
 
-def best_of_paths(
-    begin: Callable[[int], Begun], n: int, *, refill: bool = True, reference_mode: bool = False
-) -> list[Begun]:
+def fresh_paths(ctx: SearchContext, n: int) -> Begun:
+    """Paths by the user's prompt, from the start."""
+    return ctx, ctx.init(n)
+
+
+def best_of_paths(begin: Begin, n: int, *, refill: bool = True, reference_mode: bool = False) -> list[Begun]:
     """The paths with potential, finished and scored by the final question; without any, the likeliest one.
 
     Args:
-        begin: Begins so many paths, all of one generator and at one step.
+        begin: Begins them.
         n: Paths that run at a time, and paths with potential to look for.
         refill: Whether fresh paths take the places of stopped ones, paid for by what stopping saved.
         reference_mode: Whether all paths run to the end, without refilling.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 
-from tts_vision.algorithms._reflection import Attempt, Rejections, correct, drawn, finished
+from tts_vision.algorithms._attempts import Attempt, drawn, finished
+from tts_vision.algorithms._reflection import Rejections, correct
 from tts_vision.context import SearchContext
 from tts_vision.correcting import Begun, Corrector
 from tts_vision.ranking import top_k
@@ -85,8 +86,7 @@ def survivors(
     left = list(pool)
     for parent, children in made.items():
         better = [child for child in children if child.beats(parent)]
-        parent.failures += not better
-        if better or parent.failures >= patience:
+        if better or parent.fails(patience):
             left.remove(parent)
         left += better
     return left

@@ -1,57 +1,21 @@
-"""Reflection: finished samples are judged, and correctors begin new samples from them and the reasons."""
+"""Reflection: attempts are judged, and correctors begin new samples from them and the reasons."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
-from tts_vision.algorithms._paths import by_context
+from tts_vision.algorithms._attempts import Attempt
 from tts_vision.context import SearchContext
 from tts_vision.correcting import Begun, CannotCorrect, Corrector, Rejected
 from tts_vision.critics import ChatCritic
 from tts_vision.errors import CapabilityError
 from tts_vision.reflections import CORRECTION, REFLECTION
 from tts_vision.rewriting import Rewriter
-from tts_vision.types import Region, Score, State
+from tts_vision.types import Region, Score
 
 QUESTION = "reflection"
-
-
-@dataclass(eq=False)
-class Attempt:
-    """A finished and scored sample that may be corrected.
-
-    Attributes:
-        context: Of its generator.
-        state: The particle, one row.
-        prompt: The prompt that a correction starts from.
-        failures: Corrections of it that were no better.
-    """
-
-    context: SearchContext
-    state: State
-    prompt: str
-    failures: int = 0
-
-    @property
-    def score(self) -> Score:
-        """The verifier's score."""
-        return self.context.candidates[self.state.uids[0]].score
-
-    @property
-    def value(self) -> float:
-        """The value of the score by now, NaN without one."""
-        return self.context.current_scores(self.state).item()
-
-    def rejected(self, reason: str = "", regions: tuple[Region, ...] = ()) -> Rejected:
-        """The sample as a corrector gets it."""
-        return Rejected(self.context, self.state, self.prompt, reason, regions)
-
-    def beats(self, other: Attempt) -> bool:
-        """Whether it is better; a sample without a score never is."""
-        return not math.isnan(self.value) and not self.value <= other.value
 
 
 Rejections: TypeAlias = list[tuple[Attempt, Rejected | None]]
@@ -132,22 +96,6 @@ def correct(ctx: SearchContext, corrector: Corrector, rejected: Rejected, n: int
         about=begun[1],
     )
     return begun
-
-
-def finished(begun: Sequence[tuple[Begun, str]]) -> list[list[Attempt]]:
-    """The attempts that begun particles become, by their prompts; those of one generator run together."""
-    done: dict[int, Attempt] = {}
-    prompts = {uid: prompt for (_, state), prompt in begun for uid in state.uids}
-    for ctx, state in by_context([each for each, _ in begun]):
-        state = ctx.finish(state)
-        ctx.score(state)
-        done |= {uid: Attempt(ctx, state.select([i]), prompts[uid]) for i, uid in enumerate(state.uids)}
-    return [[done[uid] for uid in state.uids] for (_, state), _ in begun]
-
-
-def drawn(ctx: SearchContext, n: int) -> list[Attempt]:
-    """Fresh attempts by the user's prompt."""
-    return finished([((ctx, ctx.init(n)), ctx.prompt.text)])[0]
 
 
 def refined(ctx: SearchContext, rewriter: Rewriter, rejections: Rejections) -> Rejections:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tts_vision.algorithms._common import at_least
-from tts_vision.algorithms._paths import best_of_paths
+from tts_vision.algorithms._paths import best_of_paths, fresh_paths
 from tts_vision.context import SearchContext
 from tts_vision.registry import register
 from tts_vision.types import State
@@ -32,9 +34,8 @@ def parm(ctx: SearchContext, *, n: int = 20, refill: bool = True, reference_mode
             none is refilled. Its sampled verdicts are an option of the verifier, ``reference_sampling``.
     """
     at_least(1, n=n)
-    found = best_of_paths(
-        lambda count: (ctx, ctx.init(count)), n, refill=refill, reference_mode=reference_mode
-    )
+    begin = partial(fresh_paths, ctx)
+    found = best_of_paths(begin, n, refill=refill, reference_mode=reference_mode)
     if not refill:
         ctx.conclude()
     return State.cat([state for _, state in found])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from tts_vision.algorithms._attempts import Attempt
 from tts_vision.algorithms._common import at_least
-from tts_vision.algorithms._paths import best_of_paths, path_price, winner
+from tts_vision.algorithms._paths import Begin, best_of_paths, fresh_paths, path_price, winner
 from tts_vision.algorithms._refinement import pays_for
-from tts_vision.algorithms._reflection import Attempt, correct, reflect
+from tts_vision.algorithms._reflection import correct, reflect
 from tts_vision.context import SearchContext
-from tts_vision.correcting import Begun, load_corrector
+from tts_vision.correcting import load_corrector
 from tts_vision.critics import load_critic
 from tts_vision.registry import register
 from tts_vision.types import State
@@ -39,8 +40,7 @@ def parm_pp(
 
     The corrector gets the user's prompt, the rejected image and the reason, and begins `n` new paths, which
     are judged like those before. A new winner that is no better is dropped; after `patience` such attempts
-    the rejected image is dropped too, and paths are drawn afresh. The best image of all attempts is the
-    result.
+    so is the rejected image, for fresh paths. The result is the best image of all attempts.
 
     Args:
         n: Paths of each attempt, as in `parm`.
@@ -57,25 +57,20 @@ def parm_pp(
     at_least(1, n=n, patience=patience)
     at_least(0, max_reflections=max_reflections)
     fix, reader = load_corrector(corrector, ctx), load_critic(critic)
-
-    def fresh(count: int) -> Begun:
-        return ctx, ctx.init(count)
-
-    attempt: Attempt | None = None
-    failures, begin, best = 0, fresh, None
+    fresh: Begin = partial(fresh_paths, ctx)
+    best: Attempt | None = None
+    attempt, begin = best, fresh
     for _ in range(max_reflections + 1):
         if best is not None and attempt is None and not pays_for(ctx, path_price(ctx, 0) * n):
             break  # corrected paths, which begin half-way, may be cheaper than fresh ones
         paths = best_of_paths(begin, n, refill=refill, reference_mode=reference_mode)
         found = Attempt(*winner(paths), ctx.prompt.text)
         best = found if best is None or found.beats(best) else best
-        if attempt is not None and not found.beats(attempt):
-            failures += 1
-            if failures >= patience:
-                attempt, failures, begin = None, 0, fresh
-                continue
-        else:
-            attempt, failures = found, 0
+        if attempt is None or found.beats(attempt):
+            attempt = found
+        elif attempt.fails(patience):
+            attempt, begin = None, fresh
+            continue
         ((_, rejected),) = reflect(ctx, [attempt], critic=reader, holds=holds)
         if rejected is None:
             ctx.conclude()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tts_vision.algorithms._attempts import Attempt, drawn
 from tts_vision.algorithms._common import at_least
 from tts_vision.algorithms._refinement import refine
-from tts_vision.algorithms._reflection import Attempt, Rejections, drawn, refined, reflect
+from tts_vision.algorithms._reflection import Rejections, refined, reflect
 from tts_vision.context import SearchContext
 from tts_vision.correcting import load_corrector
 from tts_vision.critics import load_critic

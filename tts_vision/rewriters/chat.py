@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from tts_vision.chat import LONGEST_ANSWER, ChatEndpoint, json_values, without_reasoning
+from tts_vision.chat import EndpointUser, json_values, without_reasoning
 from tts_vision.errors import ConfigError
 from tts_vision.registry import register
 from tts_vision.rewriting import Rewriter
@@ -14,48 +14,21 @@ _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s+")
 
 
 @register("rewriter", "chat")
-class ChatRewriter(Rewriter):
-    """Wordings by a language model behind an OpenAI-compatible endpoint.
-
-    Args:
-        base_url: Where it is, such as ``http://localhost:8000/v1``.
-        model: Its name there.
-        key_variable: Environment variable with the key of `base_url`; sent there if it is set.
-        temperature: Of the endpoint's sampling; none leaves it to the server.
-        timeout: Seconds until an attempt is given up.
-        retries: Further attempts after a failure that may pass.
-        max_tokens: Longest answer, in tokens; none leaves it to the server.
-    """
+class ChatRewriter(EndpointUser, Rewriter):
+    """Wordings by a language model behind an OpenAI-compatible endpoint."""
 
     name = "chat"
     calls = 1
+
+    @property
+    def owner(self) -> str:
+        return f"rewriter {self.name!r}"
+
     question: ClassVar[str] = (
         'An image generator is to draw: "{prompt}". Write {n} other prompts that ask for exactly the same '
         "content in other words, with more concrete visual detail where that helps. Add, drop or change no "
         "object, number, colour or position. Write one prompt per line and nothing else."
     )
-
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        key_variable: str = "OPENAI_API_KEY",
-        temperature: float | None = 0.7,
-        timeout: float = 60.0,
-        retries: int = 4,
-        max_tokens: int | None = LONGEST_ANSWER,
-    ) -> None:
-        self._endpoint = ChatEndpoint(
-            base_url,
-            model,
-            owner=f"rewriter {self.name!r}",
-            key_variable=key_variable,
-            temperature=temperature,
-            timeout=timeout,
-            retries=retries,
-            max_tokens=max_tokens,
-        )
 
     def rewrite(self, text: str, n: int) -> list[str]:
         question = self.question.replace("{prompt}", text).replace("{n}", str(n))
