@@ -276,12 +276,13 @@ def load_network(folder: Path) -> tuple[VideoNetwork, dict[str, Any]]:
     Raises:
         PipelineError: If a file is missing or does not fit, or the image model is another one.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         settings = json.loads((folder / CONFIG).read_text())
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise PipelineError(
             f"A video model of the playground must have {CONFIG} and {WEIGHTS} but {str(folder)!r} cannot be "
             f"read: {error}; install or train it again."

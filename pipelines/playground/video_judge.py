@@ -153,12 +153,13 @@ def load_judge(folder: Path) -> MotionJudge:
     Raises:
         PipelineError: If a file is missing or does not fit.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         judge = MotionJudge(MotionJudgeConfig(**json.loads((folder / CONFIG).read_text())))
         judge.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise PipelineError(
             f"A motion judge must have {CONFIG} and {WEIGHTS} that fit but {str(folder)!r} cannot be read: "
             f"{str(error).splitlines()[0]}; install it again, or train it with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,7 +220,7 @@ class PlaygroundVideoModel:
                 f"{condition.text!r} has {len(ids) - 1}; shorten it."
             )
         if tokenizer.unk_token_id in ids:
-            words = tokenizer.tokenize(condition.text)
+            words = re.findall(r"\w+|[^\w\s]+", condition.text)  # as the tokenizer splits
             unknown = [word for word, i in zip(words, ids) if i == tokenizer.unk_token_id]
             raise ConfigError(
                 f"{self.name} knows colours, shapes and motions, as in 'a red circle moving left', but got "
