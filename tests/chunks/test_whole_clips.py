@@ -1,4 +1,4 @@
-"""Video models whose clips are denoised as a whole: their peculiarities, step by step and in their own call."""
+"""Video models whose clips are denoised as a whole: their peculiarities, step by step and in their call."""
 
 from __future__ import annotations
 
