@@ -122,18 +122,26 @@ def load_bank(work_dir: Path, clips: int, seed: int, workers: int, device: str) 
     if not path.exists():
         piece = min(_PIECE, clips)
         seeds = [seed * 1_000_003 + i for i in range(-(-clips // piece))]
-        vae, latents, captions = None, [], []
+        vae, latents, tokens = None, [], []
         for frames, texts in in_workers(workers, _drawn, seeds, [piece] * len(seeds)):
             vae = vae or video.load_autoencoder().to(device)  # after the processes were forked
             latents.append(_encoded(vae, frames, device))
-            captions += texts
-        tokens = (
-            video.token_ids(captions).to(torch.uint8).view(-1, CHUNKS, WORDINGS_PER_CHUNK, video.MAX_TOKENS)
-        )
-        save_atomically(path, {"latents": torch.cat(latents), "tokens": tokens})
-        log(work_dir, f"video: drew and encoded {len(tokens)} clips")
+            tokens.append(words_of(texts).view(piece, CHUNKS, WORDINGS_PER_CHUNK, -1))
+        save_atomically(path, {"latents": torch.cat(latents), "tokens": torch.cat(tokens)})
+        log(work_dir, f"video: drew and encoded {len(seeds) * piece} clips")
     saved = torch.load(path, weights_only=True)
     return ClipBank(saved["latents"], saved["tokens"])
+
+
+def words_of(texts: Sequence[str]) -> Tensor:
+    """`video.token_ids` of captions in lower case and without marks, as uint8, many times faster."""
+    tokenizer = video.build_motion_tokenizer()
+    numbers, end = tokenizer.get_vocab(), tokenizer.eos_token_id
+    ids = np.full((len(texts), video.MAX_TOKENS), tokenizer.pad_token_id, np.uint8)
+    for row, text in zip(ids, texts):
+        words = [*(numbers[word] for word in text.split()), end]
+        row[-len(words) :] = words
+    return torch.from_numpy(ids)
 
 
 def _encoded(vae: nn.Module, frames: np.ndarray, device: str) -> Tensor:

@@ -146,6 +146,7 @@ def test_every_caption_fits_and_has_no_unknown_word() -> None:
         ids = tokenizer(text).input_ids
         assert len(ids) <= video.MAX_TOKENS and tokenizer.unk_token_id not in ids
     assert video.token_ids(texts).shape == (500, video.MAX_TOKENS)
+    assert torch.equal(train_video.words_of(texts).long(), video.token_ids(texts))
 
 
 # ------------------------------------------------------------------------------------------------ training
