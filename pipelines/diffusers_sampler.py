@@ -18,9 +18,10 @@ from tts_vision.pipelines.adopting import (
     edits_images,
     encodes,
 )
-from tts_vision.pipelines.caches import pack_caches
+from tts_vision.pipelines.caches import CACHES
 from tts_vision.pipelines.decoding import FLAGGED, DecodeWatch
 from tts_vision.pipelines.driven import Segment
+from tts_vision.pipelines.edits import EDITS, at_earlier_step
 from tts_vision.pipelines.noise import unit_noise
 from tts_vision.pipelines.pipeline_samples import PipelineSamples
 from tts_vision.pipelines.rollout import Coarse, check_rollout, rollout_steps, straight_step
@@ -49,6 +50,7 @@ from tts_vision.pipelines.schedule import (
 )
 from tts_vision.pipelines.stochastic import guidance_gain, renoise
 from tts_vision.pipelines.tokens.amused import is_amused
+from tts_vision.pipelines.trees import pack_tree
 from tts_vision.pipelines.whole import check_drivable
 from tts_vision.registry import register
 from tts_vision.rng import row_noise, row_seed
@@ -144,7 +146,11 @@ class DiffusersSampler(PipelineSamples):
                 "step_noise": self._step_rule is not None,
                 "moves": self._takes_noise or self._step_rule is not None,
                 "renoise": has_levels,
-                "adopt": has_levels and self.modality == "image" and encodes(self._driver.pipe),
+                # the callback has not seen the loop of an image that was adopted
+                "adopt": has_levels
+                and self.modality == "image"
+                and encodes(self._driver.pipe)
+                and not self._has_callback,
                 "preview": has_levels,
                 "differentiable": not self._driver.is_offloaded and self._cache is None,
             }.items()
@@ -170,6 +176,12 @@ class DiffusersSampler(PipelineSamples):
         return State.initial(latents, uids, condition, seed, {ORIGIN: numbers(uids)})
 
     def recondition(self, state: State) -> State:
+        if EDITS in state.shared:
+            raise CapabilityError(
+                "A new condition needs a loop that encodes it but the callback of the search has edited "
+                f"tensors of the loop by step {state.step}; change the condition earlier, or leave the "
+                "callback out."
+            )
         for condition in distinct(state.conditions):
             shape = self._alone_of(condition).shape
             if shape != state.latents.shape[1:]:
@@ -208,6 +220,7 @@ class DiffusersSampler(PipelineSamples):
             step=rule,
             output_type="latent",
             caches=caches,
+            edits=self._edits_of(state),
         )
         proxy = segment.proxy
         if proxy.prev_sample is None:
@@ -220,7 +233,10 @@ class DiffusersSampler(PipelineSamples):
         rows, shared = pack(history, proxy.prev_sample.shape)
         carry: dict[str, Tensor | Rows] = {**rows, ORIGIN: numbers(origins_of(state))}
         if caches is not None and caches.left is not None:
-            kept, layout = pack_caches(caches.left)
+            kept, layout = pack_tree(CACHES, caches.left, "The state of a cache")
+            carry, shared = {**carry, **kept}, {**shared, **layout}
+        if proxy.edits:
+            kept, layout = pack_tree(EDITS, vars(proxy.edits), "The results of a callback")
             carry, shared = {**carry, **kept}, {**shared, **layout}
         preview = self._laid_out(state, segment, latents)
         if preview is not None:
@@ -367,8 +383,9 @@ class DiffusersSampler(PipelineSamples):
         latents = renoise(x.float(), now, earlier, noise.float()).to(x.dtype)
         scale = self._entry_scale(to_step, state.conditions[0])
         latents = latents if scale is None else latents / scale
-        carry: dict[str, Tensor | Rows] = {ORIGIN: numbers(origins_of(state))}
-        return replace(state, latents=latents, step=to_step, carry=carry, shared={})
+        carry, shared = at_earlier_step(state, to_step)
+        carry[ORIGIN] = numbers(origins_of(state))
+        return replace(state, latents=latents, step=to_step, carry=carry, shared=shared)
 
     def preview(self, state: State) -> list[Decoded]:
         if self._rollout is not None:
@@ -423,6 +440,7 @@ class DiffusersSampler(PipelineSamples):
             generators=generators_of(state),
             step=straight_step,
             coarse=coarse,
+            edits=self._edits_of(state),
             output_type="latent",
         )
         return replace(ahead, latents=self._left(segment))

@@ -172,6 +172,7 @@ class Driven:
 
         handles = []
         kind, components = type(pipe), pipe.components
+        runs_skipped = not self.interruptible or proxy.enters_after is not None
         try:
             if _prepared(kind) is not kind:
                 put(pipe, _DEVICE, self.device)
@@ -196,10 +197,10 @@ class Driven:
                     put(module, "forward", checkpointed(module.forward))
                 if denoiser is not None:  # past hooks, which may count, or move weights between devices
                     put(module, _CALL, denoiser(module))
-                elif not self.interruptible:
+                elif runs_skipped:
                     put(module, _CALL, self._unless_skipping(module, proxy, entry))
                 handles.append(module.register_forward_pre_hook(self._counting(proxy), with_kwargs=True))
-            if not self.interruptible:
+            if runs_skipped:
                 for name, module in named(components, BESIDE):
                     put(module, "forward", self._beside_it(name, module, proxy, entry))
             yield

@@ -132,7 +132,7 @@ class DryRuns(Driven):
         None where the loop cannot run dry.
         """
         if self._silence is None:
-            self._find_silence(call)
+            self._find_silence(call, needed=not self.interruptible)
         inputs: list[Tensor] = []
 
         def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -145,12 +145,17 @@ class DryRuns(Driven):
             return None
         return inputs, entry.entered
 
-    def _find_silence(self, call: Mapping[str, Any]) -> None:
-        """Finds the answer of a silent denoiser with which the loop runs."""
-        if self.forwards_per_step(call) is None and not self.interruptible:
+    def _find_silence(self, call: Mapping[str, Any], *, needed: bool) -> None:
+        """Finds the answer of a silent denoiser with which the loop runs.
+
+        Raises:
+            PipelineError: If it is needed and there is none.
+        """
+        if self.forwards_per_step(call) is None and needed:
             raise PipelineError(
-                "A loop that cannot skip steps must run with a silent denoiser but that of "
-                f"{type(self.pipe).__name__} does not; it cannot be driven step by step."
+                "A loop that cannot skip steps, or whose callback edits more than the latents, must run with "
+                f"a silent denoiser but that of {type(self.pipe).__name__} does not; it cannot be driven "
+                "step by step."
             )
 
     def _dry_proxy(self, call: Mapping[str, Any], coarse: Coarse | None = None) -> SchedulerProxy:

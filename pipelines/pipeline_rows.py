@@ -12,11 +12,12 @@ from torch import Tensor
 from tts_vision.condition import Condition, distinct
 from tts_vision.errors import CapabilityError, ConfigError, PipelineError
 from tts_vision.memory import out_of_memory
-from tts_vision.pipelines.caches import Caches, unpack_caches
-from tts_vision.pipelines.callbacks import CALLBACK
+from tts_vision.pipelines.caches import CACHES, Caches
+from tts_vision.pipelines.callbacks import CALLBACK, asks_for_more, check_callback
 from tts_vision.pipelines.calls import Calls, has_media, texts_of
 from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.driven import DENOISERS, Segment, modules
+from tts_vision.pipelines.edits import EDITS, Edits
 from tts_vision.pipelines.encoding import Shapes
 from tts_vision.pipelines.noise import noise_scale
 from tts_vision.pipelines.proxy import Step, initial_scale
@@ -27,6 +28,7 @@ from tts_vision.pipelines.rules import Rule
 from tts_vision.pipelines.schedule import levels_if_known
 from tts_vision.pipelines.segment import Driver
 from tts_vision.pipelines.stochastic import Level
+from tts_vision.pipelines.trees import unpack_tree
 from tts_vision.pipelines.whole import cache_of, reason_to_drive_whole
 from tts_vision.sampler import Sampler
 from tts_vision.types import Meter, NoMeter, Phase, State
@@ -54,12 +56,20 @@ class PipelineRows(Sampler):
         self._whole = reason_to_drive_whole(pipe, [m for _, m in modules(pipe, DENOISERS)], settings)
         self._cache = next((c for _, m in modules(pipe, DENOISERS) if (c := cache_of(m))), None)
         self._has_callback = settings.get(CALLBACK) is not None
+        check_callback(settings)
+        if self._whole is None and asks_for_more(settings) and not self._runs_silently():
+            self._whole = (
+                "its callback edits tensors of a loop that does not run on a denoiser that answers zeros"
+            )
         self._step_rule: Rule | None = None
         self._native_noise = False
         self._scale: float | None = None
         self._alone: dict[Condition, Alone] = {}
         self._takes_lists: dict[Hashable, bool] = {}
         self._together: dict[Hashable, bool | None] = {}
+
+    def _runs_silently(self) -> bool:
+        return self._driver.forwards_per_step(self._calls.of(Condition("a photo"))) is not None
 
     def bind(self, meter: Meter) -> None:
         super().bind(meter)
@@ -261,6 +271,7 @@ class PipelineRows(Sampler):
         watch: DecodeWatch | None = None,
         coarse: Coarse | None = None,
         caches: Caches | None = None,
+        edits: Edits | None = None,
     ) -> Segment:
         call, mixed = self._batch(conditions, output_type)
         with self.meter.phase(phase):
@@ -279,6 +290,7 @@ class PipelineRows(Sampler):
                 watch=watch,
                 coarse=coarse,
                 caches=caches,
+                edits=edits,
             )
 
     def _caches_of(self, state: State) -> Caches | None:
@@ -286,7 +298,12 @@ class PipelineRows(Sampler):
         if self._cache is None:
             return None
         denoisers = [module for _, module in modules(self._driver.pipe, DENOISERS)]
-        return Caches(denoisers, unpack_caches(state.carry, state.shared, self._device()))
+        return Caches(denoisers, unpack_tree(CACHES, state.carry, state.shared, self._device()))
+
+    def _edits_of(self, state: State) -> Edits | None:
+        """The edits of the user's callback that a state of one row continues from, if there are any."""
+        found = unpack_tree(EDITS, state.carry, state.shared, self._device())
+        return None if found is None else Edits(**found)
 
     def _device(self) -> torch.device:
         return self._driver.device

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.caches import Caches
+from tts_vision.pipelines.edits import Edits
 from tts_vision.pipelines.rollout import Coarse
 from tts_vision.pipelines.schedule import (
     arguments_of,
@@ -71,8 +72,12 @@ class SchedulerProxy:
         halves: Whether the half-steps of a second-order scheduler are taken.
         coarse: A coarser end of the schedule, if given; `start` and `stop` count its timesteps.
         caches: Of the denoisers; restored before the first computed step and read after the last.
+        edits: Of the user's callback in earlier segments.
 
     Attributes:
+        edits: Of the user's callback so far.
+        enters_after: The step at whose end edits of earlier segments enter the loop; None if there are none.
+            It is run like the computed ones, on a denoiser that answers zeros.
         before: The loop's latents before the last computed step; None if those that entered.
         latents: ``(B, ...)`` of the loop after the last computed step, as a callback sees them; None if the
             pipeline has no callbacks.
@@ -102,9 +107,12 @@ class SchedulerProxy:
         halves: bool = True,
         coarse: Coarse | None = None,
         caches: Caches | None = None,
+        edits: Edits | None = None,
     ) -> None:
         self.inner = scheduler
         self.start, self.stop = start, stop
+        self.edits = edits or Edits()
+        self.enters_after = start - 1 if self.edits and start else None
         self.before: Tensor | None = None
         self.latents: Tensor | None = None
         self.prev_sample: Tensor | None = None
@@ -123,6 +131,7 @@ class SchedulerProxy:
         self._at_start: list[Tensor] = []
         self._fresh: dict[str, Any] = {}
         self._loose_history: dict[str, Any] = {}
+        self._before_entry: dict[str, Any] = {}
         self._at: int | None = None
         self._stepped = False
         self.set_timesteps = _signed_as(scheduler.set_timesteps, self._set_timesteps)
@@ -170,11 +179,18 @@ class SchedulerProxy:
     def step_starts(self, at: int) -> None:
         """The loop comes to step `at`."""
         self._step_ends()
+        if self._at is not None and self._at == self.enters_after:
+            vars(self.inner).update(self._before_entry)
         self._at = at
+        if at == self.enters_after:
+            # loops that call the scheduler twice in a step set its counter back
+            self._before_entry = dict(vars(self.inner))
+            if "_step_index" in self._before_entry:
+                self.inner._step_index = 0
         inside = self.start <= at and (self.stop is None or at < self.stop)
         self.skipping = not inside or self.interrupted
         if self._skip is not None:
-            self._skip(self.skipping)
+            self._skip(self.skipping and at != self.enters_after)
         if not self.skipping:
             self.continue_streams()
             if self.caches is not None and not self.done:

@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tts_vision.pipelines.caches import check_alike
+from tts_vision.pipelines.caches import CACHES
+from tts_vision.pipelines.edits import EDITS
 from tts_vision.pipelines.proxy import Step
 from tts_vision.pipelines.rules import Rule
 from tts_vision.pipelines.stochastic import Level
+from tts_vision.pipelines.trees import check_alike
 from tts_vision.rng import row_generator, row_noise, row_seed
 from tts_vision.types import Rows, State
 
@@ -49,9 +51,10 @@ def joined(rows: list[State]) -> State:
     Those have no solver history of the last step, and need none.
 
     Raises:
-        PipelineError: If their caches hold different parts.
+        PipelineError: If their caches or the edits of their callback hold different parts.
     """
-    check_alike([row.shared for row in rows if not flags_of(row, INTERRUPTED)[0]])
+    going = [(row.carry, row.shared) for row in rows if not flags_of(row, INTERRUPTED)[0]]
+    check_alike(going, (CACHES, EDITS))
     lead = next((row for row in rows if not flags_of(row, INTERRUPTED)[0]), rows[0])
     filled = [
         row

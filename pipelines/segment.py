@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.caches import Caches
+from tts_vision.pipelines.callbacks import plain_attributes
 from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.differentiable import MISSING, frozen, precision_kept, recomputing
 from tts_vision.pipelines.driven import DENOISERS, Entry, Segment, modules
 from tts_vision.pipelines.dry import DryRuns
+from tts_vision.pipelines.edits import Edits
 from tts_vision.pipelines.proxy import Step
 from tts_vision.pipelines.rollout import Coarse
 
@@ -43,6 +45,7 @@ class Driver(DryRuns):
         watch: DecodeWatch | None = None,
         coarse: Coarse | None = None,
         caches: Caches | None = None,
+        edits: Edits | None = None,
     ) -> Segment:
         """Runs steps ``[start, stop)`` of the loop; none of them when ``start == stop``.
 
@@ -63,6 +66,7 @@ class Driver(DryRuns):
             watch: Notes which samples must not be judged, where the segment decodes.
             coarse: A coarser end of the schedule, whose timesteps `start` and `stop` count.
             caches: Of the denoisers, with the state to continue from, if there are any.
+            edits: Of the user's callback in earlier steps, to continue from.
 
         Raises:
             PipelineError: If the loop does not take the steps.
@@ -77,20 +81,30 @@ class Driver(DryRuns):
             skip=self._interrupt if self.interruptible else None,
             coarse=coarse,
             caches=caches,
+            edits=edits,
         )
         entry = Entry(latents, scale)
         # flags of a safety checker are named in an output object alone
         flags = watch is not None and watch.has_checker(self.pipe)
         call = {**call, "return_dict": flags, "generator": generators}
         skips = start > 0 or stop is not None
-        if skips and not self.interruptible and self._silence is None:
-            self._find_silence(call)
+        needs_silence = (skips and not self.interruptible) or proxy.enters_after is not None
+        if needs_silence and self._silence is None:
+            self._find_silence(call, needed=True)
         self.encoders.inputs, self.encoders.by_row = [], encode_by_row
         self._watch_steps(call, proxy, latents, runs_users=True)
         # the pipeline switches gradients off for its call; they come on again where the latents enter
         mode = torch.enable_grad() if self._differentiates else nullcontext()
-        with mode, self._driven(proxy, entry, vae, None, watch):
-            output = self.pipe(**self._known(call))
+        before = plain_attributes(self.pipe)
+        try:
+            with mode, self._driven(proxy, entry, vae, None, watch):
+                output = self.pipe(**self._known(call))
+        finally:
+            for name in proxy.edits.attributes:
+                if name in before:
+                    setattr(self.pipe, name, before[name])
+                else:
+                    vars(self.pipe).pop(name, None)
         if watch is not None:
             watch.read(output)
         if stop is not None and proxy.done != stop - start and not proxy.interrupted:

@@ -10,7 +10,6 @@ from torch import nn
 
 from tts_vision.errors import PipelineError
 from tts_vision.pipelines.caches import CARRIED
-from tts_vision.pipelines.callbacks import CALLBACK, inputs_of
 from tts_vision.pipelines.chunks.loading import CHUNKED
 from tts_vision.pipelines.driven import DENOISERS, modules
 
@@ -109,8 +108,6 @@ def reason_to_drive_whole(pipe: Any, denoisers: list[nn.Module], settings: Mappi
     momentum = getattr(getattr(pipe, "guider", None), "adaptive_projected_guidance_momentum", None)
     if momentum is not None:
         return f"{type(pipe.guider).__name__} keeps a running average from step to step"
-    if settings.get(CALLBACK) is not None and set(inputs_of(settings)) - {"latents"}:
-        return "its callback edits tensors of the loop beside the latents"
     if settings.get("callback") is not None:
         return "its callback is called by step numbers that skipped steps would have too"
     return None

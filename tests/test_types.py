@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tts_vision.condition import Condition
+from tts_vision.errors import ConfigError
 from tts_vision.types import Cost, Rows, Score, State
 
 CONDITION = Condition("x")
@@ -113,6 +114,12 @@ def test_cat_refuses_different_carry() -> None:
         ValueError, match=r"must carry the same entries but carry \[\['history', 'words'\], \[\]\]"
     ):
         State.cat([state(), replace(state(), carry={})])
+
+
+def test_cat_refuses_rows_of_different_shapes() -> None:
+    long = replace(state(), carry={**state().carry, "history": torch.zeros(3, 7)})
+    with pytest.raises(ConfigError, match=r"'history' has \[\(\), \(7,\)\], as caches.*pad the texts"):
+        State.cat([state(), long])
 
 
 def test_placeholders_can_be_reindexed_and_joined() -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tts_vision.condition import Condition, distinct
+from tts_vision.errors import ConfigError
 
 Modality: TypeAlias = Literal["image", "video"]
 Phase: TypeAlias = Literal["encode", "denoise", "decode", "verify", "ask"]
@@ -278,8 +279,16 @@ class State:
         for key in keys:
             if key in objects:
                 carry[key] = Rows(item for s in states for item in s.carry.get(key, [None] * len(s)))
-            else:
-                carry[key] = torch.cat([s.carry[key] for s in states])  # type: ignore[misc]
+                continue
+            rows = [s.carry[key] for s in states]
+            shapes = [tuple(row.shape[1:]) for row in rows if isinstance(row, Tensor)]
+            if len(set(shapes)) > 1:
+                raise ConfigError(
+                    f"States that are joined must carry tensors of one shape but {key!r} has "
+                    f"{sorted(set(shapes))}, as caches and callbacks leave for texts of different lengths; "
+                    "pad the texts to one length (max_sequence_length), or search without them."
+                )
+            carry[key] = torch.cat(rows)  # type: ignore[arg-type]
         return replace(joined, latents=torch.cat([s.latents for s in states]), carry=carry)
 
 

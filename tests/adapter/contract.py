@@ -6,8 +6,9 @@ support table share them; `NotPromised` where there is nothing to check.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tiny_pipelines import TinyPipeline
 from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
 from tts_vision.ledger import Ledger
+from tts_vision.pipelines.callbacks import CALLBACK, INPUTS
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
 from tts_vision.pipelines.driven import DENOISERS, modules
 from tts_vision.pipelines.silence import denoised
@@ -180,12 +182,44 @@ def previews_decode(subject: Subject) -> None:
     assert ledger.spent.nfe - before == rollouts.preview_cost(PROMPT, early.step).nfe > 0
 
 
+def callbacks_are_carried(subject: Subject) -> None:
+    """All tensors that a callback edits in one step are those of the steps after it."""
+    kind = type(subject.pipe)
+    asked = list(getattr(kind, "_callback_tensor_inputs", ["latents"]))
+    if subject.whole or not {CALLBACK, INPUTS} <= inspect.signature(kind.__call__).parameters.keys():
+        raise NotPromised
+
+    def edit(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name: _edited(value) for name, value in tensors.items()} if step == 1 else {}
+
+    settings = {**subject.entry.kwargs, CALLBACK: edit, INPUTS: asked}
+    sampler = DiffusersSampler(subject.pipe, options=_options(replace(subject.entry, settings=settings)))
+    start = sampler.init(PROMPT, [0], seed=SEED)
+    whole, state = sampler.advance(start, sampler.num_steps), start
+    while state.step < sampler.num_steps:
+        state = sampler.advance(state)
+    assert torch.equal(state.latents, whole.latents), _difference(state.latents, whole.latents)
+    if subject.reproducible:
+        call = {"num_inference_steps": STEPS, **settings, "return_dict": False, "output_type": "latent"}
+        generator = torch.Generator("cpu").manual_seed(row_seed(SEED, 0))
+        own = subject.pipe(prompt=PROMPT.text, generator=generator, **call)[0]
+        if own.shape == state.latents.shape:
+            assert torch.equal(own, state.latents), _difference(own, state.latents)
+
+
+def _edited(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_edited, value))
+    return value * 1.25 if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "stepwise = own call": stepwise_equals_whole,
     "rows": rows_are_independent,
     "nfe": cost_is_what_hooks_count,
     "stochastic": stochastic_steps_fork,
     "preview": previews_decode,
+    "callback": callbacks_are_carried,
 }
 """All checks by the heading of their column in the support table."""
 

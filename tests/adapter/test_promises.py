@@ -12,19 +12,22 @@ import pytest
 import torch
 from contract import SEED, STEPS, Subject, cost_is_what_hooks_count, stepwise_equals_whole
 from families import FAMILIES, photo
+from image_models import IMAGES
 from test_diffusers_sampler import PROMPT, stepwise
 
 import tts_vision
 from tiny_pipelines import TINY, with_scheduler
 from tts_vision.condition import Condition
 from tts_vision.config import SamplerOptions
-from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.errors import CapabilityError, ConfigError, PipelineError, TTSVisionError
+from tts_vision.ledger import Ledger
 from tts_vision.pipelines.diffusers_sampler import DiffusersSampler
 from tts_vision.pipelines.frame_rates import frame_rate
 from tts_vision.pipelines.noise import noise_scale, unit_noise
 from tts_vision.pipelines.schedule import clipped, first_order, noise_levels, noisy_steps, predictions
+from tts_vision.pipelines.trees import pack_tree, unpack_tree
 from tts_vision.rng import row_seed
-from tts_vision.types import Video
+from tts_vision.types import State, Video
 
 BASE = {**TINY["stable_diffusion"].kwargs, "num_inference_steps": STEPS}
 
@@ -78,37 +81,139 @@ def test_a_callback_that_interrupts_ends_its_row_alone() -> None:
         assert torch.equal(row, latents[0])
 
 
-def test_a_callback_that_edits_other_tensors_is_driven_whole() -> None:
-    pipe = TINY["stable_diffusion"].build()
+def cut_guidance(at: int) -> Any:
+    """A callback that ends guidance after a step, as the documentation of diffusers does it."""
 
-    def unguided(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 1:
+    def cut(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == at:
             pipe._guidance_scale = 0.0
             return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[-1]}
-        return {}
+        return tensors
 
-    settings = {**BASE, "callback_on_step_end": unguided}
-    sampler = sampler_of(pipe, settings)
+    return cut
+
+
+def test_a_callback_that_edits_other_tensors_goes_on_in_the_next_segment() -> None:
+    """Rows, forks and a stored state go on as the own call does."""
+    pipe = TINY["stable_diffusion"].build()
+    settings = {**BASE, "callback_on_step_end": cut_guidance(1)}
     with pytest.raises(KeyError):  # it did not ask for the tensor that it reads
         own(pipe, settings)
     settings["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    expected = {uid: own(pipe, settings, uid=uid)[0] for uid in (0, 3)}
+    assert not torch.equal(expected[0], own(pipe, BASE)[0])
+    sampler, ledger = sampler_of(pipe, settings), Ledger()
+    sampler.bind(ledger)
+    scale = pipe._guidance_scale
+    state = sampler.advance(sampler.init(PROMPT, [0, 3], seed=SEED), 2)
+    assert pipe._guidance_scale == scale  # as it was found
+    kept = {key: rows.shape for key, rows in state.carry.items() if key.startswith("callback/tensors")}
+    assert [shape[:2] for shape in kept.values()] == [(2, 1)]
+    shared = {**state.shared, "callback": json.loads(json.dumps(state.shared["callback"]))}
+    spent = ledger.spent.nfe
+    forked = stepwise(sampler, replace(state, shared=shared).select([1, 0, 1]))
+    assert ledger.spent.nfe - spent == 3 * (STEPS - 2)  # one evaluation a step and row
+    for row, uid in zip(forked.latents, (3, 0, 3)):
+        assert torch.equal(row, expected[uid])
+
+
+def test_the_official_callback_of_sdxl_is_carried() -> None:
+    from diffusers.callbacks import SDXLCFGCutoffCallback
+
+    entry = TINY["stable_diffusion_xl"]
+    pipe, base = entry.build(), {**entry.kwargs, "num_inference_steps": STEPS}
+    callback = SDXLCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    settings = {**base, "callback_on_step_end": callback}
+    expected = own(pipe, settings)
     sampler = sampler_of(pipe, settings)
-    assert "whole" in sampler.capabilities
-    image = sampler.decode(sampler.advance(sampler.init(PROMPT, [3], seed=SEED)))[0]
-    generator = torch.Generator("cpu").manual_seed(row_seed(SEED, 3))
-    assert np.array_equal(image, pipe(PROMPT.text, **settings, generator=generator).images[0])
+    assert torch.equal(stepwise(sampler, sampler.init(PROMPT, [0], seed=SEED)).latents, expected)
+    assert not torch.equal(expected, own(pipe, base))
 
 
-def test_an_edit_that_the_next_segment_would_lose_is_refused() -> None:
+def test_a_callback_that_edits_a_mask_and_interrupts_is_carried() -> None:
+    entry = FAMILIES["StableDiffusionInpaintPipeline"]
+    pipe = entry.build()
+
+    def grow(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step >= 2 and float(tensors["latents"].mean()) > limit
+        return {"mask": torch.ones_like(tensors["mask"])} if step == 0 else {}
+
+    settings = {
+        **entry.kwargs,
+        "strength": 1.0,
+        "num_inference_steps": STEPS,
+        "callback_on_step_end": grow,
+        "callback_on_step_end_tensor_inputs": ["latents", "mask"],
+    }
+    limit = float("inf")
+    unstopped = [own(pipe, settings, uid=uid) for uid in (0, 3)]
+    limit = sum(float(latents.mean()) for latents in unstopped) / 2
+    expected = [own(pipe, settings, uid=uid)[0] for uid in (0, 3)]
+    sampler = sampler_of(pipe, settings)
+    state = stepwise(sampler, sampler.init(PROMPT, [0, 3], seed=SEED))
+    assert all(torch.equal(row, latents) for row, latents in zip(state.latents, expected))
+
+
+def test_a_callback_must_return_the_tensors_that_it_edits() -> None:
     pipe = TINY["stable_diffusion"].build()
+    returns = False
 
-    def unguided(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe._guidance_scale = 7.0
-        return {}
+    def louder(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        tensors["prompt_embeds"].mul_(1.1)
+        return {"prompt_embeds": tensors["prompt_embeds"]} if returns else {}
 
-    sampler = sampler_of(pipe, {**BASE, "callback_on_step_end": unguided})
-    with pytest.raises(PipelineError, match="edits _guidance_scale; name what it edits"):
+    settings = {**BASE, "callback_on_step_end": louder}
+    settings["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    sampler = sampler_of(pipe, settings)
+    with pytest.raises(PipelineError, match="changes prompt_embeds in place; return them"):
         sampler.advance(sampler.init(PROMPT, [0], seed=SEED))
+    returns = True
+    assert torch.equal(stepwise(sampler, sampler.init(PROMPT, [0], seed=SEED)).latents, own(pipe, settings))
+
+
+def test_going_back_keeps_what_a_callback_did_before_or_is_refused() -> None:
+    pipe = TINY["stable_diffusion"].build()
+    settings = {**BASE, "callback_on_step_end": cut_guidance(1)}
+    settings["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+    sampler = sampler_of(pipe, settings)
+    assert "adopt" not in sampler.capabilities
+    end = sampler.advance(sampler.init(PROMPT, [0], seed=SEED), STEPS)
+    assert "callback" in sampler.renoise(end, 2).shared  # edited after step 1
+    assert "callback" not in sampler.renoise(end, 1).shared
+    sampler.advance(sampler.renoise(end, 2))
+    for to_step in (1, 2):
+        stepwise(sampler, sampler.renoise(end, to_step))
+    with pytest.raises(CapabilityError, match="has edited tensors of the loop by step 4"):
+        sampler.recondition(end)
+    settings["callback_on_step_end"] = lambda pipe, step, timestep, tensors: {
+        "prompt_embeds": tensors["prompt_embeds"] * 1.1
+    }
+    sampler = sampler_of(pipe, settings)
+    end = sampler.advance(sampler.init(PROMPT, [0], seed=SEED), STEPS)
+    with pytest.raises(CapabilityError, match="changed them after steps 0 to 3; let it change them once"):
+        sampler.renoise(end, 2)
+
+
+def test_a_loop_that_takes_no_results_of_its_callback_goes_on_without_them() -> None:
+    entry = IMAGES["PRXPipeline"]
+    pipe, base = entry.build(), {**entry.kwargs, "num_inference_steps": STEPS}
+    settings = {
+        **base,
+        "callback_on_step_end": lambda pipe, step, t, tensors: {"latents": tensors["latents"] * 2},
+    }
+    expected = own(pipe, settings)
+    assert torch.equal(expected, own(pipe, base))
+    sampler = sampler_of(pipe, settings)
+    assert torch.equal(stepwise(sampler, sampler.init(PROMPT, [0], seed=SEED)).latents, expected)
+
+
+def test_a_callback_that_changes_the_network_is_refused() -> None:
+    from diffusers.callbacks import IPAdapterScaleCutoffCallback, MultiPipelineCallbacks
+
+    callback = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    settings = {**BASE, "callback_on_step_end": MultiPipelineCallbacks([callback])}
+    with pytest.raises(ConfigError, match="sets the scale of its adapters for good"):
+        sampler_of(TINY["stable_diffusion"].build(), settings)
 
 
 def test_a_step_leaves_the_state_that_it_starts_from() -> None:
@@ -394,6 +499,32 @@ def test_the_state_of_a_cache_belongs_to_its_particle(kind: str) -> None:
     for row, uid in zip(forked.latents, (3, 0, 3)):
         assert torch.equal(row, expected[uid])
     assert torch.equal(own(pipe, settings), expected[0][None])
+
+
+def test_caches_of_texts_of_different_lengths_are_no_batch() -> None:
+    """The activations of the text are in them."""
+    entry = TINY["qwen_image"]
+    pipe, settings = entry.build(), {**entry.kwargs, "num_inference_steps": 3}
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=1.0))
+    sampler = sampler_of(pipe, settings)
+    texts = ("two red circles", "a photo of two red circles left of a blue star on a white background")
+    states = [sampler.init(Condition(text), [uid], seed=SEED) for uid, text in enumerate(texts)]
+    for found in (
+        lambda: sampler.advance(State.cat(states)),
+        lambda: State.cat([*map(sampler.advance, states)]),
+    ):
+        with pytest.raises(TTSVisionError, match="texts of different lengths; pad the texts"):
+            found()
+    same = State.cat([*map(sampler.advance, states[:1])])
+    assert torch.isfinite(stepwise(sampler, same).latents).all()
+
+
+def test_a_cache_of_another_layout_is_not_taken_for_its_own() -> None:
+    carry, shared = pack_tree("caches", {"a": 1, "b": torch.ones(2)}, "A cache")
+    assert unpack_tree("caches", carry, shared, torch.device("cpu"))["a"] == 1  # type: ignore[index]
+    _, other = pack_tree("caches", {"b": torch.ones(2), "a": 1.0}, "A cache")
+    with pytest.raises(PipelineError, match="caches of particles at one step must hold tensors of the same"):
+        unpack_tree("caches", carry, other, torch.device("cpu"))
 
 
 def test_a_cache_whose_state_is_hidden_is_driven_whole() -> None:
