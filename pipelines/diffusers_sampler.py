@@ -97,6 +97,7 @@ class DiffusersSampler(PipelineSamples):
         check_drivable(pipe, is_pipeline=self.accepts(pipe))
         settings = {**getattr(pipe, "tts_vision_defaults", {}), **options.pipeline_kwargs}
         super().__init__(pipe, settings)
+        self.limit_previews(options.preview_frames)
         self._recompute = options.recompute
         if self._whole and options.stochastic:
             raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class PipelineSamples(PipelineRows):
         pipe: The pipeline.
         settings: Arguments of its call.
     """
+
+    own_options: ClassVar[frozenset[str]] = frozenset({"preview_frames"})
 
     def __init__(self, pipe: Any, settings: Mapping[str, Any]) -> None:
         super().__init__(pipe, settings)
