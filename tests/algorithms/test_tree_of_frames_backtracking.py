@@ -43,7 +43,7 @@ class Half(Bright):
         held = [after - KEPT * before > self.drift for before, after in pairwise(lights)]
         good = held.index(False) if False in held else len(ends)
         parts = {FAILS_AT: sum(CHUNKS[:good]) / sample.fps} if good < len(ends) else {}
-        return Score(value=float(good), parts=parts, satisfied=good == len(ends))
+        return Score(value=good / len(ends) if parts else 1.0, parts=parts, satisfied=not parts)
 
 
 def clips() -> ChunkSampler:
@@ -155,22 +155,56 @@ def test_a_sample_that_meets_all_demands_ends_the_search() -> None:
     assert not searched(Bright(fails=300.0)).concluded
 
 
-def test_backtracking_finds_what_independent_samples_do_not() -> None:
+def test_units_are_made_again_until_they_reach_the_threshold() -> None:
+    ctx = searched(Half(), 5, seed=5, prune="threshold", threshold=1.0)
+    made = [
+        (event.step, *event.uids, *(value == 1 for value in event.values)) for event in events(ctx, "score")
+    ]
+    assert made == [
+        *((1, 0, False), (1, 1, True)),
+        (2, 1, True),
+        *((3, 1, False), (3, 2, False), (3, 3, False), (3, 4, False)),
+        # four attempts failed, so the unit before is made again: three more times, then the one before that
+        *((2, 5, False), (2, 6, False), (2, 7, False)),
+        *((1, 8, False), (1, 9, True)),
+        *((2, 9, True), (3, 9, True), (4, 9, True)),
+    ]
+    plain = toy_context(clips(), Half(), seed=7)
+    tree_of_frames(plain, n=5, **ONE)  # type: ignore[arg-type]
+    assert ctx.ledger.spent.nfe <= plain.ledger.spent.nfe and ctx.concluded
+
+
+def test_the_last_steps_finish_the_best_node() -> None:
+    ctx = searched(Bright(), 2, prune="threshold", threshold=1e9)
+    assert [event.step for event in events(ctx, "score")] == [1, 1, 1, 1, 1, 2, 3, 4]
+    first = [(event.values[0], event.uids[0]) for event in events(ctx, "score")[:5]]
+    assert ctx.best is not None and ctx.best.uid == max(first)[1]
+    assert len(ctx.candidates) == 1 and ctx.ledger.spent.nfe == 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [({}, 1.5), ({"prune": "threshold", "threshold": 1.0}, 2.0)],
+    ids=["finished", "early"],
+)
+def test_backtracking_finds_what_independent_samples_do_not(settings: dict[str, Any], times: float) -> None:
     """Each chunk fails half of the time: whole clips seldom hold, chunks often do."""
     found, cost = [], []
     for seed in range(30):
-        ctx = searched(Half(), 6, seed=seed)
+        ctx = searched(Half(), 6, seed=seed, **settings)
         plain = toy_context(clips(), Half(), seed=seed)
         tree_of_frames(plain, n=6, **ONE)  # type: ignore[arg-type]
         assert ctx.best is not None and plain.best is not None
         found.append((bool(ctx.best.score.satisfied), bool(plain.best.score.satisfied)))
         cost.append((ctx.ledger.spent.nfe, plain.ledger.spent.nfe))
     ours, theirs = (sum(column) for column in zip(*found))
-    assert ours >= 1.5 * theirs > 0, (ours, theirs)
+    assert ours >= times * theirs > 0, (ours, theirs)
     assert sum(a for a, _ in cost) < sum(b for _, b in cost)
 
 
 @pytest.mark.parametrize("fails", [None, 120.0])
-def test_survives_a_kill_after_every_event(fails: float | None, tmp_path: Path) -> None:
-    algorithm = partial(tree_of_frames, n=4, backtrack=True, order="best", candidates=[1])
-    kill_everywhere(algorithm, clips, Bright(fails=fails), tmp_path, most=20)
+def test_survives_kills(fails: float | None, tmp_path: Path) -> None:
+    for number, settings in enumerate(({"order": "best"}, {"prune": "threshold", "threshold": 125.0})):
+        algorithm = partial(tree_of_frames, n=4, backtrack=True, **settings)
+        (tmp_path / str(number)).mkdir()
+        kill_everywhere(algorithm, clips, Bright(fails=fails), tmp_path / str(number), most=20)

@@ -1,4 +1,4 @@
-"""Temporal backtracking: finished clips are begun again at the unit in which they fail."""
+"""Temporal backtracking: clips are begun again at the unit in which they fail."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from tts_vision.algorithms._tree import Node, Tree
 from tts_vision.context import SearchContext
 from tts_vision.types import FAILS_AT
 
+PATIENCE = 4  # times that a unit is made again before the one before is
 
-def backtracked(ctx: SearchContext, tree: Tree, finished: list[Node], width: int) -> list[Node]:
-    """Grows branches from the nodes before the failures of the best samples, while steps are left.
 
-    The best sample that does not meet all demands is verified, the unit in which it first fails is found, and
-    the tree grows on from the unit before. A sample whose branches did not become better is taken back by one
-    more unit each time. A sample that meets all demands ends the search.
+def backtracked(ctx: SearchContext, tree: Tree, width: int) -> list[Node]:
+    """Finished samples of a tree that grows on from the nodes before the failures of its best samples.
+
+    Half of its roots are grown first. Then, while steps are left, the best sample that does not meet all
+    demands is begun again at the unit in which it fails. A sample whose branches did not become better is
+    taken back by one more unit each time. A sample that meets all demands ends the search.
 
     Args:
         ctx: The search.
         tree: A tree that links its nodes.
-        finished: Its finished samples.
-        width: Roots of a tree that may take as many steps.
+        width: Roots of a tree without backtracking that may take as many steps.
     """
-    allowance, finished = tree.plan.steps(width), list(finished)
+    allowance = tree.plan.steps(width)
+    finished = _grown(tree, [], 0, width - width // 2, allowance)
     fails: dict[int, int] = {}  # the unit to begin again at, by sample
     while not (ctx.best is not None and ctx.best.score.satisfied):
         left = allowance - tree.steps
@@ -38,9 +40,49 @@ def backtracked(ctx: SearchContext, tree: Tree, finished: list[Node], width: int
         widths = range(1, max(1, width // 4) + 1)
         branches = max(n for n in widths if tree.plan.steps(n, unit) <= left)
         ctx.note(restarted=best.uid, unit=unit)
-        finished += tree.grow(best.path[unit - 1 : unit] if unit else [], unit, branches)
+        finished += _grown(tree, best.path[unit - 1 : unit] if unit else [], unit, branches, allowance)
     ctx.conclude()
     return finished
+
+
+def _grown(tree: Tree, parents: list[Node], unit: int, width: int, allowance: int) -> list[Node]:
+    """Finished samples from a unit on: of all nodes, or where there is a threshold of those that reach it."""
+    if tree.plan.rule == "threshold":
+        return _retried(tree, parents, unit, allowance)
+    if tree.plan.best_first and not parents:
+        return tree.best_first(width)
+    return tree.grow(parents, unit, width)
+
+
+def _retried(tree: Tree, parents: list[Node], start: int, allowance: int) -> list[Node]:
+    """The finished samples of one node of each unit, each made again until its score reaches the threshold.
+
+    A unit that failed `PATIENCE` times is left, and the one before is made again. Where the steps left pay
+    for no further attempt, the best node goes on.
+
+    Args:
+        tree: The tree.
+        parents: The node before the first unit; none if that is the first one of all.
+        start: The first unit.
+        allowance: Steps of the whole search.
+    """
+    plan, before = tree.plan, [parents]
+    made: list[list[Node]] = [[]]  # of each unit from the node before
+    while True:
+        unit = start + len(before) - 1
+        made[-1] += tree.expand(before[-1], unit, plan.branch[unit])
+        if unit == plan.last:
+            return made[-1]
+        fresh = [node for node in made[-1] if not node.is_expanded]
+        best = max(fresh, key=lambda node: (not math.isnan(node.score), node.score))
+        back = unit > start and len(made[-1]) >= PATIENCE * plan.branch[unit]
+        is_paid = plan.steps_of_path(unit - back) <= allowance - tree.steps
+        if best.score >= plan.threshold or not is_paid:
+            before.append([best])
+            made.append([])
+        elif back:
+            before.pop()
+            made.pop()
 
 
 def failing_unit(ctx: SearchContext, node: Node) -> int:

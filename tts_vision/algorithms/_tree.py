@@ -120,7 +120,7 @@ class Tree:
         each = len(state) // max(len(parents), 1)
         nodes = []
         for i in range(len(state)):
-            parent = parents[i // each] if parents and plan.links else None
+            parent = parents[i // each] if parents and plan.backtracks else None
             nodes.append(Node(state.select([i]), unit, parent, math.nan if scores is None else scores[i]))
         return nodes
 

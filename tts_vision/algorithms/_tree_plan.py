@@ -35,8 +35,8 @@ class TreePlan:
             if empty.
         threshold: See `tts_vision.pruning.survivors`.
         prune_after: Units after which nodes are pruned.
-        scores_all: Whether nodes of all units are scored.
-        links: Whether nodes remember their parents.
+        best_first: Whether the node with the best score is expanded next.
+        backtracks: Whether nodes remember their parents, to be gone back to.
         released: Whether image-level alignment asks the questions of the released code.
     """
 
@@ -52,9 +52,14 @@ class TreePlan:
     keep: tuple[int, ...]
     threshold: float
     prune_after: tuple[int, ...]
-    scores_all: bool = False
-    links: bool = False
+    best_first: bool = False
+    backtracks: bool = False
     released: bool = False
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether nodes of all units are scored."""
+        return self.best_first or self.backtracks
 
     @property
     def last(self) -> int:
@@ -97,8 +102,8 @@ def tree_plan(
     prompts: Sequence[str] | None,
     stage_verifiers: Sequence[str] | None,
     image_verifier: str | None,
-    scores_all: bool,
-    links: bool,
+    best_first: bool,
+    backtracks: bool,
     released: bool,
 ) -> TreePlan:
     """The plan of a search, of settings that are those of `tree_of_frames`.
@@ -108,7 +113,8 @@ def tree_plan(
     """
     starts = units_of(ctx.sampler)
     units = len(starts)
-    candidates = stretched(PAPER_CANDIDATES, units) if candidates is None else candidates
+    if candidates is None:  # restarts take the place of candidates
+        candidates = [1] if backtracks else stretched(PAPER_CANDIDATES, units)
     later = max(1, units - 1)
     for name, values, most in (
         ("branch", branch, later),
@@ -144,8 +150,8 @@ def tree_plan(
         keep=tuple(keep or ()),
         threshold=threshold,
         prune_after=() if rule == "none" else tuple(prune_after),
-        scores_all=scores_all,
-        links=links,
+        best_first=best_first,
+        backtracks=backtracks,
         released=released,
     )
 

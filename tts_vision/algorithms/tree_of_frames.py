@@ -52,12 +52,13 @@ def tree_of_frames(
         branch: Children of each node at each unit after the first, the last number for all further ones; by
             default 1.
         candidates: Versions of each node, of which the best is kept, at each unit, the last number for all
-            further ones; by default those of the paper in proportion, 5 at first.
+            further ones; by default those of the paper in proportion, 5 at first, and 1 with `backtrack`.
         prune: Which nodes go on: ``top_k`` of them, those from the ``median`` or the ``threshold`` of their
             scores on, or all (``none``).
         keep: Nodes that ``top_k`` keeps at each pruning, the last number for all further ones; by default
             half, rounded up.
-        threshold: Score from which on nodes go on; without any, the best one does.
+        threshold: Score from which on nodes go on; without any, the best one does, or with `backtrack` the
+            unit is made again.
         prune_after: Units, from 0, after which nodes are pruned; by default those of the paper in proportion.
         order: ``breadth`` makes all nodes of a unit together; ``best`` expands the node with the best score,
             in as many steps, and prunes none.
@@ -85,13 +86,14 @@ def tree_of_frames(
         prompts=prompts_of_stages(ctx, stage_prompts, rewriter),
         stage_verifiers=stage_verifiers,
         image_verifier=image_verifier,
-        scores_all=order == "best" or backtrack,
-        links=backtrack,
+        best_first=order == "best",
+        backtracks=backtrack,
         released=strict_reference,
     )
     ctx.keep_thumbnails()
-    tree, roots = Tree(ctx, plan), n - n // 2 if backtrack else n
-    finished = tree.best_first(roots) if order == "best" else tree.grow([], 0, roots)
+    tree = Tree(ctx, plan)
     if backtrack:
-        finished = backtracked(ctx, tree, finished, n)
+        finished = backtracked(ctx, tree, n)
+    else:
+        finished = tree.best_first(n) if plan.best_first else tree.grow([], 0, n)
     return State.cat([node.state for node in finished])
