@@ -72,14 +72,14 @@ def rehearsed_and_charged(sampler: Sampler, entry: Entry, n: int) -> tuple[Cost,
 # What a search costs
 
 
-@pytest.mark.parametrize("n", [2, 3, 7, 13])
+@pytest.mark.parametrize("n", [3, 7])
 @pytest.mark.parametrize("entry", algorithms(diffusion))
 def test_a_search_costs_what_was_rehearsed(entry: Entry, n: int) -> None:
     price, spent = rehearsed_and_charged(diffusion(), entry, n)
     assert spent == price
 
 
-@pytest.mark.parametrize("n", [2, 3, 7, 13])
+@pytest.mark.parametrize("n", [3, 7])
 @pytest.mark.parametrize("entry", algorithms(many_tokens))
 def test_equal_rows_share_forwards_in_a_rehearsal_too(entry: Entry, n: int) -> None:
     price, spent = rehearsed_and_charged(many_tokens(), entry, n)
@@ -90,7 +90,7 @@ def test_equal_rows_share_forwards_in_a_rehearsal_too(entry: Entry, n: int) -> N
         assert spent == price
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("entry", algorithms(TokenSampler))
 def test_rows_that_agree_by_chance_only_make_it_cheaper(entry: Entry, seed: int) -> None:
     for n in (2, 7):
@@ -224,7 +224,7 @@ def test_the_size_is_the_largest_that_fits(make: Callable[[], Sampler], limits: 
 
 
 @pytest.mark.parametrize("entry", algorithms(diffusion))
-@pytest.mark.parametrize("times", [2.5, 5, 9, 16])
+@pytest.mark.parametrize("times", [2.5, 9])
 def test_what_is_left_does_not_pay_for_one_more_sample(entry: Entry, times: float) -> None:
     ctx = toy_context(diffusion(), times=times)
     state = run(entry.target, ctx, **settings(entry))
@@ -233,7 +233,7 @@ def test_what_is_left_does_not_pay_for_one_more_sample(entry: Entry, times: floa
 
 
 @pytest.mark.parametrize("entry", algorithms(TokenSampler))
-@pytest.mark.parametrize("times", [2.5, 5, 9, 16])
+@pytest.mark.parametrize("times", [2.5, 9])
 def test_what_is_left_on_tokens_does_not_pay_for_one_more_sample(entry: Entry, times: float) -> None:
     ctx = toy_context(TokenSampler(), times=times)
     sample = ctx.cost().macs

@@ -15,6 +15,10 @@ from tts_vision.types import State
 
 class TestContract(AlgorithmContract):
     @pytest.fixture
+    def kills(self) -> None:
+        return None
+
+    @pytest.fixture
     def algorithm(self) -> Callable[..., State]:
         return best_of_n
 

@@ -127,11 +127,11 @@ class SamplerContract:
     def test_forks_differ_while_noise_is_left(
         self, sampler: Sampler, ledger: Ledger, condition: Condition
     ) -> None:
+        state = sampler.init(condition, (0,), seed=SEED)
         for step in range(1, sampler.num_steps):
-            state = sampler.advance(sampler.init(condition, (0,), seed=SEED), step).select(
-                [0, 0], uids=(0, 1)
-            )
-            first, second = sampler.advance(state, sampler.num_steps - step).latents
+            state = sampler.advance(state)
+            forks = state.select([0, 0], uids=(0, 1))
+            first, second = sampler.advance(forks, sampler.num_steps - step).latents
             assert torch.equal(first, second) == (step > sampler.last_noisy_step)
 
     def test_charges_what_it_says(self, sampler: Sampler, ledger: Ledger, condition: Condition) -> None:
@@ -175,11 +175,10 @@ class SamplerContract:
         state = sampler.advance(sampler.init(condition, (0, 1), seed=SEED), sampler.num_steps)
         assert len(sampler.decode(state)) == 2
         if "preview" in sampler.capabilities:
-            for step in range(1, sampler.num_steps):
-                assert (
-                    len(sampler.preview(sampler.advance(sampler.init(condition, (0, 1), seed=SEED), step)))
-                    == 2
-                )
+            state = sampler.init(condition, (0, 1), seed=SEED)
+            for _ in range(1, sampler.num_steps):
+                state = sampler.advance(state)
+                assert len(sampler.preview(state)) == 2
 
     def test_step_noise_is_part_of_the_latents(
         self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
@@ -244,13 +243,14 @@ class SamplerContract:
     ) -> None:
         if "moves" not in sampler.capabilities:
             pytest.skip("the sampler has no move")
+        moving = [s for s in range(sampler.num_steps) if sampler.move(s, 0.0) and sampler.move(s, 1.0)]
+        to_the_end = {moving[0], moving[len(moving) // 2], moving[-1]}
         differs = False
-        for step in range(sampler.num_steps):
+        state = sampler.init(condition, (0,), seed=SEED)
+        for step in moving:
             nothing, all_of_it = sampler.move(step, 0.0), sampler.move(step, 1.0)
-            if nothing is None or all_of_it is None:
-                continue
-            state = sampler.init(condition, (0,), seed=SEED)
-            state = sampler.advance(state, step) if step else state
+            assert nothing is not None and all_of_it is not None
+            state = sampler.advance(state, step - state.step) if step > state.step else state
             spent = ledger.spent
             same = sampler.apply(nothing, state.select([0, 0], uids=(10, 11)))
             fresh = sampler.apply(all_of_it, state.select([0, 0], uids=(10, 11)))
@@ -259,10 +259,11 @@ class SamplerContract:
                 assert (child.step, ledger.spent) == (all_of_it.target(step), spent)
             # the noise of a child belongs to its uid
             assert fresh.uids == (10, 11) and close(fresh.latents.flip(0), swapped.latents, tolerance)
-            end, kept = (sampler.advance(x, sampler.num_steps - x.step) for x in (fresh, same))
-            assert end.step == sampler.num_steps
-            differs |= not torch.equal(end.latents, kept.latents)
-        assert differs, "at strength 1 nothing differs from strength 0 at any step"
+            if step in to_the_end:
+                end, kept = (sampler.advance(x, sampler.num_steps - x.step) for x in (fresh, same))
+                assert end.step == sampler.num_steps
+                differs |= not torch.equal(end.latents, kept.latents)
+        assert differs, "at strength 1 nothing differs from strength 0 at the first, middle and last step"
 
     def test_rows_may_differ_in_conditions(
         self, sampler: Sampler, ledger: Ledger, condition: Condition, tolerance: float
@@ -414,8 +415,8 @@ class AlgorithmContract:
 
     @pytest.fixture
     def kills(self) -> int | None:
-        """At how many of its events, spread evenly, a search is killed; after each by default."""
-        return None
+        """After how many of its events, spread evenly, a search is killed; None for each of them."""
+        return 12
 
     @pytest.fixture
     def make_sampler(self) -> Callable[[], Sampler]:
@@ -445,7 +446,7 @@ class AlgorithmContract:
 
         return run
 
-    @pytest.mark.parametrize("times", [1, 2, 2.5, 3, 4, 5, 7.5, 9, 16])
+    @pytest.mark.parametrize("times", [1, 2.5, 4, 9])
     def test_fits_every_budget(
         self, search: Callable[..., tuple[SearchContext, State]], times: float
     ) -> None:
@@ -471,7 +472,7 @@ class AlgorithmContract:
         for unit in ("nfe", "decodes", "verifier_calls", "tokens", "macs"):
             assert getattr(spent, unit) <= getattr(price, unit) * (1 + 1e-9)
 
-    @pytest.mark.parametrize("calls", [1, 2, 5, 20])
+    @pytest.mark.parametrize("calls", [1, 2, 20])
     def test_fits_every_number_of_verifier_calls(
         self, search: Callable[..., tuple[SearchContext, State]], calls: int
     ) -> None:
@@ -479,7 +480,7 @@ class AlgorithmContract:
         assert context.ledger.spent.verifier_calls <= calls
         check_result(context, state)
 
-    @pytest.mark.parametrize("seconds", [1.5, 7.5, 30])
+    @pytest.mark.parametrize("seconds", [1.5, 7.5])
     def test_fits_every_time(
         self,
         algorithm: Callable[..., State],
