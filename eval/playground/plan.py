@@ -30,8 +30,15 @@ from tts_vision.runs.task import Record, Task
 REFERENCE = "best_of_n"
 VARIANTS: dict[str, tuple[str, ...]] = {"tts_var": ("clustering=false",)}
 """Parameters of further arms of an algorithm: TTS-VAR without its clusters is plain resampling."""
-OF_CLIPS = {"tree_of_frames": ("backtrack=true", "rewriter=stages", "backtrack=true,rewriter=stages")}
-"""Those on models of clips alone: backtracking in time, prompts of stages."""
+OF_CLIPS = {
+    "tree_of_frames": (
+        "rewriter=stages",
+        "backtrack=true",
+        "backtrack=true,rewriter=stages",
+        "backtrack=true,prune=threshold,threshold=0.5",
+    )
+}
+"""Those on models of clips alone: prompts of stages; backtracking of finished or of all clips."""
 PLAN = "plan.json"
 CALIBRATED = 5
 """Prompts on which the reference is timed."""

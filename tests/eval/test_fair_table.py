@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_clips import MODEL as CLIPS
 from PIL import Image
 from untrained_var import MODEL
 
@@ -23,6 +24,7 @@ from tts_vision.eval.playground import Track, WorldTrack, evaluation_prompts, tr
 from tts_vision.eval.playground.__main__ import main
 from tts_vision.eval.playground.measures import Measures, Population, mean_distance
 from tts_vision.eval.playground.plan import (
+    OF_CLIPS,
     Cell,
     Contender,
     Estimate,
@@ -41,10 +43,13 @@ from tts_vision.eval.playground.report import markdown
 from tts_vision.eval.playground.table import FairTable, right_by
 from tts_vision.files import append_lines
 from tts_vision.parameters import validate
+from tts_vision.pipelines.playground import motion, motion_checker
 from tts_vision.registry import entries, entry_of, lookup
+from tts_vision.results import load_result
 from tts_vision.runs.manifest import MANIFEST, Manifest
 from tts_vision.runs.task import Record, Task, digest_of
 from tts_vision.testing.toys import GaussianMixtureSampler
+from tts_vision.types import Video
 
 NAN = math.nan
 TTS_VAR = "tts_var:features=playground_features"
@@ -94,8 +99,7 @@ def test_models_take_part_in_the_tracks_that_they_are_made_for() -> None:
     assert settings().guide("motion") == "playground_judge", "that is asked for"
     variants = {c.algorithm for c in contenders(own) if c.model == "playground-video"}
     variants -= {c.algorithm for c in contenders(own) if c.model == "playground"}
-    every = ("backtrack=true", "rewriter=stages", "backtrack=true,rewriter=stages")
-    assert variants == {f"tree_of_frames:{one}" for one in every}
+    assert variants == {f"tree_of_frames:{one}" for one in OF_CLIPS["tree_of_frames"]}
     for name in variants:
         entry = entry_of("algorithm", lookup("algorithm", "tree_of_frames").target)
         validate(entry.target, Spec.parse(name).params, name)
@@ -365,6 +369,37 @@ def test_a_run_makes_the_table_and_goes_on(
     assert (tmp_path / "results" / "playground.md").read_text() == text
     with pytest.raises(SystemExit, match="must have the same verifier but"):
         main([*arguments, "--verifier", "playground_clip"])
+
+
+def test_a_table_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    searches = ["tree_of_frames", "tree_of_frames:backtrack=true,prune=threshold,threshold=1"]
+    chosen = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--model", CLIPS]
+    chosen += ["--track", "motion", "--verifier", "playground_motion", "--budgets", "2x", "--limit", "1"]
+    main([*chosen, "--seeds", "0", "--algorithms", *searches])
+    text = capsys.readouterr().out
+    assert f"### motion, {CLIPS}" in text and "Guided by `playground_motion`" in text
+    data = json.loads((tmp_path / "results" / "playground.json").read_text())
+    rows = {(row["search"], row["budget"], row["limit"] is None): row for row in data["rows"]}
+    assert set(rows) == {
+        ("best_of_n", "1x", True),
+        *((name, "2x", even) for even in (True, False) for name in ("best_of_n", *searches)),
+        ("best_of_n", "8x", True),
+    }
+    assert all(row["searches"] == row["prompts"] == 1 for row in rows.values())
+    assert all(row["nfe"] <= 8 for (_, budget, even), row in rows.items() if budget == "2x" and even)
+    # by the checker itself, on the lossless clips that were kept
+    (prompt,) = evaluation_prompts(1, "motion")
+    right: dict[str, bool] = {}
+    for record in Manifest(tmp_path / "runs").read().values():
+        clip = load_result(tmp_path / "runs" / record.name).best.load()
+        assert isinstance(clip, Video)
+        verdict = motion_checker.evaluate(clip.frames.numpy(), motion.spec_of(prompt.metadata))
+        right[record.name.split("/")[2] + " " + record.arm] = verdict.correct
+    assert all(
+        row["right"]["value"] == right[f"2x {name}"]
+        for (name, budget, even), row in rows.items()
+        if even and budget == "2x"
+    )
 
 
 def test_a_run_can_be_planned_first_and_carried_out_by_several_processes(
