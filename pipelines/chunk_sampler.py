@@ -235,7 +235,7 @@ class ChunkSampler(Sampler):
         return [clip for pixels in clips for clip in media_of(pixels, self._model.fps)]
 
     def facts(self, condition: Condition) -> dict[str, Any]:
-        own = {
+        own: dict[str, Any] = {
             "branch_noise": self.branch_noise,
             "chunks": len(self._model.frames),
             "previews": self._model.approximates or "exact: the frames of the finished clip",

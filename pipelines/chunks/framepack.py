@@ -195,7 +195,7 @@ class FramepackChunks(PipelineChunks):
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """The clip of a row's sections: the pipeline's loop decodes and blends them, and is then ended."""
-        pipe, found = self.pipe, []
+        pipe, found = self.pipe, list[Tensor]()
         stills, sections = self._parts(latents)
         prepare = self._passing(sections)
 

@@ -102,8 +102,8 @@ class LTXLongChunks(PipelineChunks):
 
     def _windows(self, latents: Tensor) -> list[Tensor]:
         """The latents of the finished windows."""
-        frames, sizes = latents.shape[2], []
-        while sum(sizes) < frames:
+        sizes: list[int] = []
+        while sum(sizes) < latents.shape[2]:
             sizes.append(self.frames[len(sizes)])
         return list(latents.split(sizes, 2)) if sizes else []
 

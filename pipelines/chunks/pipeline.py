@@ -101,6 +101,18 @@ class PipelineChunks(ABC):
         """See `ChunkModel.denoise`."""
 
     @abstractmethod
+    def forwards(self, condition: Condition, chunk: int, start: int, stop: int) -> float:
+        """See `ChunkModel.forwards`."""
+
+    @abstractmethod
+    def pixel_frames(self, chunks: int) -> int:
+        """See `ChunkModel.pixel_frames`."""
+
+    @abstractmethod
+    def pixels(self, latents: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """See `ChunkModel.pixels`."""
+
+    @abstractmethod
     def encoded(self, call: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call with texts, and images where there are any, encoded.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +37,12 @@ def test_a_preview_decodes_some_latent_frames_alone() -> None:
     seen: list[int] = []
     vae = few._driver.pipe.vae
     decode = vae.decode
-    vae.decode = lambda z, *args, **kwargs: (seen.append(z.shape[2]), decode(z, *args, **kwargs))[1]
+
+    def decoding(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(z.shape[2])
+        return decode(z, *args, **kwargs)
+
+    vae.decode = decoding
     clips = few.preview(few.advance(few.init(CONDITION, [0, 1], seed=5)))
     whole = sampler.preview(state)
     assert seen == [1, 1]  # of four latent frames
