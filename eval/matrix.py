@@ -153,8 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for algorithm in options.algorithms:
                 pairs.append(tried(str(Spec.parse(algorithm)), model, models, options.budget))
                 print(f"{model}: {algorithm}: {pairs[-1].reason or 'runs'}", file=sys.stderr, flush=True)
-    text = page(pairs, options.budget)
-    replace_file(options.output, lambda part: part.write_text(text), "The page")
+            text = page(pairs, options.budget)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(options.output, lambda part, text=text: part.write_text(text), "The page")
 
 
 if __name__ == "__main__":
