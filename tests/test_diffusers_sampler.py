@@ -1,4 +1,4 @@
-"""Every tiny pipeline, with every scheduler that it accepts, driven in segments."""
+"""Every tiny pipeline, and one of each kind with every scheduler that it accepts, driven in segments."""
 
 from __future__ import annotations
 
@@ -20,10 +20,22 @@ from tts_vision.types import State
 
 PROMPT = Condition("two red circles")
 STEPS = 6
+EVERY_SCHEDULER = {"stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "wan", "cogvideox"}
+"""One of each kind: epsilon, two encoders, flow, UniPC by default, a history in the loop."""
+
+
+def schedulers(entry: TinyPipeline) -> tuple[str | None, ...]:
+    """The default and every other scheduler; of most pipelines one that has a history."""
+    others = entry.extra_schedulers
+    if entry.name not in EVERY_SCHEDULER:
+        others = tuple(name for name in others if name in ("dpm++", "unipc", "dpm++sde"))[:1]
+    return (None, *others)
+
+
 CELLS = [
     (entry, scheduler)
     for entry in TINY.values()
-    for scheduler in (None, *entry.extra_schedulers)
+    for scheduler in schedulers(entry)
     if entry.build.__name__ != "latent_consistency"
 ]
 
