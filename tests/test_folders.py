@@ -88,6 +88,11 @@ def content(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return files | {"result": {k: v for k, v in result.items() if k not in ("timing", *without)}}
 
 
+def spread(first: int, last: int, most: int = 6) -> list[int]:
+    """Up to so many events, evenly from the first to the last."""
+    return sorted({round(first + i * (last - first) / (most - 1)) for i in range(most)})
+
+
 # Damage
 
 ALGORITHMS = [
@@ -112,7 +117,7 @@ def test_lost_checkpoints_are_computed_again(algorithm: str, damage: str, tmp_pa
     settings = config(algorithm=algorithm, budget="6x", max_batch=2)
     whole = run(settings, output=tmp_path / "whole", figures=False)
     told = 0
-    for at in range(3, len(whole.trace), 3):
+    for at in spread(3, len(whole.trace) - 1):
         folder = stopped(tmp_path / "cut", settings, at)
         for path in (folder / "state").iterdir():
             data = bytearray(path.read_bytes())
@@ -183,7 +188,7 @@ def test_lost_files_of_any_search_are_made_again(
 
     whole = begin(tmp_path / "whole")
     told = 0
-    for at in range(2, len(whole.trace) - 1):
+    for at in spread(2, len(whole.trace) - 2):
         folder = stopped(tmp_path / "cut", begin, at)
         for path in (folder / "state").iterdir():
             path.unlink()
@@ -627,11 +632,20 @@ NAMES = [
 NAMES += ["population//etc/passwd", "state/x", "a\0b", "-", " "]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_names_in_a_record_stay_inside(name: str, tmp_path: Path, outside: Path) -> None:
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished search, and the same one as a kill leaves it shortly before its end; tests take copies."""
     settings = config(algorithm="evosearch", budget="6x")
-    whole = tmp_path / "whole"
-    result = run(settings, output=whole, figures=False)
+    root = tmp_path_factory.mktemp("evolved")
+    result = run(settings, output=root / "whole", figures=False)
+    return root / "whole", stopped(root / "cut", settings, len(result.trace) - 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_a_record_stay_inside(
+    name: str, tmp_path: Path, outside: Path, evolved: tuple[Path, Path]
+) -> None:
+    whole = shutil.copytree(evolved[0], tmp_path / "whole")
     before, user = tree(whole), tree(outside)
 
     def blob(event: dict[str, Any]) -> None:
@@ -643,7 +657,7 @@ def test_names_in_a_record_stay_inside(name: str, tmp_path: Path, outside: Path)
             event["files"] = [name for _ in event["files"]]
 
     for change in (blob, files):
-        folder = stopped(tmp_path / "cut", settings, len(result.trace) - 3)
+        folder = shutil.copytree(evolved[1], tmp_path / "cut")
         rewritten(folder, change)
         kept = tree(folder)
         with pytest.raises(StorageError, match="must be of files in its folder but line"):
@@ -686,12 +700,10 @@ LINKS += [".best.part.png", ".result.part.json", ".replay.part.png", ".config.pa
 
 @pytest.mark.parametrize("name", LINKS)
 @pytest.mark.parametrize("finished", [False, True])
-def test_symlinks_are_not_followed(name: str, finished: bool, tmp_path: Path, outside: Path) -> None:
-    settings = config(algorithm="evosearch", budget="6x")
-    folder = tmp_path / "whole"
-    result = run(settings, output=folder, figures=False)
-    if not finished:
-        folder = stopped(tmp_path / "cut", settings, len(result.trace) - 3)
+def test_symlinks_are_not_followed(
+    name: str, finished: bool, tmp_path: Path, outside: Path, evolved: tuple[Path, Path]
+) -> None:
+    folder = shutil.copytree(evolved[0 if finished else 1], tmp_path / "folder")
     link = folder / name
     if link.is_dir() and not link.is_symlink():
         shutil.rmtree(link)
@@ -711,11 +723,9 @@ def test_symlinks_are_not_followed(name: str, finished: bool, tmp_path: Path, ou
 
 @pytest.mark.parametrize("where", ["population", "state", "conditions", "."])
 def test_files_in_the_place_of_samples_and_tensors_are_not_followed(
-    where: str, tmp_path: Path, outside: Path
+    where: str, tmp_path: Path, outside: Path, evolved: tuple[Path, Path]
 ) -> None:
-    settings = config(algorithm="evosearch", budget="6x")
-    result = run(settings, output=tmp_path / "whole", figures=False)
-    folder = stopped(tmp_path / "cut", settings, len(result.trace) - 3)
+    folder = shutil.copytree(evolved[1], tmp_path / "cut")
     (folder / "conditions").mkdir()
     for path in (folder / where).iterdir():
         if path.is_file() and path.name != "config.yaml":
