@@ -325,9 +325,9 @@ class Judging:
             engine.ledger.charge(cost)
             self.decoded = dict(zip(part.uids, self.decoded_rows(part, decode)))
             done.update(self.decoded)
-            for uid, sample in self.decoded.items() if self.keeps_thumbnails else ():
-                if not isinstance(sample, Invalid):
-                    self._store.show(uid, rows.step, sample)
+            for uid, made in self.decoded.items() if self.keeps_thumbnails else ():
+                if not isinstance(made, Invalid):
+                    self._store.show(uid, rows.step, made)
             engine.record(
                 Computed(op=op, what="decode", uids=part.uids, first=a, step=rows.step, preview=preview)
             )

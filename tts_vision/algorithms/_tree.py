@@ -115,14 +115,14 @@ class Tree:
             scores = self.ctx.score(state).tolist()
         elif scores is None and (plan.scores_all or unit in plan.prune_after):
             scores = self._scores(state, unit)
-        for parent in parents:
-            parent.is_expanded = True
+        for node in parents:
+            node.is_expanded = True
         each = len(state) // max(len(parents), 1)
-        nodes = []
+        children = []
         for i in range(len(state)):
             parent = parents[i // each] if parents and plan.backtracks else None
-            nodes.append(Node(state.select([i]), unit, parent, math.nan if scores is None else scores[i]))
-        return nodes
+            children.append(Node(state.select([i]), unit, parent, math.nan if scores is None else scores[i]))
+        return children
 
     def pruned(self, nodes: list[Node]) -> list[Node]:
         """The nodes of one unit that go on."""
