@@ -280,6 +280,7 @@ class GpuCheck:
         sampler = _sampler(pipe, call)
         alone: list[Decoded] = []
         for rows in ROWS[:2] if self.tiny else ROWS:
+            _drawn(sampler, rows, 1)  # warms up
             with self._seconds() as own:
                 sampler.plain(_CONDITION, range(rows), seed=0)
             own_peak = self._peak()

@@ -18,6 +18,7 @@ from tts_vision.errors import PipelineError
 from tts_vision.pipelines.callbacks import CALLBACK, INPUTS, StepEnd
 from tts_vision.pipelines.decoding import DecodeWatch
 from tts_vision.pipelines.differentiable import MISSING, checkpointed
+from tts_vision.pipelines.draws import Draws
 from tts_vision.pipelines.encoding import EncoderCache, Shapes
 from tts_vision.pipelines.proxy import SchedulerProxy
 from tts_vision.pipelines.silence import KINDS, answer, denoised, recalled
@@ -90,6 +91,7 @@ class Driven:
         self.interruptible = _checks_for_interrupts(type(self.pipe).__call__)
         self.encoders = EncoderCache(self.meter)
         self.halves = True
+        self._draws = Draws()
         self._devices: dict[Hashable, torch.device] = {}
         self._silence: str | None = None
         self._beside: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
@@ -262,7 +264,8 @@ class Driven:
                 torch.set_grad_enabled(True)
             if proxy.generators:
                 entry.noise = proxy.generators[0].get_state()
-            result = prepare(*args, **kwargs)
+            drops = entry.latents is not None
+            result = self._draws.prepared(self.pipe, prepare, args, kwargs, drops=drops)
             several = isinstance(result, (tuple, list))
             own = result[0] if several else result
             entry.entered = own if entry.latents is None else _continued(own, entry)

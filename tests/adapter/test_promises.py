@@ -265,6 +265,27 @@ def test_a_pipeline_that_moves_is_asked_for_its_device_again() -> None:
     assert sampler._device().type == pipe._execution_device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    [("stable_diffusion", 0), ("flux", 0), ("wan", 0), ("stable_diffusion_img2img", 1)],
+)
+def test_noise_that_a_segment_drops_is_not_drawn(name: str, draws: int) -> None:
+    """The image of the last is noised anew; its noise is in what the loop goes on with."""
+    entry = TINY[name]
+    pipe, prepared = entry.build(), list[int]()
+    prepare = pipe.prepare_latents
+    pipe.prepare_latents = lambda *args, **kwargs: (prepared.append(1), prepare(*args, **kwargs))[1]
+    settings = {**entry.kwargs, "num_inference_steps": STEPS}
+    expected = {uid: own(pipe, settings, uid=uid)[0] for uid in (0, 3)}
+    sampler = sampler_of(pipe, settings)
+    for uid in (0, 3, 0):
+        start = sampler.init(PROMPT, [uid], seed=SEED)
+        before = len(prepared)
+        state = stepwise(sampler, start)
+        assert len(prepared) - before == draws * sampler.num_steps
+        assert torch.equal(state.latents[0], expected[uid])
+
+
 # Plans
 
 
