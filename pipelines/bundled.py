@@ -141,6 +141,7 @@ def load_playground_discrete_flow(
     "model",
     "playground-video",
     verifier="playground_motion_judge",
+    features="playground_features",
     notes={"draws": "one or two shapes that move, grow, shrink or stand still; 16 frames in 4 chunks"},
 )
 def load_playground_video(
