@@ -48,6 +48,7 @@ SIZES = {
     "reflection_flow": "rounds",
     "reno": "iterations",
     "search_over_paths": "n",
+    "tree_of_frames": "n",
     "tts_var": "n",
     "variations": "n",
     "zero_order": "n",
