@@ -34,5 +34,5 @@ def test_a_segment_is_measured_beside_the_set_up_of_the_own_call(
 ) -> None:
     overhead.main(["--segments", "--models", "playground", "--repeats", "1"])
     cells = capsys.readouterr().out.splitlines()[-1].split("|")
-    assert cells[1].strip() == "playground" and all(math.isfinite(float(cell)) for cell in cells[2:5])
-    assert float(cells[2]) > 0
+    assert cells[1].strip() == "playground" and all(math.isfinite(float(cell)) for cell in cells[2:6])
+    assert float(cells[2]) > 0 and float(cells[5]) > 0
