@@ -77,7 +77,7 @@ def items(*tracks: Track) -> dict[Track, Any]:
 
 
 def test_everything_that_is_registered_takes_part() -> None:
-    every = contenders(settings(algorithms=(), models=tuple(bundled_models())))
+    every = contenders(settings(tracks=("hard", "motion"), algorithms=(), models=tuple(bundled_models())))
     own = {e.name for e in entries("algorithm") if e.target.__module__.startswith("tts_vision.")}
     for model in ("playground", "playground-var"):
         named = {each.algorithm for each in every if each.model == model}
