@@ -16,8 +16,8 @@ from tts_vision.pipelines.playground.motion import CHUNK, DIRECTIONS, FPS, Motio
 
 # Per frame, in pixels and in the logarithm of the size. Drawn clips move by 1.0 to 2.2 and grow by 0.022 to
 # 0.038.
-_LEAST_PACE, _MOST_DRIFT, _MOST_JUMP = 0.5, 0.4, 5.0
-_LEAST_GROWTH, _MOST_BREATH, _MOST_SWELL = 0.012, 0.012, 0.25
+_LEAST_PACE, _MOST_DRIFT, _MOST_JUMP = 0.5, 0.5, 5.0
+_LEAST_GROWTH, _MOST_BREATH, _MOST_SWELL = 0.012, 0.018, 0.25
 
 
 @dataclass(frozen=True)

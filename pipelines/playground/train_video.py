@@ -48,7 +48,7 @@ from tts_vision.pipelines.playground.video_judge import (
 )
 from tts_vision.pipelines.playground.world import COLOURS, SHAPES
 
-STAGES = ("bank", "video", "own", "judge", "export")
+STAGES = ("bank", "video", "own", "judge")
 DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 2.0}
 WORDINGS_PER_CHUNK = 2
 TEXTS_PER_CLIP = 4
@@ -159,13 +159,18 @@ def _encoded(vae: nn.Module, frames: np.ndarray, device: str) -> Tensor:
 # ------------------------------------------------------------------------------------------- the video model
 
 
-def build_network(seed: int) -> video.VideoNetwork:
-    """The network at the beginning of its training: the bundled image model, inflated.
+def build_network(seed: int, start: Path | None = None) -> video.VideoNetwork:
+    """The network at the beginning of its training: the bundled image model, inflated, or an exported one.
 
     The modulations by time stay those of the image model, which they are shared with.
+
+    Args:
+        seed: Seed of the embeddings of new words.
+        start: Folder of an exported model.
     """
     with quietly():
-        network = video.inflated(*video.load_image_model(), seed)
+        network = video.load_network(start)[0] if start else video.inflated(*video.load_image_model(), seed)
+    network.text_encoder.requires_grad_(True)
     for name, parameter in network.transformer.named_parameters():
         parameter.requires_grad_("norm1.linear" not in name)
     return network
@@ -183,6 +188,7 @@ def train_video(
     first_share: float = 0.35,
     history_noise: float = 0.3,
     compiled: bool = False,
+    start: Path | None = None,
     stop_after: int | None = None,
 ) -> tuple[video.VideoNetwork, Average]:
     """Trains transformer and text encoder on single chunks.
@@ -199,12 +205,13 @@ def train_video(
         first_share: Share of first chunks.
         history_noise: Most noise that is added to the chunk before, so that faults do not add up.
         compiled: Compile both models.
+        start: Folder of an exported model to start from; the bundled image model by default.
         stop_after: See `training.train`.
 
     Returns:
         The network and its averaged weights.
     """
-    network = build_network(seed)
+    network = build_network(seed, start)
     modules = network.modules()
     for module in modules.values():
         module.to(device).train()
@@ -265,14 +272,14 @@ def train_video(
     return network, average
 
 
-def trained_network(work_dir: Path, device: str = "cpu") -> video.VideoNetwork:
+def trained_network(work_dir: Path) -> video.VideoNetwork:
     """The averaged network of a checkpoint, rounded as it is exported."""
     network = build_network(0)
     average = Average(network.modules())
     average.load_state_dict(_checkpoint(work_dir, "video")["average"])
     for name, module in network.modules().items():
         average.copy_to(name, module)
-        module.half().float().to(device).eval().requires_grad_(False)
+        module.half().float().eval().requires_grad_(False)
     return network
 
 
@@ -402,14 +409,21 @@ def load_drawn(work_dir: Path, count: int, seed: int, workers: int) -> JudgeClip
 
 
 def load_own(
-    work_dir: Path, count: int, seed: int, workers: int, device: str, batch_size: int = 500
+    work_dir: Path,
+    network: video.VideoNetwork,
+    count: int,
+    seed: int,
+    workers: int,
+    device: str,
+    batch_size: int = 500,
 ) -> JudgeClips:
     """The model's own clips for training prompts, four of each, made once and kept in the work folder.
 
     Half of them are drawn with the settings of a plain call, half with fewer steps and weaker guidance.
 
     Args:
-        work_dir: Where they are kept, and where the video model's checkpoint is.
+        work_dir: Where they are kept.
+        network: The trained network.
         count: How many clips.
         seed: Seed of prompts and noise.
         workers: Processes that check.
@@ -422,7 +436,9 @@ def load_own(
         each = min(4, count)
         asked = [motion.caption(motion.sample_training_spec(rng)) for _ in range(-(-count // each))]
         prompts = [text for text in asked for _ in range(each)]
-        network, vae = trained_network(work_dir, device), video.load_autoencoder().to(device)
+        vae = video.load_autoencoder().to(device)
+        for module in network.modules().values():
+            module.to(device)
         frames = []
         for start in range(0, len(prompts), batch_size):
             usual = start % (2 * batch_size) == 0 or len(prompts) <= batch_size
@@ -692,6 +708,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--work-dir", type=Path, default=Path("video_train"), help="data, checkpoints, log")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
+    parser.add_argument("--start", type=Path, help="exported video model to start from: weights/video")
     parser.add_argument("--minutes", type=float, default=75.0, help="of training the video model")
     parser.add_argument("--minutes-judge", type=float, default=30.0, help="of training the judge")
     parser.add_argument("--steps", type=int, help="train each by this many steps, not by the clock")
@@ -726,10 +743,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=seed + 11,
             batch_size=options.batch_size,
             compiled=options.compile,
+            start=options.start,
         )
         export_video(work_dir, options.output)
-    if {"own", "judge", "export"} & set(stages):
-        own, unseen = _parted(load_own(work_dir, options.own, seed + 12, workers, device))
+    if {"own", "judge"} & set(stages):
+        network, _ = video.load_network(options.output / "video")
+        own, unseen = _parted(load_own(work_dir, network, options.own, seed + 12, workers, device))
     if "judge" in stages:
         train_judge(
             work_dir,
@@ -741,10 +760,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=seed + 13,
             batch_size=options.batch_size_judge,
         )
-    if {"judge", "export"} & set(stages):
         export_judge(work_dir, options.output, unseen, config, device)
-    if stages == ("export",):
-        export_video(work_dir, options.output)
 
 
 if __name__ == "__main__":

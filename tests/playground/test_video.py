@@ -240,6 +240,12 @@ def test_the_script_trains_and_exports_what_the_loaders_load(tmp_path: Path, wei
     assert 0 <= score.value <= 1
     log = (tmp_path / "work" / "train.log").read_text()
     assert "clips of the model, right up to each chunk" in log
+    # a later training goes on from what was exported
+    again = train_video.build_network(0, weights / "video")
+    assert_same(again.transformer, made.network.transformer)
+    trains = {name for name, p in again.transformer.named_parameters() if p.requires_grad}
+    assert trains == {n for n, p in again.transformer.named_parameters() if "norm1.linear" not in n}
+    assert all(p.requires_grad for p in again.text_encoder.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------- files
