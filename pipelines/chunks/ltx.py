@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tts_vision.condition import Condition
+from tts_vision.errors import ConfigError
 from tts_vision.pipelines.chunks.model import Chunk
 from tts_vision.pipelines.chunks.pipeline import Made, PipelineChunks, latent_frames
 
@@ -45,7 +46,16 @@ class LTXLongChunks(PipelineChunks):
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
         self._module = sys.modules[type(pipe).__call__.__module__]
         super().__init__(pipe, call)
-        self.last_draw = 0 if self._noisy_steps else -1
+        levels, self._skipped = self._levels()
+        self.steps = len(levels)
+        if not levels:
+            raise ConfigError(
+                f"A window of {self.name} must take a denoising step but its loop, which skips the last of "
+                f"its timesteps, takes none with num_inference_steps {self.value('num_inference_steps')} and "
+                f"sigmas {self.value('sigmas')}; add steps."
+            )
+        draws = [step for step, (_, after) in enumerate(levels) if after > 1e-8]
+        self.last_draw = max(draws, default=-1) if self._draws else -1
 
     @property
     def divisor(self) -> int:
@@ -89,16 +99,40 @@ class LTXLongChunks(PipelineChunks):
                 encoded.texts[key] = encode(prompt, negative_prompt, **kwargs)
             return encoded.texts[key]
 
-        def unpack(window: int, latents: Tensor) -> Tensor:
-            raise Made(latents)
+        start, stop = self._skipped + chunk.start, self._skipped + chunk.stop
+        scheduler = _Replayed(self.pipe.scheduler, chunk.number, start, stop)
+        pack, unpack = self.pipe._pack_latents, self.pipe._unpack_latents
+        packed, estimates = 0, list[Tensor]()
+
+        def packing(latents: Tensor, *args: Any) -> Tensor:
+            """The second latents that a window packs are those that it begins with."""
+            nonlocal packed
+            packed += scheduler.window == chunk.number
+            begins = packed == 2 and chunk.start > 0
+            return pack(chunk.latents.to(self.device) if begins else latents, *args)
+
+        def unpacking(latents: Tensor, *args: Any) -> Tensor:
+            if scheduler.window < chunk.number:
+                return windows[scheduler.window].to(self.device)
+            if chunk.stop < self.steps and scheduler.estimate is not None:
+                estimates.append(unpack(scheduler.estimate, *args))
+            raise Made(unpack(latents, *args))
+
+        def drawing(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+            finished = scheduler.window < chunk.number
+            return torch.zeros(shape, device=self.device) if finished else chunk.latents.to(self.device)
 
         windows = self._windows(chunk.history)
         replaced = [
-            *self._replaying(windows, chunk.latents, unpack),
+            (self.pipe, "scheduler", scheduler),
+            (self.pipe, "_pack_latents", packing),
+            (self.pipe, "_unpack_latents", unpacking),
             (self.pipe, "encode_prompt", encode_once),
+            (self._module, "randn_tensor", drawing),
         ]
         call = {**encoded.call, "seed": None, "generator": chunk.generators[0]}
-        return self.made(replaced, call), None
+        made = self.made(replaced, call)
+        return made, estimates[0] if estimates else None
 
     def _windows(self, latents: Tensor) -> list[Tensor]:
         """The latents of the finished windows."""
@@ -107,45 +141,13 @@ class LTXLongChunks(PipelineChunks):
             sizes.append(self.frames[len(sizes)])
         return list(latents.split(sizes, 2)) if sizes else []
 
-    def _replaying(
-        self, windows: Sequence[Tensor], noise: Tensor | None, unpacked: Callable[[int, Tensor], Tensor]
-    ) -> list[tuple[Any, str, Any]]:
-        """What takes the place of parts of the pipeline, so that its first windows are given.
-
-        Args:
-            windows: The latents of the finished windows.
-            noise: That the next one begins with, if there is one.
-            unpacked: Called with the number and the latents of a window that is not given.
-        """
-        scheduler = _Replayed(self.pipe.scheduler, len(windows))
-        unpack, randn, module = self.pipe._unpack_latents, self._module.randn_tensor, self._module
-
-        def unpacking(*args: Any, **kwargs: Any) -> Tensor:
-            if scheduler.window < len(windows):
-                if noise is None and scheduler.window == len(windows) - 1:
-                    self.pipe._interrupt = True  # the loop ends here
-                return windows[scheduler.window].to(self.device)
-            return unpacked(scheduler.window, unpack(*args, **kwargs))
-
-        def drawing(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
-            if scheduler.window < len(windows) and not self.pipe._interrupt:
-                return torch.zeros(shape, device=self.device)
-            return randn(shape, *args, **kwargs) if noise is None else noise.to(self.device)
-
-        return [
-            (self.pipe, "scheduler", scheduler),
-            (self.pipe, "_unpack_latents", unpacking),
-            (module, "randn_tensor", drawing),
-        ]
-
     def plain(self, condition: Condition, generator: torch.Generator) -> Tensor:
         call = {**self._calls.of(condition), "generator": generator, "seed": None}
         frames = self.pipe(**call, output_type="np", return_dict=False)[0]
         return torch.as_tensor(frames).permute(0, 1, 4, 2, 3)
 
-    @property
-    def _sigmas(self) -> list[tuple[float, float]]:
-        """The noise level of each denoising step, and that after it."""
+    def _levels(self) -> tuple[list[tuple[float, float]], int]:
+        """The noise level of each denoising step and that after it; and how many earlier ones are skipped."""
         scheduler, sigmas = copy.deepcopy(self.pipe.scheduler), self.value("sigmas")
         if sigmas is None:
             scheduler.set_timesteps(num_inference_steps=self.value("num_inference_steps"))
@@ -154,18 +156,18 @@ class LTXLongChunks(PipelineChunks):
         highest = float(self.value("skip_steps_sigma_threshold") or 0) or float("inf")
         levels = scheduler.sigmas.tolist()
         pairs = list(itertools.pairwise(levels))[: len(scheduler.timesteps) - 1]
-        return [(now, after) for now, after in pairs if now <= highest]
+        taken = [(now, after) for now, after in pairs if now <= highest]
+        return taken, len(pairs) - len(taken)
 
     @property
-    def _noisy_steps(self) -> bool:
+    def _draws(self) -> bool:
         """Whether steps of the scheduler draw."""
         config = self.pipe.scheduler.config
         ancestral = float(config.get("eta", 0) or 0) > 0 and float(config.get("s_noise", 0) or 0) > 0
-        draws = ancestral or bool(config.get("stochastic_sampling", False))
-        return draws and any(after > 1e-8 for _, after in self._sigmas)
+        return ancestral or bool(config.get("stochastic_sampling", False))
 
     def forwards(self, condition: Condition, chunk: int, start: int, stop: int) -> float:
-        return len(self._sigmas) * (1 + self.guides)
+        return (stop - start) * (1 + self.guides)
 
     def pixel_frames(self, chunks: int) -> int:
         fades, length = max(self._overlap - 1, 1), self._lengths[0]
@@ -187,13 +189,22 @@ class LTXLongChunks(PipelineChunks):
     def _decoded(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         """The clip of a row's windows: the pipeline's loop joins and decodes them."""
         windows, nothing = self._windows(latents), torch.zeros(1, 1, 1, device=self.device)
+        scheduler, randn = _Replayed(self.pipe.scheduler, len(windows)), self._module.randn_tensor
 
-        def unpack(window: int, latents: Tensor) -> Tensor:
-            raise AssertionError("the loop ends after the last window")
+        def unpacking(*args: Any) -> Tensor:
+            self.pipe._interrupt = scheduler.window == len(windows) - 1  # the loop ends here
+            return windows[scheduler.window].to(self.device)
+
+        def drawing(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+            """Noise of the autoencoder, and none of the windows."""
+            decodes = self.pipe._interrupt
+            return randn(shape, *args, **kwargs) if decodes else torch.zeros(shape, device=self.device)
 
         replaced = [
-            *self._replaying(windows, None, unpack),
+            (self.pipe, "scheduler", scheduler),
+            (self.pipe, "_unpack_latents", unpacking),
             (self.pipe, "encode_prompt", lambda *args, **kwargs: (nothing, nothing[0]) * 2),
+            (self._module, "randn_tensor", drawing),
         ]
         call = {**self.call, "prompt": "", "seed": None, "generator": generator}
         pixels = self.called(replaced, {**call, "output_type": "np"})
@@ -201,16 +212,20 @@ class LTXLongChunks(PipelineChunks):
 
 
 class _Replayed:
-    """A scheduler that has no steps in the first windows of a loop.
+    """A scheduler that has no steps in the first windows of a loop, and some of them in the next one.
 
     Args:
-        inner: The pipeline's scheduler.
-        count: How many windows.
+        inner: The pipeline's scheduler, of first order.
+        count: How many windows are given.
+        start: The first timestep of the next window that is taken.
+        stop: The timestep that its loop ends before.
     """
 
-    def __init__(self, inner: Any, count: int) -> None:
+    def __init__(self, inner: Any, count: int, start: int = 0, stop: int = 0) -> None:
         self._inner, self._count = inner, count
+        self._start, self._stop, self._index = start, stop, start
         self.window = -1
+        self.estimate: Tensor | None = None
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.window += 1
@@ -218,7 +233,17 @@ class _Replayed:
 
     @property
     def sigmas(self) -> Tensor:
-        return self._inner.sigmas[:1] if self.window < self._count else self._inner.sigmas
+        return self._inner.sigmas[:1] if self.window < self._count else self._inner.sigmas[self._start :]
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self._inner.timesteps[self._start : self._stop + 1]  # the loop leaves out the last one
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        self._inner._step_index = self._index
+        self.estimate = sample.float() - float(self._inner.sigmas[self._index]) * model_output.float()
+        self._index += 1
+        return self._inner.step(model_output, timestep, sample, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -59,6 +59,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("framepack", {"prompt_2": "red"}, "gives both encoders the first prompt"),
     ("framepack", {"image_latents": torch.zeros(1)}, "reads the image also where its latents are given"),
     ("framepack", {"negative_prompt": "blue"}, "true_cfg_scale must be above 1"),
+    ("ltx", {"sigmas": [0.0]}, "must take a denoising step but its loop"),
     ("ltx", {"seed": 3}, "the search seeds each particle"),
     ("ltx", {"prompt_segments": [{"text": "x"}]}, "prompts of windows are conditions of the search"),
 ]

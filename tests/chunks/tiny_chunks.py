@@ -301,6 +301,8 @@ CALLS: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, Any]]] = {
 STEPPED: dict[str, tuple[Callable[[], DiffusionPipeline], dict[str, Any]]] = {
     "helios, Euler": (partial(helios, solver="euler"), {**CALLS["helios"][1], "num_inference_steps": 3}),
     "framepack": (framepack, {**CALLS["framepack"][1], "num_inference_steps": 3}),
+    "ltx": CALLS["ltx"],
+    "ltx, image": (CALLS["ltx, image"][0], {**CALLS["ltx, image"][1], "num_inference_steps": 4}),
 }
 """Those whose chunks can be stopped after each denoising step."""
 
