@@ -20,9 +20,10 @@ demo: setup
 app: setup
 	$(BIN)/tts-vision app
 
-# two processes of one thread each: most tests are too small for two threads
+# two processes of one thread each: most tests are too small for two threads; compiled files are kept, because
+# rewriting the asserts of all tests takes each process longer than many a file of tests
 test: setup
-	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
