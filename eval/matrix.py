@@ -1,29 +1,37 @@
 """Runs every algorithm on every bundled model: ``python -m tts_vision.eval.matrix``.
 
-Each search has a budget of a few samples. Writes ``docs/algorithms/matrix.md``: which pairs run, and why the
-others are refused.
+Each search has a budget of a few samples, or the next larger one where that is too little. Writes
+``docs/algorithms/matrix.md``: which pairs run, and why the others are refused. Pairs are kept in
+``eval/results/matrix.json``; a run of some algorithms or models renews theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
+from PIL import Image
 
-from tts_vision.config import ModelOptions, RunConfig, Spec
+from tts_vision.config import ModelOptions, RunConfig
 from tts_vision.errors import CapabilityError, ConfigError, SearchWarning
 from tts_vision.eval.playground import evaluation_prompts, tracks_of
 from tts_vision.eval.playground.plan import bundled_models, unsized
-from tts_vision.files import replace_file
+from tts_vision.files import is_file, read_file, replace_file
 from tts_vision.loaded import Models
-from tts_vision.registry import entries
+from tts_vision.parameters import parameters
+from tts_vision.pipelines.playground import world
+from tts_vision.registry import entries, lookup
 from tts_vision.runner import run
 
+PAIRS = Path(__file__).with_name("results") / "matrix.json"
 PAGE = Path(__file__).parent.parent / "docs" / "algorithms" / "matrix.md"
 GUIDES = {
     "motion": ("playground_motion_judge", "playground_motion"),
@@ -40,55 +48,56 @@ class Pair:
         algorithm: Its name.
         model: Its name.
         reason: Why it does not run; None if it does.
-        share: Share of the compute that the algorithm itself spent; independent samples took the rest.
     """
 
     algorithm: str
     model: str
     reason: str | None = None
-    share: float = 0.0
 
 
-def tried(algorithm: str, model: str, models: Models, budget: str) -> Pair:
+def tried(algorithm: str, model: str, models: Models, budgets: Sequence[str], image: Path) -> Pair:
     """Runs an algorithm on a model.
 
     Args:
-        algorithm: With parameters as ``name:key=value``.
+        algorithm: Its name.
         model: A bundled one.
         models: Those in memory.
-        budget: Of the search.
+        budgets: Of the search: the first one that is enough.
+        image: For algorithms that start from one.
     """
     reason = unsized(algorithm)
     if reason is not None:
         return Pair(algorithm, model, reason)
     track = tracks_of(model)[0]
     (prompt,) = evaluation_prompts(1, track)
-    for guide in GUIDES[track]:
+    given = {"image": str(image)} if "image" in parameters(lookup("algorithm", algorithm).target) else {}
+    for guide, budget in ((guide, budget) for guide in GUIDES[track] for budget in budgets):
         config = RunConfig(
             prompt=prompt.text,
             prompt_metadata=dict(prompt.metadata),
             model=model,
             model_options=ModelOptions(device="cpu"),
             algorithm=algorithm,
+            algorithm_params=given,
             verifier=guide,
             budget=budget,
         )
         try:
             result = run(config, models.live(config))
         except (CapabilityError, ConfigError) as error:
-            reason = str(error)
+            reason = reason or str(error)
             continue
-        share = 1 - result.topped_up.share_of(result.spent)
-        if share:
-            return Pair(algorithm, model, share=share)
-        reason = f"{budget} are too little for its smallest size; raise the budget."
+        if result.topped_up.share_of(result.spent) < 1:
+            return Pair(algorithm, model)
+        reason = f"A budget of {budget} is too little for its smallest size; raise it."
     return Pair(algorithm, model, reason)
 
 
-def page(pairs: Sequence[Pair], budget: str) -> str:
+def page(pairs: Sequence[Pair], budgets: Sequence[str]) -> str:
     """The page, from the pairs that were tried."""
-    models = list(dict.fromkeys(pair.model for pair in pairs))
-    algorithms = list(dict.fromkeys(pair.algorithm for pair in pairs))
+    models = sorted({pair.model for pair in pairs})
+    algorithms = sorted({pair.algorithm for pair in pairs})
+    pairs = sorted(pairs, key=lambda pair: (pair.algorithm, pair.model))
     found = {(pair.algorithm, pair.model): pair for pair in pairs}
     reasons: dict[str, int] = {}
     for pair in pairs:
@@ -104,7 +113,7 @@ def page(pairs: Sequence[Pair], budget: str) -> str:
     lines = [
         "# Algorithms and models",
         "",
-        f"Every algorithm on every bundled model, tried with a budget of {budget}",
+        f"Every algorithm on every bundled model, tried with a budget of {', else '.join(budgets)}",
         "(`python -m tts_vision.eval.matrix`, which writes this page). A number says why a pair is refused.",
         "The [list](index.md) says what an algorithm needs of other models.",
         "",
@@ -118,6 +127,14 @@ def page(pairs: Sequence[Pair], budget: str) -> str:
         lines += ["", "Refused:", ""]
         lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join(lines) + "\n"
+
+
+def read(path: Path) -> dict[tuple[str, str], Pair]:
+    """The pairs in a file, by algorithm and model; none without a file."""
+    if not is_file(path):
+        return {}
+    pairs = [Pair(**values) for values in json.loads(read_file(path))]
+    return {(pair.algorithm, pair.model): pair for pair in pairs}
 
 
 def one_line(reason: str) -> str:
@@ -139,23 +156,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = [entry.name for entry in entries("algorithm") if entry.target.__module__.startswith("tts_vision.")]
     parser.add_argument("--algorithms", nargs="+", default=own, metavar="NAME")
     parser.add_argument("--models", nargs="+", default=bundled_models(), metavar="NAME")
-    parser.add_argument("--budget", default="6x")
+    parser.add_argument("--budgets", nargs="+", default=["6x", "40x"], metavar="TIMES")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pairs", type=Path, default=PAIRS, help="keeps all pairs")
     parser.add_argument("--output", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
-    pairs = []
-    with warnings.catch_warnings():
+    pairs = read(options.pairs)
+    with warnings.catch_warnings(), TemporaryDirectory() as folder:
+        image = Path(folder) / "circle.png"
+        drawn = world.sample_scene(np.random.default_rng(0), world.parse_spec("a red circle"))
+        Image.fromarray(world.render(drawn)).save(image)
         warnings.simplefilter("ignore", SearchWarning)
         for model in options.models:
             models = Models(keep=len(GUIDES["easy"]))
             for algorithm in options.algorithms:
-                pairs.append(tried(str(Spec.parse(algorithm)), model, models, options.budget))
-                print(f"{model}: {algorithm}: {pairs[-1].reason or 'runs'}", file=sys.stderr, flush=True)
-            text = page(pairs, options.budget)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(options.output, lambda part, text=text: part.write_text(text), "The page")
+                pair = tried(algorithm, model, models, options.budgets, image)
+                pairs[algorithm, model] = pair
+                kept = json.dumps([asdict(each) for each in pairs.values()], indent=1) + "\n"
+                replace_file(options.pairs, lambda part, text=kept: part.write_text(text), "The pairs")
+                print(f"{model}: {algorithm}: {pair.reason or 'runs'}", file=sys.stderr, flush=True)
+    text = page(list(pairs.values()), options.budgets)
+    replace_file(options.output, lambda part: part.write_text(text), "The page")
 
 
 if __name__ == "__main__":
