@@ -20,7 +20,7 @@ from tts_vision.errors import BusyError, ConfigError, StorageError
 from tts_vision.files import STOPPED
 from tts_vision.locks import one_writer
 from tts_vision.results import Result, load_result
-from tts_vision.testing.contracts import Killed, SlowReward
+from tts_vision.testing.contracts import Killed, kills, SlowReward
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event, answers
 from tts_vision.types import Media, Prompt, Score
@@ -122,7 +122,7 @@ def test_a_kill_in_between_changes_nothing(tmp_path: Path) -> None:
         return seen
 
     events = whole(tmp_path / "whole")
-    for count in range(1, len(events)):
+    for count in kills(len(events) - 1, 8):
         folder, left = tmp_path / f"killed-{count}", count
 
         def die(context: SearchContext, event: Event) -> None:

@@ -158,6 +158,7 @@ def test_a_kill_anywhere_changes_nothing(how: str, tmp_path: Path) -> None:
         lambda: DiffusersSampler(entry.build(), options=SamplerOptions(pipeline_kwargs=call)),
         TargetReward(),
         tmp_path / "kills",
+        most=6,
     )
 
 
