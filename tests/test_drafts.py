@@ -20,7 +20,7 @@ from tts_vision.errors import BusyError, ConfigError, StorageError
 from tts_vision.files import STOPPED
 from tts_vision.locks import one_writer
 from tts_vision.results import Result, load_result
-from tts_vision.testing.contracts import Killed, kills, SlowReward
+from tts_vision.testing.contracts import Killed, SlowReward, kills
 from tts_vision.testing.toys import GaussianMixtureSampler, TargetReward
 from tts_vision.trace import Event, answers
 from tts_vision.types import Media, Prompt, Score

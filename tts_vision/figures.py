@@ -151,9 +151,8 @@ def contact_sheet(
         plain: The particle of the plain sample, which is marked.
     """
     first = next((c.load() for c in candidates if _has_pixels(c)), None)
-    is_clips = isinstance(first, Video)
-    shown = candidates[: _MOST_CLIPS if is_clips else _MOST_IMAGES]
-    if is_clips:
+    shown = candidates[: _MOST_CLIPS if isinstance(first, Video) else _MOST_IMAGES]
+    if isinstance(first, Video):
         side = 192 if len(shown) <= 4 else 96
         width, height = _STRIP * (side + 2) - 2, fit(still(first), side).height
     else:

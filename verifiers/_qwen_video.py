@@ -58,5 +58,6 @@ def resized(frames: Tensor, most: int) -> Tensor:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resize
 
-    size = list(frame_size(*frames.shape[-2:], most))
+    height, width = frames.shape[-2:]
+    size = list(frame_size(height, width, most))
     return resize(frames, size, InterpolationMode.BICUBIC, antialias=True)
