@@ -46,6 +46,7 @@ PROMPTS_SEED = 20261127
 _PACE = (1.0, 2.2)
 _GROWTH = (0.022, 0.038)
 _SMALLEST, _GAP = 7.5, 4.0
+_REACH = 1.12  # of a shape from its centre, in radii
 _RADII = {1: (8.5, 12.0), 2: (8.0, 10.5)}
 _LARGEST = {1: 13.5, 2: 13.0}
 _PREFIXES = ("a video of ", "a clip of ")
@@ -250,7 +251,8 @@ def _path(rng: np.random.Generator, motions: Sequence[str], count: int) -> _Path
         pace, growth = rng.uniform(*_PACE), rng.uniform(*_GROWTH)
         move = (0.0, 0.0, 0.0)
         if motion in DIRECTIONS:
-            move = (*(pace * way for way in DIRECTIONS[motion]), 0.0)
+            across, down = DIRECTIONS[motion]
+            move = (pace * across, pace * down, 0.0)
         elif motion != "still":
             move = (0.0, 0.0, growth if motion == "grow" else -growth)
         steps[chunk * CHUNK : (chunk + 1) * CHUNK] = move
@@ -267,7 +269,7 @@ def _placed(rng: np.random.Generator, paths: Sequence[_Path], tries: int = 24) -
     """First centres that keep all objects inside and apart in all frames, each `(2,)`; None if not found."""
     offset = np.stack([path.offset for path in paths])
     radius = np.stack([path.radius for path in paths])
-    margin = (radius * world._REACH + 1.5)[..., None]
+    margin = (radius * _REACH + 1.5)[..., None]
     low, high = (margin - offset).max(1), (SIZE - margin - offset).min(1)
     if (low > high).any() or (radius > _LARGEST[len(paths)] + 1e-6).any():
         return None
@@ -276,7 +278,7 @@ def _placed(rng: np.random.Generator, paths: Sequence[_Path], tries: int = 24) -
         return [start[0, 0]]
     centre = start[:, :, None] + offset
     apart = np.linalg.norm(centre[:, 0] - centre[:, 1], axis=-1)
-    fine = (apart >= world._REACH * radius.sum(0) + _GAP).all(1)
+    fine = (apart >= _REACH * radius.sum(0) + _GAP).all(1)
     return list(start[fine.argmax()]) if fine.any() else None
 
 
@@ -285,14 +287,11 @@ def _scenes(
 ) -> tuple[Scene, ...]:
     scenes = []
     for frame in range(len(paths[0].radius)):
-        actors = specs[frame // CHUNK].actors
-        things = tuple(
-            Thing(
-                actor.shape, actor.colour, *map(float, place + path.offset[frame]), float(path.radius[frame])
-            )
-            for actor, path, place in zip(actors, paths, places)
-        )
-        scenes.append(Scene(things, background))
+        things = []
+        for actor, path, place in zip(specs[frame // CHUNK].actors, paths, places):
+            x, y = place + path.offset[frame]
+            things.append(Thing(actor.shape, actor.colour, float(x), float(y), float(path.radius[frame])))
+        scenes.append(Scene(tuple(things), background))
     return tuple(scenes)
 
 
@@ -313,7 +312,8 @@ def sample_caption(rng: np.random.Generator, spec: MotionSpec, still_life: float
     if rng.random() < still_life:
         actors = [Actor(actor.shape, actor.colour) for actor in actors]
     wordings = [
-        0 if a.motion is None or rng.random() < 0.5 else rng.integers(len(WORDINGS[a.motion])) for a in actors
+        0 if a.motion is None or rng.random() < 0.5 else int(rng.integers(len(WORDINGS[a.motion])))
+        for a in actors
     ]
     prefix = _PREFIXES[rng.integers(len(_PREFIXES))] if rng.random() < 0.3 else ""
     return caption(MotionSpec(tuple(actors)), wordings, prefix)

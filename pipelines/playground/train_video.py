@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,7 +145,7 @@ def words_of(texts: Sequence[str]) -> Tensor:
     return torch.from_numpy(ids)
 
 
-def _encoded(vae: nn.Module, frames: np.ndarray, device: str) -> Tensor:
+def _encoded(vae: AutoencoderTiny, frames: np.ndarray, device: str) -> Tensor:
     """Latents of clips as `ClipBank` has them, on the CPU."""
     pixels = torch.from_numpy(frames).to(device).flatten(0, 1).permute(0, 3, 1, 2)
     parts = []
@@ -218,7 +219,7 @@ def train_video(
     optimisers = build_optimisers(modules, learning_rate)
     average = Average(modules)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    transformer: nn.Module = network.transformer
+    transformer: Any = network.transformer
     text_encoder: Any = network.text_encoder
     if compiled:
         transformer, text_encoder = torch.compile(transformer), torch.compile(text_encoder)
@@ -479,7 +480,7 @@ def _keep(path: Path, frames: np.ndarray, texts: list[str], right: np.ndarray, s
 @torch.no_grad()
 def own_clips(
     network: video.VideoNetwork,
-    vae: nn.Module,
+    vae: AutoencoderTiny,
     prompts: Sequence[str],
     steps: int,
     guidance: float,

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,12 @@ class MotionJudge(nn.Module):
         self.frame_place = nn.Parameter(0.1 * torch.randn(1, motion.FRAMES, 1, width))
         self.words = nn.Embedding(len(build_motion_tokenizer()), width)
         self.word_place = nn.Parameter(0.1 * torch.randn(1, MAX_TOKENS + 1, width))
-        shape = {"dropout": 0.0, "activation": nn.functional.gelu, "batch_first": True, "norm_first": True}
+        shape: dict[str, Any] = {
+            "dropout": 0.0,
+            "activation": nn.functional.gelu,
+            "batch_first": True,
+            "norm_first": True,
+        }
         self.video_layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, **shape) for _ in range(config.video_layers)
         )

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from diffusers import AutoencoderTiny
+from torch import Tensor
 
 from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
@@ -35,7 +36,9 @@ class PlaygroundVideo:
 
     name, family = "playground-video", FAMILY
 
-    def __init__(self, network: video.VideoNetwork, vae: nn.Module, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: video.VideoNetwork, vae: AutoencoderTiny, defaults: Mapping[str, Any]
+    ) -> None:
         self.network, self.vae = network, vae
         self.tts_vision_defaults = dict(defaults)
 
