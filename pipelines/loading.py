@@ -205,7 +205,7 @@ def _telling(check: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def check_only_placed(options: ModelOptions) -> None:
-    """Checks that `options` ask for no more than what models of tokens have: dtype and device.
+    """Checks that `options` ask for no more than what the toolkit's own models have: dtype and device.
 
     Raises:
         ConfigError: If they do.
@@ -213,7 +213,7 @@ def check_only_placed(options: ModelOptions) -> None:
     given = options.model_dump(exclude_defaults=True).keys() - {"dtype", "device"}
     if given:
         raise ConfigError(
-            "A model of tokens takes the options dtype and device but got "
+            "A model of the toolkit's own classes takes the options dtype and device but got "
             f"{', '.join(sorted(given))}; leave that out."
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, PipelineError, VerifierError
 from tts_vision.model_verifier import BatchedVerifier, UnusableSample
 from tts_vision.pipelines.playground import motion, weights_path
 from tts_vision.registry import register
@@ -45,8 +45,11 @@ class PlaygroundMotionJudge(BatchedVerifier):
     def _load(self) -> None:
         from tts_vision.pipelines.playground.video_judge import load_judge
 
-        path = weights_path("motion_judge") if self.path is None else Path(self.path)
-        self._model = load_judge(path).to(self.device)
+        try:
+            path = weights_path("motion_judge") if self.path is None else Path(self.path)
+            self._model = load_judge(path).to(self.device)
+        except (FileNotFoundError, PipelineError) as error:
+            raise VerifierError(str(error)) from error
 
     def _usable(self, sample: Media) -> Tensor:
         video = clip(sample, self.name)

@@ -21,8 +21,8 @@ def weights_path(part: str = "flow") -> Path:
     """Where the trained weights lie: beside this file, or in the folder that an environment variable names.
 
     Args:
-        part: "flow" for the diffusers pipeline, "var" and "tokens" for the other models, "clip", "judge" and
-            "parm" for the verifiers.
+        part: "flow" for the diffusers pipeline, "var", "tokens" and "video" for the other models, "clip",
+            "judge", "parm" and "motion_judge" for the verifiers.
 
     Returns:
         An existing folder.
@@ -35,8 +35,8 @@ def weights_path(part: str = "flow") -> Path:
     if not path.is_dir():
         raise FileNotFoundError(
             f"The playground's {part} weights must lie in {path}, which does not exist. Install the package "
-            f"with its data, train them with 'python -m tts_vision.pipelines.playground.train', or set "
-            f"{WEIGHTS_VARIABLE} to a folder that holds them."
+            f"with its data, train them with the scripts of {__name__} (train, train_judge, train_parm, "
+            f"train_video), or set {WEIGHTS_VARIABLE} to a folder that holds them."
         )
     return path
 

@@ -18,7 +18,7 @@ import tts_vision
 from tts_vision import Prompt, Video
 from tts_vision.condition import Condition
 from tts_vision.config import ModelOptions, SamplerOptions
-from tts_vision.errors import ConfigError, PipelineError
+from tts_vision.errors import ConfigError, PipelineError, VerifierError
 from tts_vision.pipelines import playground
 from tts_vision.pipelines.bundled import load_playground_video
 from tts_vision.pipelines.chunk_sampler import ChunkSampler
@@ -571,6 +571,11 @@ def test_clips_that_the_judge_cannot_judge_are_unscored_with_the_reason(folder: 
     scores = verifier.score(media, [Prompt(TEXT)] * 3)
     for score, reason in zip(scores, ("but got 6 at 8", "but got 4 at 2", "but got 64x32")):
         assert np.isnan(score.value) and reason in (score.reason or "")
+
+
+def test_a_missing_judge_is_told_of_before_anything_is_scored(weights: Path) -> None:
+    with pytest.raises(VerifierError, match="motion_judge weights must lie in"):
+        PlaygroundMotionJudge(device="cpu").load()
 
 
 def test_a_damaged_judge_is_refused(folder: Path) -> None:
