@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -175,10 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 pair = tried(algorithm, model, models, options.budgets, image)
                 pairs[algorithm, model] = pair
                 kept = json.dumps([asdict(each) for each in pairs.values()], indent=1) + "\n"
-                replace_file(options.pairs, lambda part, text=kept: part.write_text(text), "The pairs")
+                replace_file(options.pairs, partial(_write, kept), "The pairs")
                 print(f"{model}: {algorithm}: {pair.reason or 'runs'}", file=sys.stderr, flush=True)
     text = page(list(pairs.values()), options.budgets)
-    replace_file(options.output, lambda part: part.write_text(text), "The page")
+    replace_file(options.output, partial(_write, text), "The page")
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -184,7 +184,7 @@ class Shard:
         """
         try:
             head, *lines = read_file(path).decode("utf-8", "replace").split("\n")
-            begun = {
+            begun: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in json.loads(head).items()
             }

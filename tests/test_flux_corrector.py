@@ -18,12 +18,9 @@ from tiny_pipelines import TINY
 from tts_vision.config import ModelOptions
 from tts_vision.correcting import load_corrector
 from tts_vision.errors import ConfigError, PipelineError
-from tts_vision.pipelines import flux_corrector
-from tts_vision.pipelines.flux_corrector import (
-    CorrectionTransformer,
-    FluxReflectionEditPipeline,
-    load_flux_corrector,
-)
+from tts_vision.pipelines import flux_correction, flux_corrector
+from tts_vision.pipelines.flux_correction import CorrectionTransformer, FluxReflectionEditPipeline
+from tts_vision.pipelines.flux_corrector import load_flux_corrector
 from tts_vision.types import Media, Modality, Prompt, Score
 from tts_vision.verifier import ALONE, Asked, Verifier
 
@@ -180,7 +177,7 @@ def test_a_lora_must_fit_in_all_of_its_weights(flux: Any, adapted: Any) -> None:
 def test_the_published_layout_has_343_layers() -> None:
     with torch.device("meta"):
         model = CorrectionTransformer(guidance_embeds=True)  # FLUX.1-dev's sizes are diffusers' defaults
-    found = [name for name, _ in model.named_modules() if flux_corrector._LAYERS.fullmatch(name)]
+    found = [name for name, _ in model.named_modules() if flux_correction._LAYERS.fullmatch(name)]
     assert len(found) == 1 + 19 * 6 + 38 * 6
     assert {"x_embedder", "transformer_blocks.18.ff.net.2", "single_transformer_blocks.37.proj_out"} <= set(
         found

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def _load_generator(device: str) -> Any:
     """The masked model, on a GPU in bfloat16."""
     from tts_vision.pipelines.bundled import load_playground_masked
 
-    dtype = "float32" if device == "cpu" else "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "float32" if device == "cpu" else "bfloat16"
     with quietly():
         return load_playground_masked(options=ModelOptions(device=device, dtype=dtype))
 
@@ -281,7 +281,7 @@ def train_parm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = StepJudge(start.config).train().to(device)
-        heads = Heads(start.config.vision_config.hidden_size).to(device)
+        heads = Heads(start.config.get_text_config().hidden_size).to(device)
     model.load_state_dict(start.state_dict(), strict=False)
     modules: dict[str, nn.Module] = {"parm": model, "heads": heads}
     optimisers = build_optimisers(modules, learning_rate)
@@ -364,7 +364,7 @@ def held_out_loss(answers: Answers, steps: StepExamples) -> float:
     return float(potential + soft_loss(answers.final[ended], steps.right[ended, 0].float()))
 
 
-def correlations(values: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> list[float]:
+def correlations(values: Iterable[np.ndarray], right: Iterable[np.ndarray]) -> list[float]:
     """Rank correlations of values with outcomes within each prompt that has both outcomes.
 
     Args:
