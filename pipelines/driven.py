@@ -173,7 +173,8 @@ class Driven:
             owner.__dict__[name] = value
 
         handles = []
-        kind, components = type(pipe), pipe.components
+        kind: Any = type(pipe)
+        components = pipe.components
         runs_skipped = not self.interruptible or proxy.enters_after is not None
         try:
             if _prepared(kind) is not kind:
@@ -308,7 +309,7 @@ def _placement(network: nn.Module) -> Hashable:
 
 
 @functools.cache
-def _prepared(kind: type) -> type:
+def _prepared(kind: Any) -> Any:
     """A pipeline class whose instances are told what they would look up several times in each call.
 
     That is their device, in `_DEVICE` of the instance, and the names of their components.
