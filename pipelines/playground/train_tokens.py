@@ -88,7 +88,7 @@ def text_blocks(ids: Tensor, pad: int) -> Tensor:
 def attention_mask(blocks: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Show-o's additive mask ``(B, 1, L, L)``: causal text; an image that sees itself and all text."""
     length = TEXT + TOKENS + 2
-    there = {"device": blocks.device}
+    there: Any = {"device": blocks.device}
     real = F.pad(blocks != PAD, (0, length - TEXT), value=True)
     image = torch.arange(length, **there) >= TEXT
     every = torch.ones(length, length, dtype=torch.bool, **there)
