@@ -578,7 +578,7 @@ class SearchContext:
         self._engine.ask("weights", lambda: weights, uids=state.uids)
 
     def keep_thumbnails(self) -> None:
-        """Keeps thumbnails of all previews and samples from now on, which the result folder shows as a tree."""
+        """Keeps thumbnails of all previews and samples from now on, for the tree in the result folder."""
         self._judging.keeps_thumbnails = True
 
     def warn(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A model of clips that draws them, named ``drawn_clips.py@model``: each chunk is right or wrong by its noise."""
+"""A model of clips that draws them, ``drawn_clips.py@model``: each chunk is right or wrong by its noise."""
 
 from __future__ import annotations
 
