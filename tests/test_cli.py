@@ -643,7 +643,10 @@ def test_sigterm_says_what_sigint_says() -> None:
     [
         ("generate --algorithm ev", {"evosearch"}),
         ("generate -v playground_c", {"playground_clip"}),
-        ("generate --model playground-", {"playground-discrete-flow", "playground-masked", "playground-var"}),
+        (
+            "generate --model playground-",
+            {"playground-discrete-flow", "playground-masked", "playground-var", "playground-video"},
+        ),
         ("generate -a evosearch --beta-s", {"--beta-step"}),
         ("compare -a fk", {"fk_steering"}),
         ("ver", {"verifier-bench"}),

@@ -405,7 +405,7 @@ def _check_capabilities(entry: Entry, sampler: Sampler) -> None:
     missing = entry.missing(sampler.capabilities)
     if not missing:
         return
-    noise = {"stochastic", "step_noise"}.intersection(missing)
+    noise = {"stochastic", "step_noise"}.issuperset(missing)
     remedy = "set stochastic=True (--stochastic)" if noise else "choose another algorithm or model"
     raise CapabilityError(
         f"Algorithm {entry.name!r} needs a sampler with {', '.join(sorted(entry.needs))} but "

@@ -51,7 +51,8 @@ def test_a_search_from_the_command_line(tmp_path: Path) -> None:
     assert "GMAC" in result.output
     report = json.loads((tmp_path / "run" / "result.json").read_text())
     assert report["spent"]["macs"] <= report["budget"]["macs"]
-    assert report["best"]["score"] >= report["plain_score"]
+    plain = report["plain_score"]  # None if the search has pruned it
+    assert plain is None or report["best"]["score"] >= plain
     # more candidates were begun than eight whole samples would have been
     trace = [json.loads(line) for line in (tmp_path / "run" / "trace.jsonl").read_text().splitlines()]
     assert len(next(event for event in trace if event["kind"] == "birth")["uids"]) > 8
