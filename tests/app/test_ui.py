@@ -493,7 +493,10 @@ def test_clips_play_in_all_views(page: Page, served: Served, tmp_path: Path) -> 
 
     def moves(image: str) -> None:
         """An animated image of the six frames is there."""
-        page.wait_for_function("i => document.querySelector(i)?.naturalWidth === 64", arg=image)
+        animated = "document.querySelector(i)?.src.startsWith('data:image/webp')"
+        page.wait_for_function(
+            f"i => document.querySelector(i)?.naturalWidth === 64 && {animated}", arg=image
+        )
         source = page.get_attribute(image, "src") or ""
         with Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))) as shown:
             assert (shown.format, shown.n_frames) == ("WEBP", 6)  # type: ignore[attr-defined]
