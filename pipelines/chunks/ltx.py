@@ -15,7 +15,7 @@ from torch import Tensor
 from tts_vision.condition import Condition
 from tts_vision.errors import ConfigError
 from tts_vision.pipelines.chunks.model import Chunk
-from tts_vision.pipelines.chunks.pipeline import Made, PipelineChunks, latent_frames
+from tts_vision.pipelines.chunks.pipeline import Made, PipelineChunks, Stepping, latent_frames
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class LTXLongChunks(PipelineChunks):
         return torch.as_tensor(pixels).permute(0, 1, 4, 2, 3)
 
 
-class _Replayed:
+class _Replayed(Stepping):
     """A scheduler that has no steps in the first windows of a loop, and some of them in the next one.
 
     Args:
@@ -222,10 +222,9 @@ class _Replayed:
     """
 
     def __init__(self, inner: Any, count: int, start: int = 0, stop: int = 0) -> None:
-        self._inner, self._count = inner, count
-        self._start, self._stop, self._index = start, stop, start
+        super().__init__(inner, start)
+        self._count, self._stop = count, stop
         self.window = -1
-        self.estimate: Tensor | None = None
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.window += 1
@@ -238,12 +237,3 @@ class _Replayed:
     @property
     def timesteps(self) -> Tensor:
         return self._inner.timesteps[self._start : self._stop + 1]  # the loop leaves out the last one
-
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        self._inner._step_index = self._index
-        self.estimate = sample.float() - float(self._inner.sigmas[self._index]) * model_output.float()
-        self._index += 1
-        return self._inner.step(model_output, timestep, sample, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)

@@ -47,6 +47,7 @@ from tts_vision.pipelines.playground.training import (
     build_optimisers,
     descend,
     log,
+    on_device,
     save_atomically,
     set_learning_rate,
     tidy,
@@ -295,7 +296,7 @@ def train_parm(
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=0.3))
         # numbers of the device follow from those of the checkpoint
-        own = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        own = on_device(generator, device)
         index = torch.randint(len(steps), (batch_size,), generator=generator)
         others = torch.randperm(total - 1, generator=generator)[: captions - 1] + 1
         asked = torch.cat((torch.zeros(1, dtype=torch.long), others))

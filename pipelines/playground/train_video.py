@@ -35,6 +35,7 @@ from tts_vision.pipelines.playground.training import (
     build_optimisers,
     descend,
     log,
+    on_device,
     save_atomically,
     set_learning_rate,
     train,
@@ -233,7 +234,7 @@ def train_video(
         nonlocal steps
         set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.02, decay_from=0.5))
         # one number a step from the generator of the checkpoint: the device draws the rest
-        random = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        random = on_device(generator, device)
 
         def uniform(*shape: int) -> Tensor:
             return torch.rand(batch_size, *shape, generator=random, device=device)
@@ -580,7 +581,7 @@ def train_judge(
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         nonlocal steps
         set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=0.4))
-        random = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        random = on_device(generator, device)
         count = max(1, round((own_share if progress > 0.2 else own_share / 2) * batch_size))
         batch = JudgeClips.joined(
             [
