@@ -37,6 +37,7 @@
     const root = svg("svg", {
       class: "tv-tree", role: "listbox", "aria-label": "Lineage: choose a sample", tabindex: 0,
     });
+    const rows = new Map(); // by sample
     let order = [];
     let chosen = null;
 
@@ -48,42 +49,54 @@
       choose(order[Math.min(order.length - 1, Math.max(0, at + by))]);
     });
 
+    // the group and its area stay the same element, so that a redraw between press and release loses no click
+    const make = (uid) => {
+      const area = svg("rect", { x: 0, height: ROW, class: "tv-hit" });
+      const row = svg("g", { role: "option", id: `tv-row-${uid}`, "data-uid": uid }, area);
+      row.addEventListener("click", () => choose(uid));
+      return { row, area };
+    };
+
     const draw = (samples, steps, best, selected) => {
       order = ordered(samples);
       chosen = selected;
-      const rows = new Map(order.map((uid, i) => [uid, i * ROW + 12]));
+      const places = new Map(order.map((uid, i) => [uid, i * ROW + 12]));
       const WIDTH = Math.max(root.parentNode.clientWidth, 280);
       const x = (step) => LEFT + (step / Math.max(steps, 1)) * (WIDTH - LEFT - RIGHT);
-      const height = Math.max(order.length * ROW + 6, ROW);
       root.setAttribute("width", WIDTH);
-      root.setAttribute("height", height);
-      const parts = [];
-      for (const uid of order) {
+      root.setAttribute("height", Math.max(order.length * ROW + 6, ROW));
+      for (const [uid, { row }] of rows) {
+        if (places.has(uid)) continue;
+        row.remove();
+        rows.delete(uid);
+      }
+      order.forEach((uid, i) => {
+        if (!rows.has(uid)) rows.set(uid, make(uid));
+        const { row, area } = rows.get(uid);
+        if (root.children[i] !== row) root.insertBefore(row, root.children[i] || null);
         const sample = samples.get(uid);
-        const y = rows.get(uid);
+        const y = places.get(uid);
         const born = x(sample.born);
         const end = Math.max(x(sample.step), born);
-        const row = svg("g", {
-          class: `tv-row tv-${sample.fate.replace(" ", "-")}`, role: "option", id: `tv-row-${uid}`,
-          "aria-selected": uid === selected ? "true" : "false", "data-uid": uid,
-          "aria-label": `Sample ${uid}, ${sample.fate}, ${ttsVision.score(sample.score)}`,
+        row.setAttribute("class", `tv-row tv-${sample.fate.replace(" ", "-")}`);
+        row.setAttribute("aria-selected", String(uid === selected));
+        row.setAttribute("aria-label", `Sample ${uid}, ${sample.fate}, ${ttsVision.score(sample.score)}`);
+        area.setAttribute("y", y - ROW / 2);
+        area.setAttribute("width", WIDTH);
+        const links = sample.parents.filter((parent) => places.has(parent)).map((parent) => {
+          const [from, bend] = [places.get(parent), Math.max(born - 12, 4)];
+          const d = `M${bend},${from}C${bend},${y} ${bend},${y} ${born},${y}`;
+          return svg("path", { d, class: "tv-link" });
         });
-        row.append(svg("rect", { x: 0, y: y - ROW / 2, width: WIDTH, height: ROW, class: "tv-hit" }));
-        for (const parent of sample.parents.filter((p) => rows.has(p))) {
-          const from = rows.get(parent);
-          const bend = Math.max(born - 12, 4);
-          row.append(svg("path", { d: `M${bend},${from}C${bend},${y} ${bend},${y} ${born},${y}`, class: "tv-link" }));
-        }
+        while (row.lastChild !== area) row.lastChild.remove();
         row.append(
+          ...links,
           svg("text", { x: 2, y: y + 4, class: "tv-name" }, String(uid)),
           svg("line", { x1: born, x2: end, y1: y, y2: y, class: "tv-life" }),
           mark(sample, end, y, uid === best),
           svg("text", { x: end + 10, y: y + 4 }, sample.score === null ? "" : ttsVision.score(sample.score)),
         );
-        row.addEventListener("click", () => choose(uid));
-        parts.push(row);
-      }
-      root.replaceChildren(...parts);
+      });
       root.setAttribute("aria-activedescendant", selected === null ? "" : `tv-row-${selected}`);
     };
     return { root, draw };

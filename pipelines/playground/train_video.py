@@ -715,6 +715,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-judge", type=float, default=30.0, help="of training the judge")
     parser.add_argument("--steps", type=int, help="train each by this many steps, not by the clock")
     parser.add_argument("--clips", type=int, default=20_000, help="drawn clips to train the model on")
+    parser.add_argument("--first-share", type=float, default=0.35, help="share of first chunks in a step")
     parser.add_argument("--judge-clips", type=int, default=4_000, help="drawn clips to train the judge on")
     parser.add_argument("--own", type=int, default=1_500, help="clips of the model to train the judge on")
     parser.add_argument("--batch-size", type=int, default=64, help="chunks a step of the video model")
@@ -744,6 +745,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             device=device,
             seed=seed + 11,
             batch_size=options.batch_size,
+            first_share=options.first_share,
             compiled=options.compile,
             start=options.start,
         )

@@ -82,7 +82,17 @@ def test_a_search_to_its_end(page: Page, served: Served) -> None:
 def test_a_node_of_the_lineage_tells_where_a_sample_came_from(page: Page) -> None:
     search(page, PROMPT, algorithm="zero_order", budget="9x")
     wait_for(page, "finished")
-    page.locator(f"{LIVE} .tv-row[data-uid='8'] .tv-end").click()
+    page.locator(f"{LIVE} .tv-row[data-uid='8'] .tv-hit").hover()
+    page.mouse.down()
+    page.evaluate(
+        f"""() => {{
+            window.drawn = document.querySelector("{LIVE} .tv-row[data-uid='8'] .tv-life");
+            const panel = document.querySelector("{LIVE}");
+            panel.style.width = `${{panel.clientWidth - 20}}px`;
+        }}"""
+    )
+    page.wait_for_function("!window.drawn.isConnected")
+    page.mouse.up()  # drawn anew between press and release
     facts = page.locator(f"{LIVE} .tv-facts")
     assert "Sample 8" in facts.inner_text() and "It is finished." in facts.inner_text()
     parent = facts.get_by_role("button")
@@ -521,6 +531,7 @@ def test_clips_play_in_all_views(page: Page, served: Served, tmp_path: Path) -> 
     page.set_input_files("#tv-score-files input[type=file]", [str(root / "best.mp4"), str(root / "best.gif")])
     page.fill("#tv-score-prompt textarea", "a square that slides")
     choose(page, "Verifiers", "flicker")
+    page.wait_for_selector("#tv-score-files .file-preview")
     page.click("#tv-score-go")
     moves("#tv-scores tbody tr:nth-child(1) img")
     moves("#tv-scores tbody tr:nth-child(2) img")
