@@ -207,7 +207,7 @@ class JanusSampler(NetworkSampler):
         total = super().price(state, steps)
         if steps and not state.is_placeholder:
             for i in set(range(len(state))) - set(shared_rows(state)[0]):
-                total += self._pass_cost(state.conditions[i], state.step * self._width) * -1
+                total -= self._pass_cost(state.conditions[i], state.step * self._width)
         return total
 
     def _pass_cost(self, condition: Condition, token: int) -> Cost:

@@ -249,7 +249,7 @@ class Sampler(ABC):
             total += self.cost(condition, state.step, steps) * rows
         if self.shares_forwards and steps and not state.is_placeholder:
             for i in set(range(len(state))) - set(shared_rows(state)[0]):
-                total += self.cost(state.conditions[i], state.step, 1) * -1
+                total -= self.cost(state.conditions[i], state.step, 1)
         return total
 
     def requires(self, capability: str, what: str) -> None:

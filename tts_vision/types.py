@@ -135,6 +135,9 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(a - b for a, b in zip(astuple(self), astuple(other))))
+
     def __mul__(self, times: int) -> Cost:
         return Cost(*(value * times for value in astuple(self)))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts_vision.algorithms._paths import by_context
+from tts_vision.algorithms._begun import by_context
 from tts_vision.context import SearchContext
 from tts_vision.correcting import Begun, Rejected
 from tts_vision.types import Region, Score, State

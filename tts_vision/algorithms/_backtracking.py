@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 from tts_vision.algorithms._tree import Node, Tree
+from tts_vision.algorithms._tree_orders import best_first, breadth_first
 from tts_vision.context import SearchContext
 from tts_vision.types import FAILS_AT
 
@@ -50,8 +51,8 @@ def _grown(tree: Tree, parents: list[Node], unit: int, width: int, allowance: in
     if tree.plan.rule == "threshold":
         return _retried(tree, parents, unit, allowance)
     if tree.plan.best_first and not parents:
-        return tree.best_first(width)
-    return tree.grow(parents, unit, width)
+        return best_first(tree, width)
+    return breadth_first(tree, parents, unit, width)
 
 
 def _retried(tree: Tree, parents: list[Node], start: int, allowance: int) -> list[Node]:
@@ -70,12 +71,12 @@ def _retried(tree: Tree, parents: list[Node], start: int, allowance: int) -> lis
     made: list[list[Node]] = [[]]  # of each unit from the node before
     while True:
         unit = start + len(before) - 1
-        made[-1] += tree.expand(before[-1], unit, plan.branch[unit])
+        made[-1] += tree.expand(before[-1], unit, plan.units[unit].branch)
         if unit == plan.last:
             return made[-1]
         fresh = [node for node in made[-1] if not node.is_expanded]
         best = max(fresh, key=lambda node: (not math.isnan(node.score), node.score))
-        back = unit > start and len(made[-1]) >= PATIENCE * plan.branch[unit]
+        back = unit > start and len(made[-1]) >= PATIENCE * plan.units[unit].branch
         is_paid = plan.steps_of_path(unit - back) <= allowance - tree.steps
         if best.score >= plan.threshold or not is_paid:
             before.append([best])

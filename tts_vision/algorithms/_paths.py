@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from tts_vision.algorithms._begun import by_context
+from tts_vision.algorithms._potential import first_clear, path_price
 from tts_vision.context import SearchContext
 from tts_vision.correcting import Begun
 from tts_vision.ledger import Remaining
@@ -14,8 +16,6 @@ from tts_vision.types import Cost, Score, State
 
 Begin: TypeAlias = Callable[[int], Begun]
 """Begins so many paths, all of one generator and at one step."""
-CLARITY, POTENTIAL = "clarity", "potential"
-ASKS = frozenset({CLARITY, POTENTIAL})
 
 
 @dataclass
@@ -50,7 +50,7 @@ def judge_paths(ctx: SearchContext, paths: State, *, stops: bool) -> Judged:
     while going is not None and going.step < ctx.num_steps:
         unclear = [i for i, uid in enumerate(going.uids) if uid not in answers]
         going = ctx.advance(going, 1) if unclear and shows else ctx.finish(going)
-        answers |= first_clear(ctx, going.select(unclear)) if unclear else {}
+        answers |= first_clear(ctx, going.select(unclear), ctx.num_steps) if unclear else {}
         hopeless = [i for i, uid in enumerate(going.uids) if uid in answers and not answers[uid].satisfied]
         if stops and hopeless and going.step < ctx.num_steps:
             found.others += [(answers[going.uids[i]], going.select([i])) for i in hopeless]
@@ -67,17 +67,6 @@ def judge_paths(ctx: SearchContext, paths: State, *, stops: bool) -> Judged:
             found.others.append((answer, going.select([i])))
     found.promising = going.select(promising) if promising else None
     return found
-
-
-def first_clear(ctx: SearchContext, paths: State) -> dict[int, Score]:
-    """The answers about the potential of those paths that have become clear, by uid."""
-    last = paths.step == ctx.num_steps
-    clear = [i for i, answer in enumerate(ctx.judge(paths, CLARITY, expected=last)) if answer.satisfied]
-    if not clear:
-        return {}
-    asked = paths.select(clear)
-    found = zip(asked.uids, ctx.judge(asked, POTENTIAL))
-    return {uid: answer for uid, answer in found if answer.satisfied is not None}
 
 
 def fresh_paths(ctx: SearchContext, n: int) -> Begun:
@@ -112,23 +101,16 @@ def best_of_paths(begin: Begin, n: int, *, refill: bool = True, reference_mode: 
         ctx, paths = begin(free)
 
 
-def path_price(ctx: SearchContext, start: int) -> Cost:
-    """The cost of a path from a step on that is asked at every step, and of its score."""
-    price = ctx.cost(step=start) + ctx.judge_cost(ctx.num_steps, POTENTIAL)
-    return sum((ctx.judge_cost(step, CLARITY) for step in range(start + 1, ctx.num_steps + 1)), price)
-
-
 def times_saved(ctx: SearchContext, price: Cost, n: int, start: Cost) -> int:
     """How many paths can still be paid for with the price of `n`, of which a part has been spent."""
-    spent, budget = ctx.ledger.spent, ctx.ledger.budget
+    budget = ctx.ledger.budget
+    left = price * n - (ctx.ledger.spent - start)
     asking = budget.verifier_calls is not None or budget.seconds is not None
     rest = Remaining(
-        nfe=n * price.nfe - (spent.nfe - start.nfe),
-        tokens=n * price.tokens - (spent.tokens - start.tokens),
-        macs=n * price.macs - (spent.macs - start.macs),
-        verifier_calls=n * price.verifier_calls - (spent.verifier_calls - start.verifier_calls)
-        if asking
-        else None,
+        nfe=left.nfe,
+        tokens=left.tokens,
+        macs=left.macs,
+        verifier_calls=left.verifier_calls if asking else None,
     )
     return rest.times(price) or 0
 
@@ -142,25 +124,7 @@ def likeliest(others: Sequence[tuple[Score | None, Begun]], *, reference_mode: b
     if reference_mode or any(answer is not None for answer, _ in others):
         best = argmax([0.0 if answer is None else answer.value for answer, _ in others])
         others = [others[best]]
-    chosen = []
-    for _, (ctx, row) in others:
-        chosen.append((ctx, ctx.finish(row)))
+    chosen = [(ctx, ctx.finish(row)) for _, (ctx, row) in others]
     for ctx, states in by_context(chosen):
         ctx.score(states)
     return chosen
-
-
-def by_context(begun: Sequence[Begun]) -> list[Begun]:
-    """The particles of each generator that are at one step, together."""
-    groups: dict[tuple[str, int, tuple[int, ...]], list[Begun]] = {}
-    for ctx, state in begun:
-        groups.setdefault((ctx.sampler.name, state.step, tuple(state.latents.shape[1:])), []).append(
-            (ctx, state)
-        )
-    return [(group[0][0], State.cat([state for _, state in group])) for group in groups.values()]
-
-
-def winner(begun: Sequence[Begun]) -> Begun:
-    """The scored particle with the highest score; the first one where none could be scored."""
-    rows = [(ctx, state.select([i])) for ctx, state in begun for i in range(len(state))]
-    return rows[argmax([ctx.current_scores(row).item() for ctx, row in rows])]

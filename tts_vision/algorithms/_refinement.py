@@ -59,7 +59,7 @@ def refine(
         made = corrected(ctx, rejections, actions, children)
         pool = [child for found in made.values() for child in found]
         pool = pool if children_only else survivors(last, made, patience)
-        dearest = dearer(dearest, ctx.ledger.spent + before * -1)
+        dearest = dearer(dearest, ctx.ledger.spent - before)
     return best_first(pool or last)[0].state
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tts_vision.algorithms._paths import CLARITY, POTENTIAL
+from tts_vision.algorithms._alignment import aligned, unit_scores
 from tts_vision.algorithms._tree_plan import TreePlan
 from tts_vision.context import SearchContext
 from tts_vision.pruning import survivors
-from tts_vision.ranking import argmax
 from tts_vision.types import State
 
 
@@ -44,7 +43,7 @@ class Node:
 
 
 class Tree:
-    """Grows a tree.
+    """Makes and prunes the nodes of a tree.
 
     Args:
         ctx: The search.
@@ -57,41 +56,6 @@ class Tree:
     def __init__(self, ctx: SearchContext, plan: TreePlan) -> None:
         self.ctx, self.plan, self.steps = ctx, plan, 0
 
-    def grow(self, parents: Sequence[Node], unit: int, width: int) -> list[Node]:
-        """Finished samples by breadth-first search: the nodes of a unit are made, judged and pruned together.
-
-        Args:
-            parents: Nodes of the unit before; none if `unit` is the first one.
-            unit: The unit to go on with.
-            width: Children of each parent there.
-        """
-        nodes = self.expand(parents, unit, width)
-        for following in range(unit + 1, self.plan.last + 1):
-            nodes = self.expand(self.pruned(nodes), following, self.plan.branch[following])
-        return nodes
-
-    def best_first(self, width: int) -> list[Node]:
-        """Finished samples by best-first search, in as many steps as breadth-first search may take.
-
-        The node with the best score is expanded, of all from which the steps left still reach the end.
-
-        Args:
-            width: Nodes of the first unit.
-        """
-        allowance, last = self.plan.steps(width), self.plan.last
-        nodes, finished = self.expand([], 0, width), []
-        while True:
-            if nodes and nodes[-1].unit == last:
-                finished.append(nodes.pop())
-                continue
-            left = allowance - self.steps
-            able = [node for node in nodes if self.plan.steps_of_path(node.unit + 1) <= left]
-            if not able:
-                return finished
-            best = max(able, key=lambda node: (not math.isnan(node.score), node.score, node.unit))
-            nodes.remove(best)
-            nodes += self.expand([best], best.unit + 1, self.plan.branch[best.unit + 1])
-
     def expand(self, parents: Sequence[Node], unit: int, width: int) -> list[Node]:
         """The children of some nodes, made as one batch and scored where the plan says so.
 
@@ -100,21 +64,17 @@ class Tree:
             unit: The unit of the children.
             width: Children of each parent.
         """
-        plan, tries = self.plan, self.plan.candidates[unit]
-        state = self._begun(parents, unit, width, tries)
-        self.steps += len(state) * (plan.ends[unit] - plan.starts[unit])
+        ctx, plan, at = self.ctx, self.plan, self.plan.units[unit]
+        state = self._begun(parents, unit, width)
+        self.steps += len(state) * (at.end - at.start)
         scores: list[float] | None = None
-        if tries > 1 and (unit < plan.last or plan.released):
-            state, values = self._judged_as_images(state, unit)
-            best = [i + argmax(values[i : i + tries]) for i in range(0, len(state), tries)]
-            state = self.ctx.select(state, best)
-            if not plan.released and plan.image_judge in (None, plan.judges[unit]):
-                scores = [values[i] for i in best]
-        state = self.ctx.advance(state, plan.ends[unit] - state.step)
+        if plan.is_aligned(unit):
+            state, scores = aligned(ctx, plan, state, unit)
+        state = ctx.advance(state, at.end - state.step)
         if unit == plan.last:
-            scores = self.ctx.score(state).tolist()
-        elif scores is None and (plan.scores_all or unit in plan.prune_after):
-            scores = self._scores(state, unit)
+            scores = ctx.score(state).tolist()
+        elif scores is None and plan.is_scored(unit):
+            scores = unit_scores(ctx, plan, state, unit)
         for node in parents:
             node.is_expanded = True
         each = len(state) // max(len(parents), 1)
@@ -127,7 +87,7 @@ class Tree:
     def pruned(self, nodes: list[Node]) -> list[Node]:
         """The nodes of one unit that go on."""
         plan, unit = self.plan, nodes[0].unit
-        if unit not in plan.prune_after:
+        if not plan.units[unit].is_pruned:
             return nodes
         scores = [node.score for node in nodes]
         kept = survivors(scores, plan.rule, k=plan.kept(unit, len(nodes)), threshold=plan.threshold)
@@ -136,48 +96,22 @@ class Tree:
             nodes[i].state = state.select([row])
         return [nodes[i] for i in kept]
 
-    def _begun(self, parents: Sequence[Node], unit: int, width: int, tries: int) -> State:
-        """The particles of a unit, at its first step: `width` times `tries` of each parent."""
-        ctx, texts = self.ctx, self.plan.texts
+    def _begun(self, parents: Sequence[Node], unit: int, width: int) -> State:
+        """The particles of a unit, at its first step: all candidates of `width` children of each parent."""
+        ctx, at = self.ctx, self.plan.units[unit]
         if not parents:
             if not self.plan.released:
-                return ctx.init(width * tries, condition=texts[unit])
-            roots = ctx.init(width, condition=texts[unit])
-            return ctx.select(roots, _copies(width, tries)) if tries > 1 else roots
+                return ctx.init(width * at.candidates, condition=at.text)
+            return self._copied(ctx.init(width, condition=at.text), at.candidates)
         # a second child of the same name would be the first one again
         states = [ctx.fork(node.state) if node.is_expanded else node.state for node in parents]
-        state = State.cat(states)
-        if width * tries > 1:
-            state = ctx.select(state, _copies(len(parents), width * tries))
-        text = texts[unit]
-        return state if text is None or text == texts[unit - 1] else ctx.recondition(state, text)
+        state = self._copied(State.cat(states), width * at.candidates)
+        if at.text is None or at.text == self.plan.units[unit - 1].text:
+            return state
+        return ctx.recondition(state, at.text)
 
-    def _judged_as_images(self, state: State, unit: int) -> tuple[State, list[float]]:
-        """Image-level alignment: the candidates of a unit further on, and their scores."""
-        ctx, end = self.ctx, self.plan.ends[unit]
-        if not self.plan.released:
-            state = ctx.advance(state, end - state.step)
-            return state, self._scores(state, unit, images=True)
-        potential: dict[int, float] = {}
-        while state.step < end:
-            state = ctx.advance(state, 1)
-            asked = state.select([i for i, uid in enumerate(state.uids) if uid not in potential])
-            answers = ctx.judge(asked, CLARITY, expected=state.step == end) if len(asked) else []
-            if clear := [i for i, answer in enumerate(answers) if answer.satisfied]:
-                asked = asked.select(clear)
-                found = zip(asked.uids, ctx.judge(asked, POTENTIAL))
-                potential |= {uid: answer.value for uid, answer in found if answer.satisfied is not None}
-        return state, [potential.get(uid, 0.0) for uid in state.uids]
-
-    def _scores(self, state: State, unit: int, *, images: bool = False) -> list[float]:
-        """Scores of previews by the prompt and the verifier of their unit."""
-        text = self.plan.judged[unit]
-        by = self.plan.judges[unit]
-        if images and self.plan.image_judge is not None:
-            by = self.plan.image_judge
-        scores: list[float] = self.ctx.score(state, text, by=by).tolist()
-        return scores
-
-
-def _copies(rows: int, each: int) -> list[int]:
-    return [i for i in range(rows) for _ in range(each)]
+    def _copied(self, state: State, times: int) -> State:
+        """Each particle so many times; the second and further ones are forks."""
+        if times == 1:
+            return state
+        return self.ctx.select(state, [i for i in range(len(state)) for _ in range(times)])

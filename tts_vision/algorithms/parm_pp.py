@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from tts_vision.algorithms._attempts import Attempt
+from tts_vision.algorithms._begun import winner
 from tts_vision.algorithms._common import at_least
-from tts_vision.algorithms._paths import Begin, best_of_paths, fresh_paths, path_price, winner
+from tts_vision.algorithms._paths import Begin, best_of_paths, fresh_paths
+from tts_vision.algorithms._potential import path_price
 from tts_vision.algorithms._refinement import pays_for
 from tts_vision.algorithms._reflection import correct, reflect
 from tts_vision.context import SearchContext

@@ -6,8 +6,11 @@ from typing import Literal
 
 from tts_vision.algorithms._backtracking import backtracked
 from tts_vision.algorithms._common import at_least
+from tts_vision.algorithms._released_tree import check_released
+from tts_vision.algorithms._stage_prompts import stage_prompts_of
 from tts_vision.algorithms._tree import Tree
-from tts_vision.algorithms._tree_plan import check_released, prompts_of_stages, tree_plan
+from tts_vision.algorithms._tree_orders import best_first, breadth_first
+from tts_vision.algorithms._tree_settings import tree_plan
 from tts_vision.context import SearchContext
 from tts_vision.pruning import Rule
 from tts_vision.registry import register
@@ -83,7 +86,7 @@ def tree_of_frames(
         keep=keep,
         threshold=threshold,
         prune_after=prune_after,
-        prompts=prompts_of_stages(ctx, stage_prompts, rewriter),
+        prompts=stage_prompts_of(ctx, stage_prompts, rewriter),
         stage_verifiers=stage_verifiers,
         image_verifier=image_verifier,
         best_first=order == "best",
@@ -94,6 +97,8 @@ def tree_of_frames(
     tree = Tree(ctx, plan)
     if backtrack:
         finished = backtracked(ctx, tree, n)
+    elif order == "best":
+        finished = best_first(tree, n)
     else:
-        finished = tree.best_first(n) if plan.best_first else tree.grow([], 0, n)
+        finished = breadth_first(tree, [], 0, n)
     return State.cat([node.state for node in finished])
