@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tts_vision.pipelines.playground import world
-from tts_vision.pipelines.playground.world import COLOURS, SHAPES, SIZE, Scene, Thing
+from tts_vision.pipelines.playground.world import COLOURS, SHAPES, SIZE, Scene, Thing, plain_words
 
 FRAMES, CHUNK, FPS = 16, 4, 8.0
 CHUNKS = FRAMES // CHUNK
@@ -120,7 +120,7 @@ def parse_spec(text: str) -> MotionSpec:
     Raises:
         ValueError: The prompt is not of this grammar.
     """
-    clean = _PREFIX.sub("", " ".join(text.lower().strip(" .!").replace(",", " ").split()))
+    clean = _PREFIX.sub("", plain_words(text))
     phrases = clean.split(" and ")
     if len(phrases) > 2:
         raise ValueError(

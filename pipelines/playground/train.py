@@ -27,7 +27,17 @@ from tts_vision.pipelines.playground.train_flow import (
     train_flow,
 )
 from tts_vision.pipelines.playground.train_vae import sharpen_decoder, train_vae
-from tts_vision.pipelines.playground.training import Average, Bank, Budget, load_bank, log, tidy
+from tts_vision.pipelines.playground.training import (
+    Average,
+    Bank,
+    Budget,
+    folder_size,
+    load_bank,
+    log,
+    parts_of,
+    tidy,
+)
+from tts_vision.pipelines.playground.training_options import chosen_stages, training_parser
 from tts_vision.pipelines.tokens import folder as token_folder
 from tts_vision.pipelines.var.folder import save_pipeline
 
@@ -55,7 +65,7 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
     if (work_dir / "flow.pt").exists():
         transformer, text_encoder = build_flow(FlowSize(), seed + 2)
         average = Average({"transformer": transformer, "text_encoder": text_encoder})
-        average.load_state_dict(_checkpoint(work_dir, "flow")["average"])
+        average.load_state_dict(parts_of(work_dir, "flow")["average"])
         average.copy_to("transformer", transformer)
         average.copy_to("text_encoder", text_encoder)
         vae = AutoencoderTiny.from_pretrained(work_dir / "vae")
@@ -72,15 +82,13 @@ def export(work_dir: Path, output: Path, seed: int) -> None:
     if (work_dir / "clip.pt").exists():
         model = build_clip(seed=seed + 3)
         average = Average({"clip": model})
-        average.load_state_dict(_checkpoint(work_dir, "clip")["average"])
+        average.load_state_dict(parts_of(work_dir, "clip")["average"])
         average.copy_to("clip", model)
         model.half().save_pretrained(output / "clip")
         build_tokenizer("right").save_pretrained(output / "clip")
         build_processor().save_pretrained(output / "clip")
     tidy(output)
-    size = {
-        part.name: sum(f.stat().st_size for f in part.rglob("*") if f.is_file()) for part in output.iterdir()
-    }
+    size = {part.name: folder_size(part) for part in output.iterdir()}
     log(work_dir, f"export: {output}, bytes {size}")
 
 
@@ -95,11 +103,7 @@ def autoencoder(work_dir: Path) -> AutoencoderTiny:
 
 def _take_sharper_decoder(work_dir: Path, vae: AutoencoderTiny) -> None:
     if (work_dir / "decoder.pt").exists():
-        vae.decoder.load_state_dict(_checkpoint(work_dir, "decoder")["decoder"])
-
-
-def _checkpoint(work_dir: Path, name: str) -> dict[str, dict]:
-    return torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
+        vae.decoder.load_state_dict(parts_of(work_dir, "decoder")["decoder"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,16 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command line, that of the process by default.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument(
-        "--work-dir", type=Path, default=Path("playground_train"), help="bank, checkpoints, log"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).with_name("weights"), help="exported weights"
-    )
+    parser = training_parser(__doc__, STAGES, "playground_train", 0)
     parser.add_argument("--minutes-vae", type=float, default=12.0)
     parser.add_argument("--minutes-flow", type=float, default=46.0)
     parser.add_argument("--minutes-decoder", type=float, default=5.0)
@@ -126,12 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes-var", type=float, default=75.0)
     parser.add_argument("--minutes-codes", type=float, default=12.0)
     parser.add_argument("--minutes-tokens", type=float, default=75.0)
-    parser.add_argument("--steps", type=int, help="train each stage by this many steps, not by the clock")
     parser.add_argument("--bank-size", type=int, default=150_000, help="images to train on")
     parser.add_argument("--batch-size", type=int, help="images a step; each stage's own by default")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--compile", action="store_true", help="compile the transformer (needs a C++ compiler)"
     )
@@ -143,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batch = {} if options.batch_size is None else {"batch_size": options.batch_size}
     work_dir: Path = options.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = chosen_stages(options, STAGES)
     if stages != ("export",):
         bank = load_bank(work_dir, options.bank_size, options.seed)
     if "vae" in stages:

@@ -10,10 +10,8 @@ All stages resume from the work folder, so that the command may be killed and ru
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from tts_vision.pipelines.playground import DEFAULTS, judge_data, load_pipeline,
 from tts_vision.pipelines.playground.checker import detect
 from tts_vision.pipelines.playground.judge_data import Examples
 from tts_vision.pipelines.playground.measure import draw, draw_tokens
+from tts_vision.pipelines.playground.platt import fitted_line
 from tts_vision.pipelines.playground.quiet import quietly
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_clip import build_processor
@@ -37,12 +36,16 @@ from tts_vision.pipelines.playground.training import (
     Stateful,
     build_optimisers,
     descend,
+    folder_size,
+    in_workers,
     log,
+    parts_of,
     set_learning_rate,
     tidy,
     train,
     warm_then_decay,
 )
+from tts_vision.pipelines.playground.training_options import chosen_stages, training_parser
 
 STAGES = ("paint", "begin", "flow", "few", "var", "train", "export")
 FEW_STEPS = 5
@@ -287,8 +290,7 @@ def load_painted(work_dir: Path, count: int, seed: int, workers: int) -> Example
     if not path.exists():
         chunk = min(_PAINT_CHUNK, count)
         seeds = [seed * 100_003 + i for i in range(-(-count // chunk))]
-        with ProcessPoolExecutor(workers) as pool:
-            _save(path, joined(list(pool.map(judge_data.paint, seeds, [chunk] * len(seeds)))))
+        _save(path, joined(list(in_workers(workers, judge_data.paint, seeds, [chunk] * len(seeds)))))
         log(work_dir, f"judge: painted {len(seeds) * chunk} images")
     return _load(path)
 
@@ -401,7 +403,7 @@ def train_judge(
     optimisers = build_optimisers(modules, learning_rate)
     parameters = [p for module in modules.values() for p in module.parameters()]
     if drawn is not None:
-        begun = _checkpoint(work_dir, "judge-painted")
+        begun = parts_of(work_dir, "judge-painted")
         for key, module in modules.items():
             module.load_state_dict(begun[key])
     average = Average({"judge": model}, decay=0.995)
@@ -472,10 +474,6 @@ def _rows(logits: Tensor) -> Tensor:
     return logits.float().flatten(0, -2)
 
 
-def _checkpoint(work_dir: Path, name: str) -> dict[str, dict]:
-    return torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
-
-
 def _chosen(examples: Examples, count: int, generator: torch.Generator) -> Examples:
     return taken(examples, torch.randint(len(examples.images), (count,), generator=generator))
 
@@ -520,22 +518,7 @@ def rescale(head: nn.Linear, logit: Tensor, right: Tensor) -> tuple[float, float
     Returns:
         Slope and offset.
     """
-    logit, right = logit.double().cpu(), right.double().cpu()
-    centre, spread = logit.mean(), logit.std()
-    line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        fitted = line[0] * (logit - centre) / spread + line[1]
-        loss = F.binary_cross_entropy_with_logits(fitted, right)
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimiser.step(closure)
-    slope = float(line[0].detach() / spread)
-    offset = float(line[1].detach() - slope * centre)
+    slope, offset = fitted_line(logit, right)
     head.weight.mul_(slope)
     head.bias.mul_(slope)[1].add_(offset)
     return slope, offset
@@ -553,14 +536,14 @@ def export(work_dir: Path, output: Path, unseen: Examples, size: JudgeSize, seed
     """
     model = build_judge(size, seed).eval()
     average = Average({"judge": model})
-    average.load_state_dict(_checkpoint(work_dir, "judge")["average"])
+    average.load_state_dict(parts_of(work_dir, "judge")["average"])
     average.copy_to("judge", model)
     slope, offset = calibrate(model, unseen)
     model.half().save_pretrained(output / "judge")
     build_tokenizer("right", opened=True).save_pretrained(output / "judge")
     build_processor().save_pretrained(output / "judge")
     tidy(output / "judge")
-    size_in_bytes = sum(file.stat().st_size for file in (output / "judge").iterdir())
+    size_in_bytes = folder_size(output / "judge")
     log(work_dir, f"judge: exported, {size_in_bytes} bytes, slope {slope:.2f}, offset {offset:.2f}")
 
 
@@ -570,16 +553,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command line, that of the process by default.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = training_parser(__doc__, STAGES, "judge_train", 7)
     amounts = Amounts()
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--work-dir", type=Path, default=Path("judge_train"), help="data, checkpoint, log")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
     parser.add_argument("--minutes-begin", type=float, default=14.0, help="of training on painted images")
     parser.add_argument("--minutes", type=float, default=40.0, help="of training on samples too")
-    parser.add_argument("--steps", type=int, help="train each time by this many steps, not by the clock")
     parser.add_argument("--painted", type=int, default=amounts.painted, help="painted images")
     parser.add_argument("--flow", type=int, default=amounts.flow, help="samples of the flow")
     parser.add_argument(
@@ -587,15 +564,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--var", type=int, default=amounts.var, help="samples of playground-var")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
     work_dir: Path = options.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = chosen_stages(options, STAGES)
     started = time.process_time()
     if {"paint", "begin", "train"} & set(stages):
         painted = load_painted(work_dir, options.painted, options.seed, options.threads)

@@ -11,7 +11,6 @@ and exports it. All stages resume from the work folder. With a GPU:
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 from collections.abc import Iterable, Sequence
@@ -46,6 +45,7 @@ from tts_vision.pipelines.playground.training import (
     Stateful,
     build_optimisers,
     descend,
+    folder_size,
     log,
     on_device,
     save_atomically,
@@ -54,6 +54,7 @@ from tts_vision.pipelines.playground.training import (
     train,
     warm_then_decay,
 )
+from tts_vision.pipelines.playground.training_options import chosen_stages, training_parser
 
 STAGES = ("draw", "train", "export")
 _BEST = "best.pt"
@@ -466,7 +467,7 @@ def export(work_dir: Path, output: Path, held_out: StepExamples, continuations: 
     build_tokenizer("right", opened=True).save_pretrained(output / "parm")
     build_processor().save_pretrained(output / "parm")
     tidy(output / "parm")
-    size = sum(file.stat().st_size for file in (output / "parm").iterdir())
+    size = folder_size(output / "parm")
     lines = ", ".join(f"{name} {slope:.2f} {offset:+.2f}" for name, (slope, offset) in fitted.items())
     log(work_dir, f"parm: exported, {size} bytes, slopes and offsets: {lines}")
 
@@ -477,27 +478,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Command line, that of the process by default.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--work-dir", type=Path, default=Path("parm_train"), help="data, checkpoint, log")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
+    parser = training_parser(__doc__, STAGES, "parm_train", 11)
     parser.add_argument("--prompts", type=int, default=TRAINED.prompts, help="to train on")
     parser.add_argument(
         "--held-out", type=int, default=HELD_OUT.prompts, help="prompts that choose and calibrate"
     )
     parser.add_argument("--minutes", type=float, default=2.5, help="of training")
-    parser.add_argument("--steps", type=int, help="train by this many steps, not by the clock")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="processes that label")
-    parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args(arguments)
 
     work_dir: Path = options.work_dir
     work_dir.mkdir(parents=True, exist_ok=True)
-    stages = STAGES if options.stage == "all" else (options.stage,)
+    stages = chosen_stages(options, STAGES)
     barred: set[world.Spec] = set()
 
     def load(name: str, amounts: Amounts, seed: int) -> StepExamples:

@@ -27,6 +27,7 @@ from tts_vision.pipelines.playground.training import (
     build_optimisers,
     descend,
     on_device,
+    parts_of,
     set_learning_rate,
     train,
     warm_then_decay,
@@ -116,7 +117,7 @@ def train_codes(
 def load_coder(name: str, work_dir: Path, autoencoder: AutoencoderTiny) -> Any:
     """A tokenizer as its stage left it: ``scales`` or ``codes``."""
     coder = {"scales": build_scales, "codes": build_codes}[name](autoencoder)
-    saved = torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
+    saved = parts_of(work_dir, name)
     coder.encoder.load_state_dict(saved["encoder"])
     coder.decoder.load_state_dict(saved["decoder"])
     return coder.eval()

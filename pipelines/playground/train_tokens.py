@@ -30,6 +30,7 @@ from tts_vision.pipelines.playground.training import (
     descend,
     log,
     on_device,
+    parts_of,
     save_atomically,
     set_learning_rate,
     train,
@@ -229,7 +230,7 @@ def trained(work_dir: Path, coder: LatentTokenizer) -> ShowoPipeline:
     """The pipeline of what the stage left, with averaged weights, and its tokenizer of images."""
     model = build_model(0)
     average = Average({"model": model})
-    saved = torch.load(work_dir / "tokens.pt", map_location="cpu", weights_only=True)["parts"]
+    saved = parts_of(work_dir, "tokens")
     average.load_state_dict(saved["average"])
     average.copy_to("model", model)
     model.eval().requires_grad_(False)

@@ -26,6 +26,7 @@ from tts_vision.pipelines.playground.training import (
     descend,
     log,
     on_device,
+    parts_of,
     save_atomically,
     set_learning_rate,
     train,
@@ -66,7 +67,7 @@ def build_text_encoder(seed: int) -> T5EncoderModel:
 
 def trained(work_dir: Path, vae: LatentBSQVAE) -> InfinityPipeline:
     """The pipeline of what the stage left, with averaged weights, and its tokenizer."""
-    saved = torch.load(work_dir / "var.pt", map_location="cpu", weights_only=True)["parts"]
+    saved = parts_of(work_dir, "var")
     transformer, text_encoder = Infinity(TRANSFORMER), build_text_encoder(0)
     modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
     average = Average(modules)

@@ -6,11 +6,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from tts_vision.pipelines.playground import world
 from tts_vision.pipelines.playground.tokenizer import MAX_TOKENS, build_tokenizer
 
 CAPTIONS_PER_SCENE = 3
+LOSSES_EVERY = 10  # steps; reading one waits for the device
 _BANK_CHUNK = 2500
 # names of hidden layers
 _INSIDE = ("transformer_blocks.", "layers.", "block_chunks.", "encoder.block.", "encoder.layer.")
+
+Result = TypeVar("Result")
 
 
 class Stateful(Protocol):
@@ -120,6 +123,32 @@ def save_atomically(path: Path, value: Any) -> None:
     fresh = path.with_suffix(".part")
     torch.save(value, fresh)
     os.replace(fresh, path)
+
+
+def parts_of(work_dir: Path, name: str) -> dict[str, Any]:
+    """What the checkpoint of a stage holds, on the CPU.
+
+    Args:
+        work_dir: Where the checkpoint lies.
+        name: The stage.
+    """
+    return torch.load(work_dir / f"{name}.pt", map_location="cpu", weights_only=True)["parts"]
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def in_workers(workers: int, work: Callable[..., Result], *arguments: Sequence[Any]) -> Iterator[Result]:
+    """`map` over processes, with few results waiting at a time; in this process for one worker."""
+    if workers < 2:
+        yield from map(work, *arguments)
+        return
+    calls = list(zip(*arguments))
+    with ProcessPoolExecutor(workers) as pool:
+        for start in range(0, len(calls), 2 * workers):
+            yield from pool.map(work, *zip(*calls[start : start + 2 * workers]))
 
 
 def tidy(folder: Path) -> None:
@@ -372,16 +401,10 @@ def load_bank(work_dir: Path, size: int, seed: int, workers: int | None = None) 
             pixels, mode="w+", dtype=np.uint8, shape=(len(seeds) * chunk, world.SIZE, world.SIZE, 3)
         )
         captions: list[list[str]] = []
-        if workers > 1:
-            with ProcessPoolExecutor(workers) as pool:
-                drawn = pool.map(_draw_chunk, seeds, [chunk] * len(seeds))
-                for i, (block, texts) in enumerate(drawn):
-                    images[i * chunk : (i + 1) * chunk] = block
-                    captions += texts
-        else:
-            for i, one in enumerate(seeds):
-                images[i * chunk : (i + 1) * chunk], texts = _draw_chunk(one, chunk)
-                captions += texts
+        drawn = in_workers(workers, _draw_chunk, seeds, [chunk] * len(seeds))
+        for i, (block, texts) in enumerate(drawn):
+            images[i * chunk : (i + 1) * chunk] = block
+            captions += texts
         images.flush()
         words.write_text(json.dumps(captions))
         log(work_dir, f"bank: drew {len(captions)} images")

@@ -282,6 +282,11 @@ _JOIN = re.compile(
 )
 
 
+def plain_words(text: str) -> str:
+    """A prompt in lower case, without commas, marks at its ends and further spaces."""
+    return " ".join(text.lower().strip(" .!").replace(",", " ").split())
+
+
 def parse_spec(text: str) -> Spec:
     """Reads a prompt of the world's grammar: an optional "a photo of", then one group or two.
 
@@ -297,7 +302,7 @@ def parse_spec(text: str) -> Spec:
     Raises:
         ValueError: The prompt is not of this grammar.
     """
-    clean = _PREFIX.sub("", " ".join(text.lower().strip(" .!").replace(",", " ").split()))
+    clean = _PREFIX.sub("", plain_words(text))
     joins = list(_JOIN.finditer(f" {clean} "))
     if len(joins) > 1:
         raise ValueError(

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from tts_vision import Prompt, Video
 from tts_vision.errors import ConfigError
 from tts_vision.eval.evaluators.playground_motion import PlaygroundMotion as Evaluator
-from tts_vision.pipelines.playground import motion, motion_checker, train_video, world
+from tts_vision.pipelines.playground import motion, motion_checker, video_judge_data, world
 from tts_vision.pipelines.playground.motion import CHUNK, CHUNKS, FPS, MOTIONS, Actor, MotionSpec
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
@@ -143,13 +143,13 @@ def test_few_frames_at_a_lower_rate_stand_for_the_clip() -> None:
 
 
 def test_labels_of_the_judge_are_the_verdicts_of_the_checker() -> None:
-    frames, texts, right, _ = train_video._drawn_for_judge(4, 25)
+    frames, texts, right, _ = video_judge_data.drawn_with_captions(4, 25)
     assert right.any() and not right.all() and (right[:, 0, 0] & ~right[:, 0, -1]).any()
     agreed = 0
     for i, clip in enumerate(frames):
         each = motion_checker.observe(clip)
-        for k in range(train_video.TEXTS_PER_CLIP):
-            text = texts[i * train_video.TEXTS_PER_CLIP + k]
+        for k in range(video_judge_data.TEXTS_PER_CLIP):
+            text = texts[i * video_judge_data.TEXTS_PER_CLIP + k]
             verdict = motion_checker.judge(each, motion.parse_spec(text))
             agreed += [verdict.holds_until(chunk) for chunk in range(CHUNKS)] == right[i, k].tolist()
     assert agreed >= 0.98 * right.shape[0] * right.shape[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tts_vision.pipelines.playground import motion, train_video, world
+from tts_vision.pipelines.playground import motion, video_bank, video_judge_data, world
 from tts_vision.pipelines.playground.motion import CHUNK, CHUNKS, FRAMES, MOTIONS, Actor, Clip, MotionSpec
 
 
@@ -152,9 +152,9 @@ def test_training_never_sees_an_evaluation_prompt() -> None:
     assert all(motion.is_held_out(MotionSpec(spec.actors[::-1])) for spec in specs)
     rng = np.random.default_rng(1)
     drawn = [motion.sample_training_spec(rng) for _ in range(2000)]
-    drawn += [train_video.altered(rng, spec) for spec in drawn[:500]]
-    drawn += [spec for each in drawn[:500] for spec in train_video.changing_specs(rng, each)]
+    drawn += [video_judge_data.altered(rng, spec) for spec in drawn[:500]]
+    drawn += [spec for each in drawn[:500] for spec in video_bank.changing_specs(rng, each)]
     assert not kept_out & {frozenset(spec.actors) for spec in drawn}
-    _, captions = train_video._drawn(0, 20)
-    _, texts, _, _ = train_video._drawn_for_judge(0, 20)
+    _, captions = video_bank.drawn_clips(0, 20)
+    _, texts, _, _ = video_judge_data.drawn_with_captions(0, 20)
     assert not kept_out & {frozenset(motion.parse_spec(text).actors) for text in [*captions, *texts]}

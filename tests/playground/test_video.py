@@ -23,7 +23,17 @@ from tts_vision.pipelines import playground
 from tts_vision.pipelines.bundled import load_playground_video
 from tts_vision.pipelines.chunk_sampler import ChunkSampler
 from tts_vision.pipelines.chunks.model import Chunk
-from tts_vision.pipelines.playground import measure, motion, motion_checker, train_video, video, video_judge
+from tts_vision.pipelines.playground import (
+    measure,
+    motion,
+    motion_checker,
+    train_motion_judge,
+    train_video,
+    video,
+    video_bank,
+    video_judge,
+    video_judge_data,
+)
 from tts_vision.pipelines.playground.motion import CHUNK, CHUNKS
 from tts_vision.pipelines.playground.train_flow import FlowSize, build_flow
 from tts_vision.pipelines.playground.training import Budget
@@ -146,16 +156,16 @@ def test_every_caption_fits_and_has_no_unknown_word() -> None:
         ids = tokenizer(text).input_ids
         assert len(ids) <= video.MAX_TOKENS and tokenizer.unk_token_id not in ids
     assert video.token_ids(texts).shape == (500, video.MAX_TOKENS)
-    assert torch.equal(train_video.words_of(texts).long(), video.token_ids(texts))
+    assert torch.equal(video_bank.words_of(texts).long(), video.token_ids(texts))
 
 
 # ------------------------------------------------------------------------------------------------ training
 
 
-def bank() -> train_video.ClipBank:
+def bank() -> video_bank.ClipBank:
     latents = torch.randn(6, CHUNKS, 4, CHUNK, 8, 8, generator=seeded(0)).half()
     tokens = torch.randint(3, 40, (6, CHUNKS, 2, video.MAX_TOKENS), generator=seeded(1), dtype=torch.uint8)
-    return train_video.ClipBank(latents, tokens)
+    return video_bank.ClipBank(latents, tokens)
 
 
 def test_a_resumed_model_equals_an_uninterrupted_one(tmp_path: Path, weights: Path) -> None:
@@ -201,11 +211,11 @@ def test_training_learns(tmp_path: Path, weights: Path) -> None:
 def test_the_bank_is_that_of_its_seed_and_is_encoded_by_the_image_models_autoencoder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    one = train_video.load_bank(tmp_path / "a", 3, 7, 1, "cpu")
-    two = train_video.load_bank(tmp_path / "b", 3, 7, 1, "cpu")
+    one = video_bank.load_bank(tmp_path / "a", 3, 7, 1, "cpu")
+    two = video_bank.load_bank(tmp_path / "b", 3, 7, 1, "cpu")
     assert torch.equal(one.latents, two.latents) and torch.equal(one.tokens, two.tokens)
     assert one.latents.shape == (3, CHUNKS, 4, CHUNK, 8, 8) and one.tokens.shape == (3, CHUNKS, 2, 20)
-    frames, _ = train_video._drawn(7 * 1_000_003, 3)
+    frames, _ = video_bank.drawn_clips(7 * 1_000_003, 3)
     vae = video.load_autoencoder()
     shown = vae.decode(one.latents[1, 2].float().transpose(0, 1) / vae.config.scaling_factor).sample
     drawn = torch.from_numpy(frames[1, 8:12]).permute(0, 3, 1, 2) / 127.5 - 1
@@ -468,13 +478,13 @@ def test_measuring_counts_right_clips_by_form(monkeypatch: pytest.MonkeyPatch, c
 
 
 def judge() -> MotionJudge:
-    return train_video.build_judge(JUDGE, 0)[0].eval()
+    return train_motion_judge.build_judge(JUDGE, 0)[0].eval()
 
 
-def drawn_clips(count: int, seed: int = 0) -> train_video.JudgeClips:
-    frames, texts, right, shown = train_video._drawn_for_judge(seed, count)
-    tokens = video_judge.token_ids(texts).to(torch.uint8).view(count, train_video.TEXTS_PER_CLIP, -1)
-    return train_video.JudgeClips(
+def drawn_clips(count: int, seed: int = 0) -> video_judge_data.JudgeClips:
+    frames, texts, right, shown = video_judge_data.drawn_with_captions(seed, count)
+    tokens = video_judge.token_ids(texts).to(torch.uint8).view(count, video_judge_data.TEXTS_PER_CLIP, -1)
+    return video_judge_data.JudgeClips(
         torch.from_numpy(frames), tokens, torch.from_numpy(right), torch.from_numpy(shown)
     )
 
@@ -484,7 +494,7 @@ def test_the_judge_of_a_prefix_never_sees_later_chunks() -> None:
     pixels, ids = video_judge.pixels_of(clips.frames), clips.tokens.long()
     with torch.no_grad():
         whole = model(pixels, ids)
-        assert whole.shape == (2, train_video.TEXTS_PER_CLIP, CHUNKS)
+        assert whole.shape == (2, video_judge_data.TEXTS_PER_CLIP, CHUNKS)
         for chunks in range(1, CHUNKS + 1):
             prefix = model(pixels[:, : chunks * CHUNK], ids)
             assert torch.allclose(prefix, whole[..., :chunks], atol=1e-5)
@@ -500,7 +510,7 @@ def test_a_resumed_judge_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     for name, stops in (("whole", [None]), ("parts", [1, None])):
         (tmp_path / name).mkdir()
         for stop in stops:
-            made, _ = train_video.train_judge(
+            made, _ = train_motion_judge.train_judge(
                 tmp_path / name, drawn, own, Budget(steps=3), JUDGE, batch_size=2, stop_after=stop
             )
         judges.append(made)
@@ -517,8 +527,8 @@ def test_calibration_makes_probabilities_of_what_is_too_sure() -> None:
     right = clips.right.clone()
     right[:, 0] = sure
     model.verdict.weight.data.mul_(50)
-    train_video.calibrate(
-        model, train_video.JudgeClips(clips.frames, clips.tokens, right, clips.shown), "cpu"
+    train_motion_judge.calibrate(
+        model, video_judge_data.JudgeClips(clips.frames, clips.tokens, right, clips.shown), "cpu"
     )
     with torch.no_grad():
         chances = model(video_judge.pixels_of(clips.frames), clips.tokens[:, :1].long())[:, 0].sigmoid()
