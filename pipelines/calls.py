@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import json
 import re
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tts_vision.condition import ORIGINAL, Condition, distinct
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, did_you_mean
 from tts_vision.pipelines.segment import Driver
 
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -226,8 +225,7 @@ class Calls:
             if key in _SET_BY_THE_SEARCH:
                 raise ConfigError(f"{key} is set by the search but {what} has it too; remove it there.")
             if key not in self._signature or key == "self":
-                near = difflib.get_close_matches(key, [k for k in self._signature if k != "self"], n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "remove it."
+                hint = did_you_mean(key, [k for k in self._signature if k != "self"], "remove it.")
                 raise ConfigError(f"{what} must be arguments of {self.name} but got {key!r}; {hint}")
 
     def _check_schedule(self, condition: Condition, call: Mapping[str, Any]) -> None:

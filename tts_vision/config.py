@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, did_you_mean
 from tts_vision.parameters import convert, is_finite, read_value
+from tts_vision.pipeline_arguments import TEXT_ARGUMENT, broken_rule
+from tts_vision.plain_values import is_live, plain
+from tts_vision.plain_values import is_live_name as is_live_name
+from tts_vision.plain_values import live_name as live_name
 from tts_vision.registry import default_model, known_names, registered_model
+from tts_vision.specs import Spec
+from tts_vision.yaml_files import dump_yaml, group_of, read_settings
 
-_PARAMS = re.compile(r":(?=\w+=)")
-_NEXT_PARAM = re.compile(r",(?=\s*\w+=)")
 # what the first word of a dotted override stands for
 SECTIONS: dict[str, tuple[str, ...]] = {
     "algorithm": ("algorithm_params",),
@@ -29,82 +31,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "sampler": ("sampler_options",),
     "pipeline": ("sampler_options", "pipeline_kwargs"),
 }
-# arguments of pipelines whose type is the same everywhere
-_TEXT_ARGUMENT = re.compile(r"(negative_)?prompt(_\d+)?")
-_SIZE_ARGUMENTS = {"height": 32_768, "width": 32_768, "num_frames": 100_000, "num_inference_steps": 10_000}
-_NUMBER_ARGUMENTS = ("guidance_scale", "true_cfg_scale", "guidance_rescale", "strength", "eta")
-_LIST_ARGUMENTS = ("sigmas", "timesteps")
-_OBJECT_ARGUMENT = re.compile(
-    r"(\w+_)?(image|images|mask|video|embeds|latents)|generator|callback(_on_step_end)?|\w*attention_kwargs"
-)
-_LARGEST = 1e6
 _PREVIEW = re.compile(r"decode|expected|complete|rollout:[1-9]\d{0,3}")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A plugin, its members and its parameters, as text.
-
-    ``name``, ``name:key=value,key=value``, ``module:attr`` or ``file.py@name``; the last two take parameters
-    as well. A plugin made of others names them in parentheses: ``ensemble(hpsv2.1, clip_score):how=zscore``;
-    in there, a value that is a list stands in brackets, ``weights=[2,1]``.
-    """
-
-    name: str
-    params: Mapping[str, str] = field(default_factory=dict)
-    members: tuple[Spec, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Spec:
-        """Reads what `str` writes.
-
-        Raises:
-            ConfigError: If there is no name, or parentheses do not match.
-        """
-        head, inside, tail = _parenthesised(text.strip())
-        name, *rest = _PARAMS.split(head + tail, maxsplit=1)
-        if not name:
-            raise ConfigError(
-                "A plugin is written 'name', 'name:key=value,key=value' or 'name(member, member):key=value' "
-                f"but got {text!r}; name it first."
-            )
-        pairs = [pair.partition("=") for pair in (_NEXT_PARAM.split(rest[0]) if rest else [])]
-        members = () if inside is None else tuple(cls.parse(part) for part in _members(inside))
-        return cls(name, {key.strip(): value.strip() for key, _, value in pairs}, members)
-
-    def __str__(self) -> str:
-        members = f"({', '.join(map(str, self.members))})" if self.members else ""
-        params = ",".join(f"{key}={value}" for key, value in self.params.items())
-        return f"{self.name}{members}:{params}" if params else f"{self.name}{members}"
-
-
-def _parenthesised(text: str) -> tuple[str, str | None, str]:
-    """The text before, inside and after the parentheses behind a name; inside is None without any."""
-    start = text.find("(")
-    first_param = _PARAMS.search(text)
-    if start < 0 or (first_param is not None and first_param.start() < start):
-        return text, None, ""
-    depth = 0
-    for at in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[at], 0)
-        if not depth:
-            tail = text[at + 1 :].lstrip()
-            if tail and not _PARAMS.match(tail):
-                return text, None, ""  # parentheses in the name of a file
-            return text[:start].rstrip(), text[start + 1 : at], tail
-    raise ConfigError(f"Parentheses of a plugin must match but got {text!r}; close them.")
-
-
-def _members(text: str) -> list[str]:
-    """The parts between the outer commas; ``key=value`` after a comma still belongs to the part before it."""
-    parts, depth = [""], 0
-    for at, char in enumerate(text):
-        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(char, 0)
-        if char == "," and not depth and not _NEXT_PARAM.match(text, at):
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [part.strip() for part in parts]
 
 
 class _Settings(BaseModel):
@@ -259,7 +186,7 @@ class SamplerOptions(_Settings):
     def _in_range(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         """Refuses values that no pipeline takes; the rest is checked by the pipeline itself."""
         for name, value in arguments.items():
-            rule = _broken_rule(name, value)
+            rule = broken_rule(name, value)
             if rule:
                 raise ConfigError(f"{name} of the pipeline must be {rule} but got {value!r}; change it.")
         return arguments
@@ -401,7 +328,7 @@ class RunConfig(_Settings):
 
     def dump(self) -> str:
         """The settings as YAML."""
-        return yaml.dump(self.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.plain())
 
     @property
     def content(self) -> dict[str, Any]:
@@ -422,106 +349,16 @@ class RunConfig(_Settings):
     @property
     def live(self) -> list[str]:
         """Settings that were Python objects and cannot be loaded back."""
-        return [key for key, value in self.plain().items() if _is_live(value)]
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads plain scalars by the core schema of YAML 1.2: ``no``, ``16:9`` and ``010`` are texts."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text that a reader of YAML 1.1 or 1.2 would take for something else."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012
-        first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-    ("merge", r"<<", "<"),
-):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})\\Z"), list(_first)
-        )
+        return [key for key, value in self.plain().items() if is_live(value)]
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The settings in a YAML file; a setting of text is read as text, whatever it looks like.
+    """The settings of a run in a YAML file.
 
     Raises:
         ConfigError: If there are none.
     """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if isinstance(node, yaml.MappingNode):
-            return _read_settings(loader, node, RunConfig, str(path))
-        found = type(loader.construct_document(node)).__name__ if node is not None else "nothing"
-    except OSError as error:
-        raise ConfigError(
-            f"A configuration must be a readable file but {str(path)!r}: {error.strerror}."
-        ) from error
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(
-            f"A configuration must be YAML but {str(path)!r} is not: {where}; correct that line."
-        ) from None
-    raise ConfigError(
-        f"A configuration must hold 'key: value' lines but {str(path)!r} holds {found}; "
-        "the config.yaml of any result folder is an example."
-    )
-
-
-def _read_settings(
-    loader: _Loader, node: yaml.MappingNode, settings: type[_Settings], path: str
-) -> dict[str, Any]:
-    """The mapping of a node, its values by the types of `settings`."""
-    loader.flatten_mapping(node)
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node.tag)
-        if key in values:
-            raise ConfigError(
-                f"A configuration must set {key!r} once but {path!r} sets it again in line "
-                f"{key_node.start_mark.line + 1}; remove one."
-            )
-        field = settings.model_fields.get(key)
-        annotation = Any if field is None else field.annotation
-        group = _group(annotation)
-        if group is not None and isinstance(value_node, yaml.MappingNode):
-            values[key] = _read_settings(loader, value_node, group, path)
-        elif _is_text(annotation) and _is_plain(value_node):
-            values[key] = value_node.value
-        else:
-            values[key] = loader.construct_object(value_node, deep=True)
-    return values
-
-
-def _is_plain(node: yaml.Node) -> bool:
-    """Whether a node is a scalar without quotes and tag that would be read as a number or a truth value."""
-    kinds = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool")}
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.tag in kinds
-
-
-def _group(annotation: Any) -> type[_Settings] | None:
-    """The group of settings that a field is, if it is one."""
-    return annotation if isinstance(annotation, type) and issubclass(annotation, _Settings) else None
-
-
-def _is_text(annotation: Any) -> bool:
-    """Whether a setting is a text, or None."""
-    return annotation is str or set(get_args(annotation)) == {str, type(None)}
+    return read_settings(path, RunConfig)
 
 
 def _is_unicode(value: Any) -> bool:
@@ -533,33 +370,6 @@ def _is_unicode(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_unicode, value))
     return not isinstance(value, str) or not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-def _broken_rule(name: str, value: Any) -> str:
-    """The rule that an argument of a pipeline breaks; empty if it breaks none."""
-    if is_live_name(value):
-        return ""  # an object of the search that the configuration was written for
-    if not is_finite(value):
-        return "finite"
-    of_numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (str, int, float)) for v in value)
-    if _OBJECT_ARGUMENT.fullmatch(name) and (of_numbers or isinstance(value, (str, int, float))):
-        return "an object, which only Python can give"
-    if value is None or not isinstance(value, (str, int, float)):
-        return ""
-    if name in _LIST_ARGUMENTS:
-        return "a list of numbers"
-    if _TEXT_ARGUMENT.fullmatch(name):
-        return "" if isinstance(value, str) else "a text"
-    if name in _SIZE_ARGUMENTS:
-        least = 1 if name != "num_inference_steps" else -(10**9)  # of too few the sampler says more
-        most = _SIZE_ARGUMENTS[name]
-        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-        return "" if fits else f"a whole number from 1 to {most}"
-    if name in _NUMBER_ARGUMENTS:
-        if isinstance(value, (str, bool)) or abs(value) > _LARGEST:
-            return "a number" if isinstance(value, (str, bool)) else f"at most {_LARGEST:g}"
-        return "from 0 to 1" if name == "strength" and not 0 <= value <= 1 else ""
-    return ""
 
 
 def override(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -613,14 +423,14 @@ def _with_param(values: Mapping[str, Any], name: str, text: str) -> str:
 
 def _read_setting(path: Sequence[str], text: str) -> Any:
     """The value of a text for the setting at `path`, by the type of that setting."""
-    settings: type[_Settings] | None = RunConfig
+    settings: type[BaseModel] | None = RunConfig
     for depth, name in enumerate(path):
         field = None if settings is None else settings.model_fields.get(name)
         if field is None:
             return text  # no such setting, which is told when all are read
-        settings, rest = _group(field.annotation), path[depth + 1 :]
+        settings, rest = group_of(field.annotation), path[depth + 1 :]
         if rest and name == "pipeline_kwargs":
-            return text if _TEXT_ARGUMENT.fullmatch(rest[0]) else read_value(text)
+            return text if TEXT_ARGUMENT.fullmatch(rest[0]) else read_value(text)
         if rest and name == "algorithm_params":
             return text  # its signature has the type
         if rest and settings is None:
@@ -658,45 +468,6 @@ def _assign(values: Mapping[str, Any], path: Sequence[str], value: Any, key: str
             f"{key!r} must name a setting inside {path[0]!r}, but that is {inner!r}; shorten it."
         )
     return {**values, path[0]: _assign(inner, path[1:], value, key)}
-
-
-def plain(value: Any) -> Any:
-    """`value` as YAML and JSON have it; an object of any other kind by its type and its content."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return str(value) if isinstance(value, Path) else live_name(value)
-
-
-def live_name(value: Any) -> str:
-    """What stands for a Python object where its name would be."""
-    name = getattr(value, "__qualname__", None) or type(value).__qualname__
-    if any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__):
-        name = "Image"  # whatever file it was read from
-    content = getattr(value, "tobytes", None)
-    return f"<{name} {hashlib.sha256(content()).hexdigest()[:8]}>" if callable(content) else f"<{name}>"
-
-
-def _is_live(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_is_live(item) for item in value.values())
-    if isinstance(value, list):
-        return any(_is_live(item) for item in value)
-    return is_live_name(value)
-
-
-def is_live_name(value: Any) -> bool:
-    """Whether a value stands for a Python object, as `live_name` wrote it."""
-    return isinstance(value, str) and value.startswith("<") and value.endswith(">")
-
-
-def did_you_mean(name: str, names: Iterable[str], otherwise: str = "use one of these.") -> str:
-    """The remedy for a wrong name."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def _explain(error: ValidationError, settings: type[_Settings]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class TTSVisionError(Exception):
     """Base of every error that names something the user can change."""
@@ -60,3 +63,9 @@ class SearchWarning(UserWarning):
 
 class HoldoutWarning(SearchWarning):
     """The guiding verifier rose while the one that was held out fell."""
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "use one of these.") -> str:
+    """The remedy for a wrong name."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

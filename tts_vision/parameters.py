@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import math
@@ -16,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from tts_vision.errors import ConfigError
+from tts_vision.errors import ConfigError, did_you_mean
 
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(?P<fraction>\.\d*)?(?P<exponent>[eE][+-]?\d+)?")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -95,8 +94,7 @@ def validate(target: Callable[..., Any], given: Mapping[str, Any], owner: str) -
     values = {}
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "remove it."
+            hint = did_you_mean(name, known, "remove it.")
             takes = ", ".join(known) or "none"
             raise ConfigError(f"Parameters of {owner} are {takes} but got {name!r}; {hint}")
         values[name] = _convert(known[name], value, owner)

@@ -8,7 +8,6 @@ distributions come through the entry point group ``tts_vision.<kind>``, and a us
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -25,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from tts_vision.errors import ConfigError, UnknownNameError
+from tts_vision.errors import ConfigError, UnknownNameError, did_you_mean
 from tts_vision.trust import check_allowed
 
 Kind: TypeAlias = Literal[
@@ -190,11 +189,11 @@ def lookup(kind: Kind, name: str) -> Entry:
         return found
     names = [e.name for e in entries(kind)]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, names, "")
         raise UnknownNameError(
             f"{kind.capitalize()} must be one of {', '.join(names) or 'none (nothing is registered)'} "
-            f"but got {name!r}; {hint}'tts-vision list' shows all, and 'file.py@name' takes your own."
+            f"but got {name!r}; {hint and hint + ' '}'tts-vision list' shows all, and 'file.py@name' takes "
+            "your own."
         )
     return _ENTRIES[kind, name]
 
