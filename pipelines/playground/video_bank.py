@@ -95,7 +95,7 @@ def _encoded(vae: AutoencoderTiny, frames: np.ndarray, device: str) -> Tensor:
     """Latents of clips as `ClipBank` has them, on the CPU."""
     pixels = torch.from_numpy(frames).to(device).flatten(0, 1).permute(0, 3, 1, 2)
     parts = []
-    for part in pixels.split(500):
+    for part in pixels.split(32 if device == "cpu" else 500):  # what stays in its cache: 1.7 times as fast
         x = part.float().div_(127.5).sub_(1.0).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16):
             z = vae.encode(x).latents
