@@ -19,8 +19,9 @@ from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
 from tts_vision.verifiers import _structured
 from tts_vision.verifiers._cache import DiskCache, Recent
+from tts_vision.verifiers._colour_namer import CLIP_CHECKPOINT
 from tts_vision.verifiers._detections import Findings, located
-from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DetectorName, ObjectJudge
+from tts_vision.verifiers._object_judge import DetectorName, ObjectJudge
 from tts_vision.verifiers._predicates import Demands, Group, Predicate, Relation, from_record, from_text
 from tts_vision.verifiers._vlm import VisionLanguageModel
 

@@ -7,8 +7,9 @@ from PIL import Image
 from tts_vision.model_verifier import BatchedVerifier
 from tts_vision.registry import register
 from tts_vision.types import Prompt, Score
+from tts_vision.verifiers._colour_namer import CLIP_CHECKPOINT
 from tts_vision.verifiers._detections import Findings, located
-from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DETECTORS, DetectorName, ObjectJudge
+from tts_vision.verifiers._object_judge import DETECTORS, DetectorName, ObjectJudge
 from tts_vision.verifiers._predicates import Demands, from_record, from_text
 
 UNREADABLE = (

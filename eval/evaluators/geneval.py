@@ -21,9 +21,11 @@ from tts_vision.eval.geneval.self_test import (
 )
 from tts_vision.eval.geneval.task import GenEvalTask, demands_of
 from tts_vision.registry import register
+from tts_vision.verifiers._colour_namer import CLIP_CHECKPOINT
 from tts_vision.verifiers._detections import Findings
-from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, MASK2FORMER_CHECKPOINT, ObjectJudge
+from tts_vision.verifiers._mask2former import MASK2FORMER_CHECKPOINT
 from tts_vision.verifiers._mmdet import is_mmdet
+from tts_vision.verifiers._object_judge import ObjectJudge
 from tts_vision.verifiers._predicates import Demands, from_text
 
 SIZE = 800

@@ -23,8 +23,9 @@ from PIL import Image
 
 from tts_vision.eval.geneval.prompts import CLASSES, published_records
 from tts_vision.verifiers._detections import Detection, Findings, check, strongest
-from tts_vision.verifiers._detectors import BEST, Mask2Former, ObjectJudge, mask2former_pixels, resized
+from tts_vision.verifiers._mask2former import BEST, Mask2Former, mask2former_pixels, resized
 from tts_vision.verifiers._mmdet import COCO
+from tts_vision.verifiers._object_judge import ObjectJudge
 from tts_vision.verifiers._predicates import Demands, from_record
 
 THRESHOLD = 0.4

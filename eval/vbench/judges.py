@@ -18,7 +18,9 @@ from tts_vision.eval.vbench.measures import (
     TextConsistency,
 )
 from tts_vision.eval.vbench.proxies import Colour, Frames, Objects, Side
-from tts_vision.verifiers._detectors import CLIP_CHECKPOINT, DETECTORS, ColourNamer, Mask2Former
+from tts_vision.verifiers._colour_namer import CLIP_CHECKPOINT, ColourNamer
+from tts_vision.verifiers._mask2former import Mask2Former
+from tts_vision.verifiers._object_judge import DETECTORS
 from tts_vision.verifiers.aesthetic import HEADS
 from tts_vision.verifiers.imaging_quality import ImagingQuality
 from tts_vision.verifiers.motion import RAFT_WEIGHTS, Motion

@@ -17,9 +17,10 @@ from tts_vision.eval.vbench.measures import Measure, Measured
 from tts_vision.eval.vbench.prompts import label
 from tts_vision.model_verifier import UnusableSample
 from tts_vision.types import Prompt, Video
+from tts_vision.verifiers._colour_namer import ColourNamer
 from tts_vision.verifiers._detections import Box, Detection
-from tts_vision.verifiers._detectors import ColourNamer, Mask2Former
 from tts_vision.verifiers._frames import frame_images, middles
+from tts_vision.verifiers._mask2former import Mask2Former
 from tts_vision.verifiers._predicates import Group
 
 FRAMES = 16

@@ -27,8 +27,10 @@ from tts_vision.pipelines.playground import world
 from tts_vision.pipelines.playground.world import Scene
 from tts_vision.registry import lookup
 from tts_vision.types import Prompt
+from tts_vision.verifiers._colour_namer import ColourNamer
 from tts_vision.verifiers._detections import Detection
-from tts_vision.verifiers._detectors import ColourNamer, Mask2Former, ObjectJudge
+from tts_vision.verifiers._mask2former import Mask2Former
+from tts_vision.verifiers._object_judge import ObjectJudge
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "verifiers"))
 import tiny_detectors
@@ -425,20 +427,20 @@ def test_a_model_is_called_once_for_a_batch(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_masks_are_resized_in_parts_of_bounded_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tts_vision.verifiers import _detectors
+    from tts_vision.verifiers import _mask2former
 
     image = noise(1, (64, 48))
     detector = Mask2Former(str(folder / "mask2former"), owner="x", size=64, device="cpu", batch_size=1)
     whole = detector.detect(image, [["circle", "star"]], [0.0])[0]
     sizes: list[int] = []
-    resize = _detectors.F.interpolate
+    resize = _mask2former.F.interpolate
 
     def watched(pixels: Any, *args: Any, **settings: Any) -> Any:
         sizes.append(pixels.shape[1])
         return resize(pixels, *args, **settings)
 
-    monkeypatch.setattr(_detectors, "PIXELS_AT_ONCE", {"cpu": 3 * 64 * 96})
-    monkeypatch.setattr(_detectors.F, "interpolate", watched)
+    monkeypatch.setattr(_mask2former, "PIXELS_AT_ONCE", {"cpu": 3 * 64 * 96})
+    monkeypatch.setattr(_mask2former.F, "interpolate", watched)
     parts = detector.detect(image, [["circle", "star"]], [0.0])[0]
     assert [(d.label, d.score, d.box) for d in parts] == [(d.label, d.score, d.box) for d in whole]
     assert len(parts) > 10 and max(sizes[-8:]) == 3

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tts_vision.errors import ConfigError, VerifierError
 from tts_vision.eval.geneval.prompts import CLASSES
 from tts_vision.types import Prompt
-from tts_vision.verifiers._detectors import Mask2Former
+from tts_vision.verifiers._mask2former import Mask2Former
 from tts_vision.verifiers._mmdet import COCO, FILE, is_mmdet, load_mmdet, regrouped
 from tts_vision.verifiers._resize import opencv_bilinear
 from tts_vision.verifiers.detector import Detector

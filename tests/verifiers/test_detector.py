@@ -22,18 +22,10 @@ from tts_vision.pipelines.playground import checker, world
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import VerifierContract
 from tts_vision.types import Media
+from tts_vision.verifiers._colour_namer import ColourNamer, cut_out
 from tts_vision.verifiers._detections import Detection, Findings, check, direction, lies, overlap, strongest
-from tts_vision.verifiers._detectors import (
-    ColourNamer,
-    Mask2Former,
-    cut_out,
-    grounded,
-    instances,
-    mask2former_pixels,
-    mask_boxes,
-    resized,
-    token_spans,
-)
+from tts_vision.verifiers._grounding_dino import grounded, token_spans
+from tts_vision.verifiers._mask2former import Mask2Former, instances, mask2former_pixels, mask_boxes, resized
 from tts_vision.verifiers._predicates import Demands, Group, from_record, from_text
 from tts_vision.verifiers.detector import Detector, share_met
 
