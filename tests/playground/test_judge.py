@@ -14,10 +14,19 @@ from tts_vision.errors import ConfigError
 from tts_vision.eval import judge as measure
 from tts_vision.eval.playground import evaluation_prompts
 from tts_vision.pipelines import playground
-from tts_vision.pipelines.playground import checker, hard, judge_data, train_judge, weights_path, world
+from tts_vision.pipelines.playground import (
+    checker,
+    hard,
+    judge_bank,
+    judge_data,
+    judge_network,
+    train_judge,
+    weights_path,
+    world,
+)
 from tts_vision.pipelines.playground.judge_data import Examples
+from tts_vision.pipelines.playground.judge_network import JudgeSize
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
-from tts_vision.pipelines.playground.train_judge import JudgeSize
 from tts_vision.pipelines.playground.training import Budget
 from tts_vision.registry import lookup
 from tts_vision.testing.contracts import DifferentiableVerifierContract
@@ -138,11 +147,11 @@ def test_painted_scenes_keep_apart_and_hold_their_relation() -> None:
 
 
 def test_captions_of_one_pass_do_not_see_one_another(examples: Examples) -> None:
-    model = train_judge.build_judge(SIZE, 0).eval()
+    model = judge_network.build_judge(SIZE, 0).eval()
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     tokens = torch.from_numpy(examples.tokens[:3]).long()
     with torch.no_grad():
-        together, _, _ = train_judge.judged(model, pixels, tokens)
+        together, _, _ = judge_network.judged(model, pixels, tokens)
         for k in range(tokens.shape[1]):
             mask = (tokens[:, k] != 0).long()
             alone = model(input_ids=tokens[:, k], attention_mask=mask, pixel_values=pixels).itm_score
@@ -155,7 +164,7 @@ def test_words_for_shapes_aim_at_their_objects() -> None:
     cells = torch.from_numpy(judge_data.cells_of(judge_data.found_in(scene)))[None].long()
     assert sorted(map(tuple, cells[0][cells[0, :, 0] > 0].tolist())) == [(1, 1), (1, 5), (7, 5)]
     ids = build_tokenizer()("two circles left of a star and a ring").input_ids
-    aim = train_judge.named(torch.tensor(ids)[None, None], cells)
+    aim = judge_network.named(torch.tensor(ids)[None, None], cells)
     # "circles" and "star" are there, "ring" is not
     assert aim.known[0, 0].nonzero()[:, 0].tolist() == [1, 5]
     assert aim.place[0, 0, 1].tolist() == pytest.approx([-0.625, 0.0], abs=0.13)
@@ -178,18 +187,18 @@ def test_a_resumed_judge_equals_an_uninterrupted_one(tmp_path: Path, examples: E
     (a, mean_a), (b, mean_b) = results
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert all(torch.equal(mean_a.shadow[key], mean_b.shadow[key]) for key in mean_a.shadow)
-    begun = train_judge.build_judge(SIZE, 7)
+    begun = judge_network.build_judge(SIZE, 7)
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), begun.parameters(), strict=True))
 
 
 def test_calibration_recovers_a_known_line() -> None:
-    model = train_judge.build_judge(SIZE, 0).eval()
+    model = judge_network.build_judge(SIZE, 0).eval()
     examples = judge_data.paint(1, 400)
     tokens = torch.from_numpy(examples.tokens[:, :1]).long()
 
     def logits_of() -> torch.Tensor:
         with torch.no_grad():
-            return train_judge.judged(model, train_judge.pixels_of(examples), tokens)[0][:, 0].diff(dim=-1)[
+            return judge_network.judged(model, judge_bank.pixels_of(examples), tokens)[0][:, 0].diff(dim=-1)[
                 :, 0
             ]
 

@@ -16,6 +16,7 @@ from tts_vision.pipelines.bundled import load_playground_masked
 from tts_vision.pipelines.playground import judge_data, train_parm, world
 from tts_vision.pipelines.playground.checker import detect
 from tts_vision.pipelines.playground.hard import load_hard_prompts
+from tts_vision.pipelines.playground.judge_bank import pixels_of
 from tts_vision.pipelines.playground.step_data import (
     StepExamples,
     Trees,
@@ -29,7 +30,6 @@ from tts_vision.pipelines.playground.step_data import (
 from tts_vision.pipelines.playground.step_judge import Answers, StepJudge
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_clip import build_processor
-from tts_vision.pipelines.playground.train_judge import pixels_of
 from tts_vision.pipelines.playground.training import Average, Budget
 from tts_vision.types import Prompt
 from tts_vision.verifiers.playground_judge import PlaygroundJudge
