@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 # what searches note about themselves outside their folders
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="tts-vision-tests-")
@@ -27,3 +32,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in items:
                 if mark in item.keywords:
                     item.add_marker(pytest.mark.skip(reason=f"needs {flag}"))
+
+
+def pytest_collection_finish() -> None:
+    _hide_from_the_collector()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _freeze() -> Iterator[None]:
+    yield
+    _hide_from_the_collector()
+
+
+def _hide_from_the_collector() -> None:
+    """Hides all that is alive from the garbage collector, which else looks through it again and again.
+
+    A seventh of the time of the tests went into that: libraries have some millions of objects.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _disk_is_not_waited_for() -> Iterator[None]:
+    """Nothing waits until the disk has what is written: tests kill processes, after which files are whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _plots_are_blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are drawn up but saved as one pixel, unless a test is marked ``draws``.
+
+    To lay out and rasterise the plot of a result takes matplotlib ten times as long as a search on a toy.
+    """
+    if "draws" in request.keywords:
+        return
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def blank(figure: Figure, target: Any, **options: Any) -> None:
+        if isinstance(target, Path):
+            Image.new("RGB", (1, 1)).save(target, options["format"])
+        else:
+            save(figure, target, **options)
+
+    monkeypatch.setattr(Figure, "savefig", blank)

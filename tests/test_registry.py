@@ -297,31 +297,43 @@ def in_a_new_process(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "home", "allowed"),
-    [
-        ("verifier", "playground_clip", "playground", set()),
-        ("verifier", "parm", "parm", {"orm"}),
-        ("algorithm", "best_of_n", "best_of_n", set()),
-        ("model", "playground", "bundled", set()),
-        ("model", "infinity-2b", "published", set()),
-    ],
-)
-def test_lookup_imports_one_plugin(kind: Kind, name: str, home: str, allowed: set[str]) -> None:
-    package = PACKAGES[kind]
+LOOKUPS: list[tuple[Kind, str, set[str]]] = [
+    ("verifier", "playground_clip", {"playground"}),
+    ("verifier", "parm", {"parm", "orm"}),
+    ("algorithm", "best_of_n", {"best_of_n"}),
+    ("model", "playground", {"bundled"}),
+    ("model", "infinity-2b", {"published"}),
+]
+
+
+@pytest.fixture(scope="module")
+def looked_up() -> list[str]:
+    """For each lookup, in a process that has imported no plugin: the name, and the modules of its package."""
+    asked = [(kind, name, f"{PACKAGES[kind]}.") for kind, name, _ in LOOKUPS]
     printed = in_a_new_process(
         f"""
-        import sys
+        import os, sys
+        import torch  # once for all, before the processes part
         from tts_vision.registry import lookup
-        print(lookup({kind!r}, {name!r}).name)
-        print(*(module for module in sys.modules if module.startswith({package + "."!r})))
+        for kind, name, package in {asked!r}:
+            assert not [module for module in sys.modules if module.startswith(package)]
+            if not os.fork():
+                found = lookup(kind, name).name
+                print(found, *(m for m in sys.modules if m.startswith(package)), flush=True)
+                os._exit(0)
+            assert os.wait()[1] == 0
         """
     )
-    found, modules = printed.splitlines()
+    return printed.splitlines()
+
+
+@pytest.mark.parametrize(("index", "name", "plugins"), [(i, *each[1:]) for i, each in enumerate(LOOKUPS)])
+def test_lookup_imports_one_plugin(index: int, name: str, plugins: set[str], looked_up: list[str]) -> None:
+    package = PACKAGES[LOOKUPS[index][0]]
+    found, *modules = looked_up[index].split()
     assert found == name
-    plugins = {call.module.removeprefix(f"{package}.") for call in registry._scan(package).calls}
-    imported = {module.removeprefix(f"{package}.") for module in modules.split()}
-    assert imported & plugins == {home} | allowed
+    every = {call.module.removeprefix(f"{package}.") for call in registry._scan(package).calls}
+    assert {module.removeprefix(f"{package}.") for module in modules} & every == plugins
 
 
 def test_whether_a_name_is_registered_is_told_without_plugins() -> None:

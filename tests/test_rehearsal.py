@@ -245,7 +245,7 @@ def test_what_is_left_on_tokens_does_not_pay_for_one_more_sample(entry: Entry, t
     assert ctx.best is not None and set(state.uids) <= set(ctx.candidates)
 
 
-@pytest.mark.parametrize(("algorithm", "largest"), [(best_of_n, 10_000), (fk_steering, 10_000)])
+@pytest.mark.parametrize(("algorithm", "largest"), [(best_of_n, 3000), (fk_steering, 3000)])
 def test_large_sizes_are_predicted(
     algorithm: Callable[..., State], largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,7 @@ def test_few_samples_are_refused() -> None:
 
 
 def test_the_command_on_the_bundled_model_and_a_saved_one(tmp_path: Any) -> None:
-    done = CliRunner().invoke(app, ["check", "playground", "--steps", "4", "--samples", "3"])
+    done = CliRunner().invoke(app, ["check", "playground", "--steps", "3", "--samples", "3"])
     assert done.exit_code == 0, done.output
     assert "holds    nfe by hooks" in done.stdout and "verifier playground_clip" in done.stdout
     ENTRY.build().save_pretrained(tmp_path / "saved")
@@ -121,7 +121,7 @@ def test_the_command_on_the_bundled_model_and_a_saved_one(tmp_path: Any) -> None
 
 def test_the_command_ends_with_one_where_a_promise_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiffusersSampler, "cost", lambda self, condition, step, steps: Cost(nfe=steps))
-    done = CliRunner().invoke(app, ["check", "playground", "--steps", "3", "--samples", "3"])
+    done = CliRunner().invoke(app, ["check", "playground", "--steps", "2", "--samples", "3"])
     assert done.exit_code == 1 and "broken   nfe by hooks" in done.stdout
     ignored = CliRunner().invoke(app, ["check", "playground", "--set", "sampler.eta=0.5"])
     assert ignored.exit_code == 2 and "--set got sampler.eta" in ignored.stderr

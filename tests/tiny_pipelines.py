@@ -16,6 +16,7 @@ which a plain call of that class runs.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -220,12 +221,19 @@ def _merge(units: Iterable[list[str]], vocab: dict[str, int]) -> list[tuple[str,
     Returns:
         The merges, most frequent pair first.
     """
+    merges = _merges_of(tuple(map(tuple, units)))
+    for pair in merges:
+        vocab.setdefault("".join(pair), len(vocab))
+    return [*merges]
+
+
+@functools.cache
+def _merges_of(units: tuple[tuple[str, ...], ...]) -> list[tuple[str, str]]:
     words = [list(unit) for unit in units]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for word in words for pair in itertools.pairwise(word)):
         pair = max(pairs, key=pairs.__getitem__)
         merges.append(pair)
-        vocab.setdefault("".join(pair), len(vocab))
         for word in words:
             for index in range(len(word) - 2, -1, -1):
                 if (*word[index : index + 2],) == pair:

@@ -63,6 +63,27 @@ def job(jobs: Jobs) -> Job:
 # Files
 
 
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Job]]:
+    """A finished job that nothing changes, among files and links that must not be served."""
+    root = tmp_path_factory.mktemp("attacked")
+    jobs = Jobs(root / "out")
+    jobs._models = ToyModels()  # type: ignore[assignment]
+    job = jobs.submit(RunConfig(prompt=HTML, budget="2x"))
+    assert job.wait(60) == "finished", job.error
+    for secret in (root / "out" / "secret.txt", root / "out" / "secret.png"):
+        secret.write_text("treasure")
+    (job.folder / "secret.txt").write_text("treasure")  # of a kind that is not shown
+    (job.folder / "linked.png").symlink_to(root / "out" / "secret.png")
+    (job.folder / "linked").symlink_to(root / "out")
+    elsewhere = root / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.yaml").write_text((job.folder / "config.yaml").read_text())
+    (root / "out" / "linked").symlink_to(elsewhere)
+    yield TestClient(Guard(serve_jobs(jobs), LOOPBACK), base_url="http://127.0.0.1:7860"), job
+    jobs.close()
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -85,23 +106,16 @@ def job(jobs: Jobs) -> Job:
         "linked/secret.png",
     ],
 )
-def test_only_files_of_a_job_are_served(client: TestClient, job: Job, name: str) -> None:
-    for secret in (job.folder.parent / "secret.txt", job.folder.parent / "secret.png"):
-        secret.write_text("treasure")
-    (job.folder / "secret.txt").write_text("treasure")  # of a kind that is not shown
-    (job.folder / "linked.png").symlink_to(job.folder.parent / "secret.png")
-    (job.folder / "linked").symlink_to(job.folder.parent)
+def test_only_files_of_a_job_are_served(attacked: tuple[TestClient, Job], name: str) -> None:
+    client, job = attacked
     assert client.get(f"/v1/jobs/{job.id}/files/best.png").status_code == 200
     answer = client.get(f"/v1/jobs/{job.id}/files/{name}".replace("\x00", "%00"))
     assert answer.status_code in (404, 405) and "treasure" not in answer.text
 
 
 @pytest.mark.parametrize("id", ["..", "%2e%2e", "..%2f..", "%2fetc", "linked", ".hidden", "population"])
-def test_only_folders_of_the_output_are_jobs(client: TestClient, job: Job, id: str) -> None:
-    elsewhere = job.folder.parent.parent / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "config.yaml").write_text((job.folder / "config.yaml").read_text())
-    (job.folder.parent / "linked").symlink_to(elsewhere)
+def test_only_folders_of_the_output_are_jobs(attacked: tuple[TestClient, Job], id: str) -> None:
+    client, _ = attacked
     for path in ("", "/files/config.yaml", "/events"):
         answer = client.get(f"/v1/jobs/{id}{path}")
         assert answer.status_code in (400, 404, 405) and "budget" not in answer.text

@@ -82,6 +82,11 @@ def config(**settings: Any) -> RunConfig:
     return RunConfig(**{"prompt": "a red circle", "algorithm": "fk_steering", "budget": "8x", **settings})
 
 
+def few_steps(**settings: Any) -> RunConfig:
+    """For the bundled model: less than half of its steps."""
+    return config(sampler_options={"pipeline_kwargs": {"num_inference_steps": 5}}, **settings)
+
+
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -125,7 +130,7 @@ def same(one: Path, two: Path, *, checkpoints: bool = True) -> None:
 
 
 def test_a_finished_folder_has_the_bytes_of_the_command_line(real: Jobs, tmp_path: Path) -> None:
-    settings = config(algorithm="evosearch", budget="4x", seed=3)
+    settings = few_steps(algorithm="evosearch", budget="4x", seed=3)
     job = real.submit(settings)
     events = []
     while job.is_active:  # looking at it changes nothing
@@ -434,7 +439,7 @@ def test_drafts_are_picked_and_varied(jobs: Jobs) -> None:
 
 def test_an_image_is_refined_to_the_bytes_of_the_command_line(real: Jobs, tmp_path: Path) -> None:
     image = Image.new("RGB", (96, 64), (200, 30, 30))
-    job = real.refine_image(image, config(prompt="a red circle"), n=2, strength=0.6)
+    job = real.refine_image(image, few_steps(prompt="a red circle"), n=2, strength=0.6)
     assert job.wait(120) == "finished", job.error
     (original,) = [p for p in job.snapshot().particles if p.original]
     result = job.result()
@@ -452,7 +457,7 @@ def test_an_image_is_refined_to_the_bytes_of_the_command_line(real: Jobs, tmp_pa
 
 
 def test_a_forecast_knows_the_cost_and_brackets_the_time(real: Jobs) -> None:
-    asked = config(algorithm="evosearch", budget="6x", prompt="two red circles")
+    asked = few_steps(algorithm="evosearch", budget="6x", prompt="two red circles")
     estimate = real.estimate(asked)
     assert estimate.seconds is not None and estimate.low is not None and estimate.high is not None
     assert 0 < estimate.low <= estimate.seconds <= estimate.high
@@ -473,7 +478,7 @@ def test_a_forecast_knows_the_cost_and_brackets_the_time(real: Jobs) -> None:
 
 
 def test_a_forecast_within_a_limit_of_time_is_no_longer_than_that(real: Jobs) -> None:
-    estimate = real.estimate(config(budget="seconds=2 and nfe=100000", algorithm="best_of_n"))
+    estimate = real.estimate(few_steps(budget="seconds=2 and nfe=5000", algorithm="best_of_n"))
     assert estimate.seconds == estimate.high == 2
     with pytest.raises(ConfigError, match="A budget must be"):
         real.estimate(config(budget="lots"))
@@ -491,7 +496,7 @@ def test_scores_of_samples_that_somebody_brings(real: Jobs) -> None:
 
 
 def test_a_job_of_the_bundled_model_is_resumed_by_the_command_line(real: Jobs, tmp_path: Path) -> None:
-    settings = config(budget="6x", seed=11)
+    settings = few_steps(budget="6x", seed=11)
     job = real.submit(settings)
     until(lambda: job.snapshot().population)
     job.pause()
