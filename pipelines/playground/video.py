@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import GlmConfig, GlmModel, PreTrainedTokenizerFast
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.module_folders import CONFIG, WEIGHTS, write_settings
 from tts_vision.pipelines.playground import motion, weights_path, world
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer
 
@@ -28,7 +29,6 @@ CHANNELS, SIDE = 4, 8  # of a latent frame
 MAX_TOKENS = 20
 # noise; the previous chunk; its last frame; whether there is one; the place of the frame in the chunk
 IN_CHANNELS = 3 * CHANNELS + 1 + motion.CHUNK
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def build_motion_tokenizer(padding_side: str = "left", opened: bool = False) -> PreTrainedTokenizerFast:
@@ -261,7 +261,7 @@ def save_network(network: VideoNetwork, folder: Path, defaults: Mapping[str, Any
         "shared": {"weights": sorted(left), "sha256": _digest(left)},
         "defaults": dict(defaults),
     }
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    write_settings(folder / CONFIG, settings)
 
 
 def load_network(folder: Path) -> tuple[VideoNetwork, dict[str, Any]]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.module_folders import CONFIG, WEIGHTS, save_weights, write_settings
 from tts_vision.pipelines.playground import motion
-from tts_vision.pipelines.playground.video import CONFIG, MAX_TOKENS, WEIGHTS, build_motion_tokenizer
+from tts_vision.pipelines.playground.video import MAX_TOKENS, build_motion_tokenizer
 
 CELLS = 16  # of a frame
 _CELLS_OF_CHUNK = CELLS * motion.CHUNK
@@ -145,12 +146,8 @@ def token_ids(texts: list[str]) -> Tensor:
 
 def save_judge(judge: MotionJudge, folder: Path) -> None:
     """Writes a judge in half precision."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().half().contiguous() for key, value in judge.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(asdict(judge.config), indent=2, sort_keys=True) + "\n")
+    save_weights(judge, folder, torch.float16)
+    write_settings(folder / CONFIG, asdict(judge.config))
 
 
 def load_judge(folder: Path) -> MotionJudge:

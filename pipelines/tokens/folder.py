@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +10,20 @@ from typing import Any, TypeVar
 import torch
 
 from tts_vision.errors import PipelineError
+from tts_vision.pipelines.module_folders import (
+    CONFIG,
+    load_weights,
+    read_settings,
+    save_weights,
+    write_settings,
+)
 from tts_vision.pipelines.tokens.latent_tokenizer import LatentTokenizer, LatentTokenizerConfig
 from tts_vision.pipelines.tokens.layout import Layout
 from tts_vision.pipelines.tokens.magvit import MAGVITConfig, MAGVITv2
 from tts_vision.pipelines.tokens.showo import ShowoPipeline
 
-PIPELINE, CONFIG, WEIGHTS = "pipeline.json", "config.json", "model.safetensors"
+PIPELINE = "pipeline.json"
+_KIND = "A pipeline of image tokens"
 Pipeline = TypeVar("Pipeline", bound=ShowoPipeline)
 # each kind of image tokenizer: its module and its configuration
 _TOKENIZERS: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
@@ -31,8 +38,6 @@ def save_pipeline(pipe: ShowoPipeline, folder: Path, *, dtype: torch.dtype = tor
     Raises:
         PipelineError: If its image tokenizer is of no kind that `load_pipeline` knows.
     """
-    from safetensors.torch import save_file
-
     kind = type(pipe.image_tokenizer).__name__
     if kind not in _TOKENIZERS:
         raise PipelineError(
@@ -40,19 +45,13 @@ def save_pipeline(pipe: ShowoPipeline, folder: Path, *, dtype: torch.dtype = tor
             "yourself."
         )
     tokenizer: Any = pipe.image_tokenizer
-    images = folder / "image_tokenizer"
-    images.mkdir(parents=True, exist_ok=True)
-    state = {key: _cast(value, dtype) for key, value in tokenizer.state_dict().items()}
-    save_file(state, images / WEIGHTS, metadata={"format": "pt"})
-    _write(images / CONFIG, {"kind": kind, **asdict(tokenizer.config)})
-    transformer = folder / "transformer"
-    transformer.mkdir(parents=True, exist_ok=True)
-    weights = {key: _cast(value, dtype) for key, value in pipe.transformer.state_dict().items()}
-    save_file(weights, transformer / WEIGHTS, metadata={"format": "pt"})
-    pipe.transformer.config.save_pretrained(transformer)
+    save_weights(tokenizer, folder / "image_tokenizer", dtype)
+    write_settings(folder / "image_tokenizer" / CONFIG, {"kind": kind, **asdict(tokenizer.config)})
+    save_weights(pipe.transformer, folder / "transformer", dtype)
+    pipe.transformer.config.save_pretrained(folder / "transformer")
     pipe.tokenizer.save_pretrained(folder / "tokenizer")
     settings = {"name": pipe.name, "family": pipe.family, "defaults": dict(pipe.defaults)}
-    _write(folder / PIPELINE, {**settings, "layout": asdict(pipe.layout)})
+    write_settings(folder / PIPELINE, {**settings, "layout": asdict(pipe.layout)})
 
 
 def load_pipeline(
@@ -71,27 +70,16 @@ def load_pipeline(
     Raises:
         PipelineError: If a file is missing or does not fit, or the folder is of another family of models.
     """
-    from safetensors.torch import load_file
     from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
-    settings = _read(folder / PIPELINE)
+    settings = read_settings(folder / PIPELINE, _KIND)
     layout = Layout(**settings["layout"])
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in _read(folder / "image_tokenizer" / CONFIG).items()
-    }
+    values = read_settings(folder / "image_tokenizer" / CONFIG, _KIND)
     made, configured = _TOKENIZERS[values.pop("kind")]
     transformer = PhiForCausalLM(PhiConfig.from_pretrained(folder / "transformer"))
     tokenizer = made(configured(**values))
     for module, part in ((transformer, "transformer"), (tokenizer, "image_tokenizer")):
-        path = folder / part / WEIGHTS
-        try:
-            module.load_state_dict(load_file(path), strict=True)
-        except (OSError, RuntimeError) as error:
-            raise PipelineError(
-                f"{str(path)!r} must hold the weights of its config.json but: {str(error).splitlines()[0]}; "
-                "install or save the pipeline again."
-            ) from error
+        load_weights(module, folder / part)
         module.eval().requires_grad_(False)
     for weight in transformer.model.parameters():
         weight.data = weight.data.to(dtype)  # and no buffers: rotary frequencies stay in float32
@@ -109,22 +97,3 @@ def load_pipeline(
             f"{settings['family']!r}; load it as that."
         )
     return pipe
-
-
-def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return (value.to(dtype) if value.is_floating_point() else value).contiguous()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise PipelineError(
-            f"A pipeline of image tokens must have {path.name} but {str(path)!r} cannot be read: {error}; "
-            "give the folder that save_pipeline wrote."
-        ) from error
-    return values
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
