@@ -400,12 +400,12 @@ def test_previews_and_gradients_are_those_of_each_row(name: str) -> None:
 def test_stochastic_steps_and_renoising_are_those_of_each_row(name: str) -> None:
     sampler = sampler_of(build(TINY[name]), TINY[name], stochastic=True)
     conditions = [Condition(t, overrides={"guidance_scale": s}) for t, s in zip(TEXTS, (1.0, 3.0, 3.0))]
-    state = sampler.advance(mixed_state(sampler, conditions), 4)
-    back = sampler.renoise(state, 2)
-    assert back.conditions == state.conditions and back.step == 2
+    state = sampler.advance(mixed_state(sampler, conditions), 3)
+    back = sampler.renoise(state, 1)
+    assert back.conditions == state.conditions and back.step == 1
     end = sampler.advance(back, 2)
     for row in range(3):
-        alone = sampler.renoise(state.select([row]), 2)
+        alone = sampler.renoise(state.select([row]), 1)
         assert torch.equal(alone.latents, back.latents[row : row + 1])
         alone = sampler.advance(alone, 2)
         assert close(end.latents[row : row + 1], alone.latents, 1e-5)
@@ -430,14 +430,14 @@ def test_a_new_condition_goes_on_from_the_solvers_history(name: str, scheduler: 
     pipe = build(TINY[name], scheduler)
     sampler = sampler_of(pipe, TINY[name])
     old, new = Condition(TEXTS[0]), Condition(TEXTS[1], overrides={"guidance_scale": 2.0})
-    state = sampler.advance(sampler.init(old, [0, 1], seed=SEED), 3)
+    state = sampler.advance(sampler.init(old, [0, 1], seed=SEED), 2)
     changed = sampler.recondition(_with(state, [old, new]))
     assert any(key.startswith("solver/") for key in changed.carry) and "preview" not in changed.carry
-    end = sampler.advance(changed, STEPS - 3)
-    plain_end = sampler.advance(state, STEPS - 3)
+    end = sampler.advance(changed, STEPS - 2)
+    plain_end = sampler.advance(state, STEPS - 2)
     assert close(end.latents[:1], plain_end.latents[:1], 1e-5)
     assert not close(end.latents[1:], plain_end.latents[1:], 1e-3)
-    alone = sampler.advance(sampler.recondition(_with(state.select([1]), [new])), STEPS - 3)
+    alone = sampler.advance(sampler.recondition(_with(state.select([1]), [new])), STEPS - 2)
     assert close(end.latents[1:], alone.latents, 1e-5)
 
 
@@ -494,7 +494,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "fields", "message"), REFUSED)
 def test_conditions_that_cannot_be_taken_are_refused(name: str, fields: dict[str, Any], message: str) -> None:
-    sampler = sampler_of(build(TINY[name]), TINY[name])
+    sampler = sampler_of(build(TINY[name]), TINY[name], steps=6)
     condition = Condition("two red circles", **fields)
     with pytest.raises(ConfigError, match=message):
         sampler.init(condition, [0], seed=0)
