@@ -61,6 +61,22 @@ def _disk_is_not_waited_for() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled models of images and clips take fewer steps by default, for tests about none of them."""
+    from tts_vision.pipelines.playground import DEFAULTS, video_pipeline
+
+    monkeypatch.setitem(DEFAULTS, "num_inference_steps", 5)
+    load = video_pipeline.load_pipeline
+
+    def load_quick(*arguments: Any, **options: Any) -> video_pipeline.PlaygroundVideo:
+        pipe = load(*arguments, **options)
+        pipe.tts_vision_defaults["num_inference_steps"] = 3
+        return pipe
+
+    monkeypatch.setattr(video_pipeline, "load_pipeline", load_quick)
+
+
 @pytest.fixture(autouse=True)
 def _plots_are_blank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots are drawn up but saved as one pixel, unless a test is marked ``draws``.

@@ -35,6 +35,7 @@ def run(output: Path, **changes: Any) -> Any:
     return compare(MODEL, **(arguments | changes))
 
 
+@pytest.mark.draws
 def test_every_cell_is_run_once_and_reported(tmp_path: Path) -> None:
     done: list[Cell] = []
     comparison = run(tmp_path, progress=lambda count, total, cell: done.append(cell))

@@ -129,6 +129,7 @@ def test_the_warning_points_at_the_caller() -> None:
     assert caught[0].filename == __file__
 
 
+@pytest.mark.draws
 @pytest.mark.filterwarnings("ignore::tts_vision.errors.HoldoutWarning")
 def test_the_folder_has_its_verdicts_and_its_curve(tmp_path: Path) -> None:
     run(config(budget="12x"), output=tmp_path / "alone")

@@ -32,7 +32,7 @@ from tts_vision.trace import Answer, Birth, Event, answers
 from tts_vision.types import Media, Score, State, Video
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # made before plots are blank
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("results") / "evosearch"
     search(
@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.draws
 def test_the_folder_holds_what_the_readme_says(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "best.png",
@@ -54,6 +55,8 @@ def test_the_folder_holds_what_the_readme_says(folder: Path) -> None:
     }
     report = json.loads((folder / "result.json").read_text())
     assert set(report["timing"]) == {"seconds", "elapsed", "peak_memory"}
+    with Image.open(folder / "scaling.png") as plot:
+        assert plot.width > 500
     assert (folder / report["best"]["file"]).read_bytes() == (folder / "best.png").read_bytes()
     assert report["config_hash"] == RunConfig.load(folder / "config.yaml").hash
     assert report["spent"]["nfe"] <= report["budget"]["nfe"] == 36

@@ -48,7 +48,7 @@ def _tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
 
 
-@pytest.mark.usefixtures("_tiny_weights")
+@pytest.mark.usefixtures("_tiny_weights", "_few_steps")
 @pytest.mark.parametrize("page", SCRIPTS, ids=name_of)
 def test_python_blocks_run(page: Path) -> None:
     matplotlib.use("agg")
@@ -81,6 +81,7 @@ def is_local(words: tuple[str, ...]) -> bool:
     return model.startswith(("playground", "docs/")) and not any(w.startswith("vlm_judge") for w in words)
 
 
+@pytest.mark.usefixtures("_few_steps")
 @pytest.mark.parametrize(
     "words", [words for words in COMMANDS if words[0] == "generate" and is_local(words)], ids=name_of
 )
@@ -90,6 +91,7 @@ def test_searches_on_bundled_models_run(words: tuple[str, ...]) -> None:
     assert list(Path("out").glob("best.*"))
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_commands_on_a_result_folder_run() -> None:
     words = [words for words in COMMANDS if words[0] in {"resume", "replay", "score"}]
     folders = {

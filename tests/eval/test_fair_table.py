@@ -337,6 +337,7 @@ def arguments(tmp_path: Path) -> list[str]:
     return [*chosen, "--algorithms", TTS_VAR, "tts_var:clustering=false", "zero_order", "draft"]
 
 
+@pytest.mark.draws
 def test_a_run_makes_the_table_and_goes_on(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

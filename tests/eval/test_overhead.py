@@ -23,12 +23,14 @@ def test_overhead_compares_the_same_images(tmp_path: Any, capsys: pytest.Capture
     assert len(printed) == 2 + len(rows) and printed[-1].startswith("| tiny SDXL | 3 | 2 |")
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_overhead_would_notice_other_images(monkeypatch: pytest.MonkeyPatch) -> None:
     other = [np.zeros((64, 64, 3), np.uint8)] * 2
     monkeypatch.setattr(overhead, "images_of", lambda result: other)
     assert not overhead.compare("playground", n=2, batch=2, repeats=1)["identical"]
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_a_segment_is_measured_beside_the_set_up_of_the_own_call(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -97,7 +97,7 @@ def test_the_benchmark_writes_its_tables_and_resumes(tmp_path: Path, monkeypatch
     names = ("patches", "playground_clip", "cascade(patches, clip_views)")
     monkeypatch.setattr(verifiers, "GUIDES", {name: verifiers.GUIDES[name] for name in names})
     arguments = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    arguments += ["--prompts", "2", "--samples", "3", "--seconds", "1.5"]
+    arguments += ["--prompts", "2", "--samples", "3", "--seconds", "0.8"]
     verifiers.main(arguments)
     text = (tmp_path / "results" / "verifiers.md").read_text()
     assert text in capsys.readouterr().out
