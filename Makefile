@@ -21,9 +21,10 @@ app: setup
 	$(BIN)/tts-vision app
 
 # two processes of one thread each: most tests are too small for two threads; compiled files are kept, because
-# rewriting the asserts of all tests takes each process longer than many a file of tests
+# rewriting the asserts of all tests takes each process longer than many a file of tests; files come in the order of
+# the alphabet, whose last ones are short, and not by their number of tests, of which some of the longest have few
 test: setup
-	PYTHONDONTWRITEBYTECODE= PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import pytest
 from browsing import (
     LIVE,
     PROMPT,
+    SLOWER,
     Served,
     act,
     choose,
@@ -63,7 +64,7 @@ def events(folder: Path, what: str) -> list[dict]:
 
 
 def test_a_search_to_its_end(page: Page, served: Served) -> None:
-    job = search(page, PROMPT, algorithm="zero_order", budget="12x")
+    job = search(page, PROMPT, algorithm="zero_order", budget="12x", settings=SLOWER)
     seen = set()
     while page.get_attribute(LIVE, "data-state") != "finished":
         seen.add(points(page))
@@ -107,7 +108,7 @@ def test_a_node_of_the_lineage_tells_where_a_sample_came_from(page: Page) -> Non
 
 
 def test_pause_and_resume_change_nothing(page: Page, served: Served, tmp_path: Path) -> None:
-    job = search(page, PROMPT, algorithm="zero_order", budget="20x")
+    job = search(page, PROMPT, algorithm="zero_order", budget="20x", settings=SLOWER)
     page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
     act(page, "Pause")
     wait_for(page, "paused")
@@ -121,7 +122,7 @@ def test_pause_and_resume_change_nothing(page: Page, served: Served, tmp_path: P
 
 
 def test_stop_keeps_the_best_so_far_and_can_go_on(page: Page, served: Served) -> None:
-    job = search(page, PROMPT, algorithm="zero_order", budget="200x")
+    job = search(page, PROMPT, algorithm="zero_order", budget="200x", settings=SLOWER)
     page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
     act(page, "Stop")
     wait_for(page, "stopped")
@@ -136,7 +137,7 @@ def test_stop_keeps_the_best_so_far_and_can_go_on(page: Page, served: Served) ->
 
 
 def test_a_reload_in_the_middle_finds_the_search_again(page: Page, served: Served) -> None:
-    job = search(page, PROMPT, algorithm="zero_order", budget="200x")
+    job = search(page, PROMPT, algorithm="zero_order", budget="200x", settings=SLOWER)
     page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
     page.reload()
     page.wait_for_selector(f"{LIVE}[data-job='{job}'][data-state='running']")
