@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -147,6 +148,25 @@ def build_judge(config: MotionJudgeConfig, seed: int) -> tuple[MotionJudge, Show
 
 
 @torch.no_grad()
+def answers(judge: MotionJudge, clips: JudgeClips, device: str) -> Tensor:
+    """Logits of the captions that clips were drawn for, up to each chunk, `(n, 4)`.
+
+    Args:
+        judge: The judge, in float32.
+        clips: Clips of the model.
+        device: Where to judge.
+    """
+    judge.to(device)
+    found = []
+    for at in torch.arange(len(clips.frames)).split(50):
+        part = clips[at]
+        logits = judge(pixels_of(part.frames.to(device)), part.tokens[:, :1].long().to(device))
+        found.append(logits[:, 0].cpu())
+    judge.to("cpu")
+    return torch.cat(found)
+
+
+@torch.no_grad()
 def calibrate(judge: MotionJudge, clips: JudgeClips, device: str) -> tuple[float, float]:
     """Fits slope and offset of the logit to the captions that clips were drawn for (Platt 1999).
 
@@ -158,17 +178,19 @@ def calibrate(judge: MotionJudge, clips: JudgeClips, device: str) -> tuple[float
     Returns:
         Slope and offset.
     """
-    judge.to(device)
-    found = []
-    for at in torch.arange(len(clips.frames)).split(50):
-        part = clips[at]
-        logits = judge(pixels_of(part.frames.to(device)), part.tokens[:, :1].long().to(device))
-        found.append(logits[:, 0].cpu())
-    judge.to("cpu")
-    slope, offset = fitted_line(torch.cat(found).flatten(), clips.right[:, 0].flatten(), penalty=1e-4)
+    logits = answers(judge, clips, device)
+    slope, offset = fitted_line(logits.flatten(), clips.right[:, 0].flatten(), penalty=1e-4)
     judge.verdict.weight.mul_(slope)
     judge.verdict.bias.mul_(slope).add_(offset)
     return slope, offset
+
+
+def areas(judge: MotionJudge, clips: JudgeClips, device: str) -> list[float]:
+    """Area under the curve of right against wrong clips, up to each chunk; NaN where all are alike."""
+    from sklearn.metrics import roc_auc_score
+
+    found = zip(clips.right[:, 0].T.numpy(), answers(judge, clips, device).T.numpy())
+    return [roc_auc_score(right, logits) if 0 < right.mean() < 1 else math.nan for right, logits in found]
 
 
 def export_judge(
@@ -180,6 +202,8 @@ def export_judge(
     average.load_state_dict(parts_of(work_dir, "motion_judge")["average"])
     average.copy_to("judge", judge)
     slope, offset = calibrate(judge.eval(), unseen, device)
+    shown = ", ".join(f"{area:.2f}" for area in areas(judge, unseen, device))
     log(work_dir, f"judge: slope {slope:.2f}, offset {offset:.2f}")
+    log(work_dir, f"judge: area under the curve on {len(unseen.frames)} unseen clips, by chunk: {shown}")
     save_judge(judge, output / "motion_judge")
     log(work_dir, f"export: {output / 'motion_judge'}, {folder_size(output / 'motion_judge')} bytes")

@@ -6,6 +6,7 @@ All but the last part run on an untrained tiny model.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -533,6 +534,23 @@ def test_calibration_makes_probabilities_of_what_is_too_sure() -> None:
     with torch.no_grad():
         chances = model(video_judge.pixels_of(clips.frames), clips.tokens[:, :1].long())[:, 0].sigmoid()
     assert float(chances.mean()) == pytest.approx(float(sure.float().mean()), abs=0.05)
+
+
+def test_areas_under_the_curve_are_shares_of_pairs() -> None:
+    model, clips = judge(), drawn_clips(8)
+    with torch.no_grad():
+        logits = model(video_judge.pixels_of(clips.frames), clips.tokens[:, :1].long())[:, 0]
+    right = clips.right.clone()
+    right[:, 0] = logits > logits.median(0).values
+    right[4, 0, 0] = ~right[4, 0, 0]
+    right[:, 0, 3] = True
+    first, *between, last = train_motion_judge.areas(
+        model, video_judge_data.JudgeClips(clips.frames, clips.tokens, right, clips.shown), "cpu"
+    )
+    is_right = right[:, 0, 0]
+    pairs = logits[is_right, 0][:, None] > logits[~is_right, 0]
+    assert first == pytest.approx(float(pairs.float().mean())) and first < 1
+    assert between == [1.0, 1.0] and math.isnan(last)
 
 
 @pytest.fixture
