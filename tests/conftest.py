@@ -71,7 +71,7 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load_quick(*arguments: Any, **options: Any) -> video_pipeline.PlaygroundVideo:
         pipe = load(*arguments, **options)
-        pipe.tts_vision_defaults["num_inference_steps"] = 3
+        pipe.tts_vision_defaults |= {"num_inference_steps": 3, "num_frames": 12}
         return pipe
 
     monkeypatch.setattr(video_pipeline, "load_pipeline", load_quick)
