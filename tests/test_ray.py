@@ -53,6 +53,7 @@ def playground() -> list[Task]:
 
 
 def test_workers_with_a_shared_verifier_write_the_same_bytes_as_one_process(tmp_path: Path) -> None:
+    """Takes long because three processes load the libraries and the bundled model."""
     run_tasks(playground(), tmp_path / "alone")
     executor = RayExecutor(workers=2, verifier_actors=1, threads=1)
     run = run_tasks(playground(), tmp_path / "ray", executor=executor)
@@ -67,6 +68,7 @@ def worker_processes() -> list[int]:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_search_goes_on(tmp_path: Path) -> None:
+    """Takes long because each worker, and the one in the place of the killed one, loads the libraries."""
     run_tasks(tasks(), tmp_path / "alone")
     killed: list[int] = []
 

@@ -126,6 +126,7 @@ def test_arms_are_searches_of_the_step_verifier_and_one_of_the_judge() -> None:
 def test_the_command_runs_shards_side_by_side_once_and_joins_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Takes long because each shard is a process that loads the libraries."""
     results = tmp_path / "table.md"
     command = ["--track", "easy", "--limit", "2", "--seeds", "0", "--budgets", "2x", "--arms", PLAIN]
     command += [REFERENCE, "PARM without refilling", "--levels", COMPUTE, "--output", str(tmp_path / "run")]
