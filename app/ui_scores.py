@@ -86,7 +86,8 @@ def _row(row: ScoredUpload, verifiers: Sequence[str]) -> str:
     cells = "".join(
         f'<td data-label="{html.escape(name)}">{_cell(row.scores[name])}</td>' for name in verifiers
     )
-    return f'<tr><th scope="row">{image}<span>{html.escape(row.name)}</span></th>{cells}</tr>'
+    name = html.escape(row.name)
+    return f'<tr data-file="{name}"><th scope="row">{image}<span>{name}</span></th>{cells}</tr>'
 
 
 def _cell(score: Score) -> str:

@@ -65,11 +65,8 @@ def events(folder: Path, what: str) -> list[dict]:
 
 def test_a_search_to_its_end(page: Page, served: Served) -> None:
     job = search(page, PROMPT, algorithm="zero_order", budget="12x", settings=SLOWER)
-    seen = set()
-    while page.get_attribute(LIVE, "data-state") != "finished":
-        seen.add(points(page))
-        time.sleep(0.05)
-    assert max(seen) > min(seen), "the curve did not grow"
+    page.wait_for_function("document.querySelector('#tv-live .tv-curvebox').dataset.points > 1")
+    wait_for(page, "finished")
     best = json.loads((served.folder(job) / "result.json").read_text())["best"]
     page.wait_for_selector(f"{LIVE} .tv-bestbox:has(img) :text('sample {best['uid']},')")
     page.wait_for_function("document.querySelectorAll('#tv-live .tv-open.tv-loaded').length === 12")
@@ -532,10 +529,10 @@ def test_clips_play_in_all_views(page: Page, served: Served, tmp_path: Path) -> 
     page.set_input_files("#tv-score-files input[type=file]", [str(root / "best.mp4"), str(root / "best.gif")])
     page.fill("#tv-score-prompt textarea", "a square that slides")
     choose(page, "Verifiers", "flicker")
-    page.wait_for_selector("#tv-score-files .file-preview")
+    page.wait_for_function("document.querySelector('#tv-score-files').textContent.includes('gif')")
     page.click("#tv-score-go")
-    moves("#tv-scores tbody tr:nth-child(1) img")
-    moves("#tv-scores tbody tr:nth-child(2) img")
+    moves("#tv-scores tr[data-file='best.mp4'] img")
+    moves("#tv-scores tr[data-file='best.gif'] img")
 
 
 _TABS = ["Search", "Draft", "Compare", "Gallery", "Score"]
