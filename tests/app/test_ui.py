@@ -472,6 +472,7 @@ def test_nothing_jumps_while_a_search_runs(page: Page) -> None:
     assert (page.evaluate("window.shift") or 0) < 0.02
 
 
+@pytest.mark.slow  # a time means something on a machine that has nothing else to do
 def test_first_paint_takes_less_than_two_seconds(browser: Browser, served: Served) -> None:
     times = []
     for _ in range(2):  # its files were read by the tests before
