@@ -21,7 +21,6 @@ from browsing import (
     open_advanced,
     open_tab,
     opened,
-    points,
     search,
     tiles,
     wait_for,
