@@ -29,11 +29,9 @@ from tts_vision.pipelines.playground.training import (
     Average,
     Bank,
     Budget,
-    build_optimisers,
-    descend,
+    Learner,
     log,
     save_atomically,
-    set_learning_rate,
     train,
     warm_then_decay,
 )
@@ -181,14 +179,11 @@ def train_flow(
     modules: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder}
     for module in modules.values():
         module.to(device)
-    optimisers = build_optimisers(modules, learning_rate)
-    average = Average(modules)
-    parameters = [p for module in modules.values() for p in module.parameters()]
+    learner = Learner(modules, learning_rate)
     empty = build_tokenizer()("", padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
     predict = torch.compile(transformer) if compiled else transformer
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate(list(optimisers.values()), warm_then_decay(progress))
         index = torch.randint(len(latents), (batch_size,), generator=generator)
         wording = torch.randint(tokens.shape[1], (batch_size,), generator=generator)
         ids = tokens[index, wording].long()
@@ -204,20 +199,19 @@ def train_flow(
                 mixed, text, 1000 * time, *_size_conditions(batch_size, device), return_dict=False
             )[0]
         loss = (velocity.float() - (noise - clean)).square().mean()
-        norm = descend(loss, parameters, optimisers.values())
-        average.update()
+        norm = learner.learn(loss, warm_then_decay(progress))
         return {"loss": loss, "norm": norm}
 
     train(
         "flow",
         work_dir,
         budget,
-        {**modules, **optimisers, "average": average},
+        learner.parts,
         step,
         seed,
         stop_after=stop_after,
     )
-    return transformer, text_encoder, average
+    return transformer, text_encoder, learner.average
 
 
 def _size_conditions(batch_size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,13 +37,10 @@ from tts_vision.pipelines.playground.train_clip import build_processor
 from tts_vision.pipelines.playground.training import (
     Average,
     Budget,
-    Stateful,
-    build_optimisers,
-    descend,
+    Learner,
     folder_size,
     log,
     parts_of,
-    set_learning_rate,
     tidy,
     train,
     warm_then_decay,
@@ -106,21 +103,16 @@ def train_judge(
     modules: dict[str, nn.Module] = {"judge": model, "heads": heads}
     for module in modules.values():
         module.to(device)
-    optimisers = build_optimisers(modules, learning_rate)
-    parameters = [p for module in modules.values() for p in module.parameters()]
     if drawn is not None:
         begun = parts_of(work_dir, "judge-painted")
         for key, module in modules.items():
             module.load_state_dict(begun[key])
-    average = Average({"judge": model}, decay=0.995)
+    learner = Learner(modules, learning_rate, averaged="judge", decay=0.995)
     drawn_count = 0 if drawn is None else round(drawn_share * batch_size)
     # The first call keeps its rate, for the second to go on from.
     decay_from = 1.0 if drawn is None else 0.3
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate(
-            list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=decay_from)
-        )
         batch = _chosen(painted, batch_size - drawn_count, generator)
         if drawn is not None:
             batch = joined([batch, _chosen(drawn, drawn_count, generator)])
@@ -154,8 +146,7 @@ def train_judge(
         numbers = F.cross_entropy(number[full].float(), alike[full] - 1)
         loss = verdict + words + 4 * (shapes + colours) + 0.5 * numbers
         loss = loss + 3 * places + 0.5 * hues + 0.5 * many
-        descend(loss, parameters, optimisers.values())
-        average.update()
+        learner.learn(loss, warm_then_decay(progress, warm=0.03, decay_from=decay_from))
         hits = (logits.argmax(-1) == right).float()
         losses = {
             "verdict": verdict,
@@ -170,10 +161,9 @@ def train_judge(
         }
         return losses if drawn is None else {**losses, "asked": hits[-drawn_count:, 0].mean()}
 
-    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average}
     name = "judge-painted" if drawn is None else "judge"
-    train(name, work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return model, average
+    train(name, work_dir, budget, learner.parts, step, seed, stop_after=stop_after)
+    return model, learner.average
 
 
 def _rows(logits: Tensor) -> Tensor:

@@ -15,14 +15,11 @@ from tts_vision.pipelines.playground.training import (
     LOSSES_EVERY,
     Average,
     Budget,
-    Stateful,
-    build_optimisers,
-    descend,
+    Learner,
     folder_size,
     log,
     on_device,
     parts_of,
-    set_learning_rate,
     train,
     warm_then_decay,
 )
@@ -96,15 +93,12 @@ def train_judge(
     """
     judge, heads = build_judge(config or MotionJudgeConfig(), seed)
     modules: dict[str, nn.Module] = {"judge": judge.to(device).train(), "heads": heads.to(device)}
-    optimisers = build_optimisers(modules, learning_rate)
-    parameters = [p for module in modules.values() for p in module.parameters()]
-    average = Average({"judge": judge}, decay=0.995)
+    learner = Learner(modules, learning_rate, averaged="judge", decay=0.995)
     sets = [JudgeClips(*(x.to(device) for x in vars(each).values())) for each in (drawn, own)]
     latest, steps = {k: torch.zeros(()) for k in ("verdict", "shown", "accuracy", "asked")}, 0
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         nonlocal steps
-        set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=0.4))
         random = on_device(generator, device)
         count = max(1, round((own_share if progress > 0.2 else own_share / 2) * batch_size))
         batch = JudgeClips.joined(
@@ -126,8 +120,7 @@ def train_judge(
             shown = heads.loss(seen, batch.shown)
         right = batch.right.flatten().float()
         verdict = F.binary_cross_entropy_with_logits(logits, right)
-        descend(verdict + shown, parameters, optimisers.values())
-        average.update()
+        learner.learn(verdict + shown, warm_then_decay(progress, warm=0.03, decay_from=0.4))
         if steps % LOSSES_EVERY == 0:
             hits = ((logits > 0) == (right > 0.5)).float()
             asked = hits.view(b, k, CHUNKS)[-count:, 0].mean()
@@ -135,9 +128,8 @@ def train_judge(
         steps += 1
         return latest
 
-    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average}
-    train("motion_judge", work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return judge, average
+    train("motion_judge", work_dir, budget, learner.parts, step, seed, stop_after=stop_after)
+    return judge, learner.average
 
 
 def build_judge(config: MotionJudgeConfig, seed: int) -> tuple[MotionJudge, Shown]:

@@ -42,14 +42,12 @@ from tts_vision.pipelines.playground.train_judge import rescale, weathered
 from tts_vision.pipelines.playground.training import (
     Average,
     Budget,
+    Learner,
     Stateful,
-    build_optimisers,
-    descend,
     folder_size,
     log,
     on_device,
     save_atomically,
-    set_learning_rate,
     tidy,
     train,
     warm_then_decay,
@@ -286,16 +284,14 @@ def train_parm(
         heads = Heads(start.config.get_text_config().hidden_size).to(device)
     model.load_state_dict(start.state_dict(), strict=False)
     modules: dict[str, nn.Module] = {"parm": model, "heads": heads}
-    optimisers = build_optimisers(modules, learning_rate)
-    parameters = [p for module in modules.values() for p in module.parameters()]
-    average = Average({"parm": model}, decay=0.998)
+    learner = Learner(modules, learning_rate, averaged="parm")
+    average = learner.average
     best = Best(average)
     steps, held_out = steps.to(device), held_out.to(device)
     total, last = steps.tokens.shape[1], int(steps.step.max())
     tried = StepJudge(start.config).eval().to(device)
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.03, decay_from=0.3))
         # numbers of the device follow from those of the checkpoint
         own = on_device(generator, device)
         index = torch.randint(len(steps), (batch_size,), generator=generator)
@@ -328,8 +324,7 @@ def train_parm(
         }
         weights = {"potential": 2.0, "known": 0.3}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
-        descend(loss, parameters, optimisers.values())
-        average.update()
+        learner.learn(loss, warm_then_decay(progress, warm=0.03, decay_from=0.3))
         if average.updates % check_every == 0:
             check()
         return losses
@@ -340,7 +335,7 @@ def train_parm(
         best.offer(loss, average)
         log(work_dir, f"parm: step {average.updates}, loss on other prompts {loss:.4f}, best {best.loss:.4f}")
 
-    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average, "best": best}
+    parts: dict[str, Stateful] = {**learner.parts, "best": best}
     if train("parm", work_dir, budget, parts, step, seed, stop_after=stop_after):
         check()
         save_atomically(work_dir / _BEST, best.state_dict())

@@ -25,14 +25,11 @@ from tts_vision.pipelines.playground.training import (
     Average,
     Bank,
     Budget,
-    Stateful,
-    build_optimisers,
-    descend,
+    Learner,
     log,
     on_device,
     parts_of,
     save_atomically,
-    set_learning_rate,
     train,
     warm_then_decay,
 )
@@ -194,14 +191,12 @@ def train_tokens(
     """
     model: Any = build_model(seed)
     model.to(device)
-    optimisers = build_optimisers({"model": model}, learning_rate)
-    average = Average({"model": model})
+    learner = Learner({"model": model}, learning_rate)
     empty = text_blocks(torch.tensor([[END] + [0] * (MAX_TOKENS - 1)]), 0)[0]
     ends = torch.tensor([SOI, EOI], device=device)
     codes, blocks, empty = codes.to(device), blocks.to(device), empty.to(device)
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate(list(optimisers.values()), warm_then_decay(progress))
         draw: Any = {"generator": on_device(generator, device), "device": device}
         index = torch.randint(len(codes), (batch_size,), **draw)
         wording = torch.randint(blocks.shape[1], (batch_size,), **draw)
@@ -217,13 +212,11 @@ def train_tokens(
             hidden = hidden[:, TEXT + 1 : -1]
             logits = model.lm_head(hidden)[..., FIRST_CODE:MASK]
         loss = F.cross_entropy(logits.float()[wanted], right[wanted])
-        norm = descend(loss, model.parameters(), optimisers.values())
-        average.update()
+        norm = learner.learn(loss, warm_then_decay(progress))
         return {"loss": loss, "norm": norm}
 
-    parts: dict[str, Stateful] = {"model": model, **optimisers, "average": average}
-    train("tokens", work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return model, average
+    train("tokens", work_dir, budget, learner.parts, step, seed, stop_after=stop_after)
+    return model, learner.average
 
 
 def trained(work_dir: Path, coder: LatentTokenizer) -> ShowoPipeline:

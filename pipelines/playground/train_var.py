@@ -21,14 +21,11 @@ from tts_vision.pipelines.playground.training import (
     Average,
     Bank,
     Budget,
-    Stateful,
-    build_optimisers,
-    descend,
+    Learner,
     log,
     on_device,
     parts_of,
     save_atomically,
-    set_learning_rate,
     train,
     warm_then_decay,
 )
@@ -144,17 +141,14 @@ def train_var(
     text_encoder: Any = build_text_encoder(seed)
     text_encoder.to(device)
     modules: dict[str, nn.Module] = {"transformer": model, "text_encoder": text_encoder}
-    optimisers = build_optimisers(modules, learning_rate)
     features, tokens = features.to(device), tokens.to(device)
-    average = Average(modules)
-    parameters = [p for module in modules.values() for p in module.parameters()]
+    learner = Learner(modules, learning_rate)
     lengths = torch.tensor(SCHEDULE.lengths)
     # a coarse token decides more than a fine one, but a coarse scale has less to learn
     weights = lengths.rsqrt().repeat_interleave(lengths).to(device)
     weights = weights / weights.sum()
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
-        set_learning_rate(list(optimisers.values()), warm_then_decay(progress))
         draw: Any = {"generator": on_device(generator, device), "device": device}
         index = torch.randint(len(features), (batch_size,), **draw)
         wording = torch.randint(tokens.shape[1], (batch_size,), **draw)
@@ -173,11 +167,9 @@ def train_var(
         gap = logits.diff(dim=-1).squeeze(-1)
         error = F.binary_cross_entropy_with_logits(gap, bits.float(), reduction="none").mean((0, 2))
         loss = (error * weights).sum()
-        norm = descend(loss, parameters, optimisers.values())
-        average.update()
+        norm = learner.learn(loss, warm_then_decay(progress))
         scales = {f"scale{k}": e.mean() for k, e in enumerate(error.split(SCHEDULE.lengths))}
         return {"loss": loss, "norm": norm, **scales}
 
-    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average}
-    train("var", work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return model, text_encoder, average
+    train("var", work_dir, budget, learner.parts, step, seed, stop_after=stop_after)
+    return model, text_encoder, learner.average

@@ -26,14 +26,11 @@ from tts_vision.pipelines.playground.training import (
     LOSSES_EVERY,
     Average,
     Budget,
-    Stateful,
-    build_optimisers,
-    descend,
+    Learner,
     folder_size,
     log,
     on_device,
     parts_of,
-    set_learning_rate,
     train,
     warm_then_decay,
 )
@@ -102,9 +99,7 @@ def train_video(
     modules = network.modules()
     for module in modules.values():
         module.to(device).train()
-    optimisers = build_optimisers(modules, learning_rate)
-    average = Average(modules)
-    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    learner = Learner(modules, learning_rate)
     transformer: Any = network.transformer
     text_encoder: Any = network.text_encoder
     if compiled:
@@ -117,7 +112,6 @@ def train_video(
 
     def step(progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         nonlocal steps
-        set_learning_rate(list(optimisers.values()), warm_then_decay(progress, warm=0.02, decay_from=0.5))
         # one number a step from the generator of the checkpoint: the device draws the rest
         random = on_device(generator, device)
 
@@ -145,8 +139,7 @@ def train_video(
             found = video.velocity(transformer, strip, time, text, positions)
         errors = (found.float() - target).square().flatten(1).mean(1)
         loss = errors.mean()
-        norm = descend(loss, parameters, optimisers.values())
-        average.update()
+        norm = learner.learn(loss, warm_then_decay(progress, warm=0.02, decay_from=0.5))
         if steps % LOSSES_EVERY == 0:
             first = (errors * (1 - begun)).sum() / (1 - begun).sum().clamp(min=1)
             values = torch.stack([loss, first, norm]).detach().cpu()
@@ -154,9 +147,8 @@ def train_video(
         steps += 1
         return latest
 
-    parts: dict[str, Stateful] = {**modules, **optimisers, "average": average}
-    train("video", work_dir, budget, parts, step, seed, stop_after=stop_after)
-    return network, average
+    train("video", work_dir, budget, learner.parts, step, seed, stop_after=stop_after)
+    return network, learner.average
 
 
 def trained_network(work_dir: Path) -> video.VideoNetwork:

@@ -294,6 +294,48 @@ def descend(
     return norm
 
 
+class Learner:
+    """Modules that are trained together, with their optimisers and the average of their weights.
+
+    Args:
+        modules: By name, on the device where they are trained.
+        learning_rate: See `build_optimisers`.
+        averaged: The only one whose average is kept; that of all by default.
+        decay: See `Average`.
+
+    Attributes:
+        average: The average.
+        parts: What a checkpoint holds.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        learning_rate: float,
+        averaged: str | None = None,
+        decay: float = 0.998,
+    ) -> None:
+        self._optimisers = build_optimisers(modules, learning_rate)
+        self._parameters = [p for module in modules.values() for p in module.parameters()]
+        self.average = Average(modules if averaged is None else {averaged: modules[averaged]}, decay)
+        self.parts: dict[str, Stateful] = {**modules, **self._optimisers, "average": self.average}
+
+    def learn(self, loss: Tensor, rate: float) -> Tensor:
+        """One step along the gradient of a loss, see `descend`.
+
+        Args:
+            loss: A scalar.
+            rate: Factor of the peak learning rates.
+
+        Returns:
+            The norm of the gradient.
+        """
+        set_learning_rate(list(self._optimisers.values()), rate)
+        norm = descend(loss, self._parameters, self._optimisers.values())
+        self.average.update()
+        return norm
+
+
 def on_device(generator: torch.Generator, device: str | torch.device) -> torch.Generator:
     """A generator on a device, for the random numbers of one step.
 
