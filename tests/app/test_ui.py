@@ -417,6 +417,7 @@ def test_the_time_is_told_before_the_start(page: Page) -> None:
     page.get_by_label("Further settings").fill("")
     write(page, "Budget", "16x")
     choose(page, "Algorithm", "best_of_n")
+    page.get_by_label("Starts").wait_for(state="hidden")  # the controls of the algorithm before it are gone
     page.get_by_role("button", name="Estimate").click()
     page.wait_for_function("document.querySelector('#tv-estimate').textContent.includes('416 network')")
     assert re.search(r"About [0-9.]+ s \(.*\): 416 network evaluations, 16 verifier calls", said.inner_text())
