@@ -22,7 +22,17 @@ from tts_vision.errors import ConfigError, SearchWarning, TTSVisionError
 from tts_vision.eval.evaluator import Evaluator
 from tts_vision.eval.playground import EVALUATORS, WorldTrack, tracks_of
 from tts_vision.eval.playground.measures import Measures
-from tts_vision.eval.playground.plan import Plan, Settings, Stage, Tasks, bundled_models, estimated, prepared
+from tts_vision.eval.playground.plan import (
+    COMPUTE,
+    SECONDS,
+    Plan,
+    Settings,
+    Stage,
+    Tasks,
+    bundled_models,
+    estimated,
+    prepared,
+)
 from tts_vision.eval.playground.report import markdown, write
 from tts_vision.eval.playground.table import FairTable
 from tts_vision.hub import asked_once
@@ -71,6 +81,7 @@ def _make(options: argparse.Namespace) -> None:
         device=options.device,
         limit=options.limit or MOST_PROMPTS,
         workers=workers,
+        levels=tuple(dict.fromkeys(options.levels)),
     )
     stage = Stage(options.output, items, executor, note=_note)
     plan = prepared(settings, stage, lambda track, records: measures.look_at(records, track))
@@ -168,6 +179,13 @@ def _parser() -> argparse.ArgumentParser:
         help="further arms of searches that choose by previews, such as expected, complete, rollout:2",
     )
     parser.add_argument("--budgets", nargs="+", default=["4x", "16x"], metavar="TIMES")
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        choices=(COMPUTE, SECONDS),
+        default=[COMPUTE, SECONDS],
+        help="what searches have in common at a budget (default: both, one table each)",
+    )
     parser.add_argument(
         "--verifier",
         default="",

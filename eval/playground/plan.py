@@ -28,6 +28,7 @@ from tts_vision.runs.manifest import Manifest
 from tts_vision.runs.task import Record, Task
 
 REFERENCE = "best_of_n"
+COMPUTE, SECONDS = "compute", "seconds"
 VARIANTS: dict[str, tuple[str, ...]] = {"tts_var": ("clustering=false",)}
 """Parameters of further arms of an algorithm: TTS-VAR without its clusters is plain resampling."""
 OF_CLIPS = {
@@ -107,6 +108,7 @@ class Settings:
         device: Where they run.
         limit: Most prompts of a track.
         workers: Searches that are carried out at once, which decides how long each takes.
+        levels: What searches have in common at a budget: ``compute``, ``seconds`` or both.
 
     Raises:
         ConfigError: If a budget is written in another unit, or a model is made for none of the tracks.
@@ -123,6 +125,7 @@ class Settings:
     device: str | None = None
     limit: int = 100
     workers: int = 1
+    levels: tuple[str, ...] = (COMPUTE, SECONDS)
 
     def __post_init__(self) -> None:
         _ = self.yardstick
@@ -147,9 +150,10 @@ class Settings:
         """Four times the largest budget, for the reference alone."""
         return Level(f"{4 * max(map(samples_of, self.budgets)):g}x")
 
-    def levels(self, contender: Contender) -> list[Level]:
+    def levels_of(self, contender: Contender) -> list[Level]:
         """The budgets of a contender; the reference has one sample and the yardstick besides."""
-        own = [Level(times, timed) for times in self.budgets for timed in (False, True)]
+        kinds = [timed for name, timed in ((COMPUTE, False), (SECONDS, True)) if name in self.levels]
+        own = [Level(times, timed) for times in self.budgets for timed in kinds]
         alone = contender == Contender(contender.model, REFERENCE)
         return list(dict.fromkeys([Level("1x"), *own, self.yardstick] if alone else own))
 
@@ -325,7 +329,7 @@ class Tasks:
         for contender in filter(self.plan.takes_part, contenders(self.plan.settings)):
             if track not in self.plan.settings.tracks_of(contender.model):
                 continue
-            for level in self.plan.settings.levels(contender):
+            for level in self.plan.settings.levels_of(contender):
                 yield Cell(track, contender, level)
 
     def all(self) -> list[Task]:
@@ -426,10 +430,10 @@ def _tried(
     for contender in filter(plan.takes_part, contenders(settings)):
         first = settings.tracks_of(contender.model)[0]
         try:
-            for level in settings.levels(contender):
-                if not level.timed:
-                    cell = Cell(first, contender, level)
-                    new += tasks.of(cell, stage.items[first][:1], settings.seeds[:1])
+            computed = [level for level in settings.levels_of(contender) if not level.timed]
+            for level in computed or [Level(settings.budgets[0])]:
+                cell = Cell(first, contender, level)
+                new += tasks.of(cell, stage.items[first][:1], settings.seeds[:1])
         except ConfigError as error:
             plan.refuse(contender, str(error))
     finished = Manifest(stage.root).read()

@@ -94,6 +94,8 @@ def reached(rows: Sequence[Row], yardstick: Yardstick) -> str:
         f"`{REFERENCE}` at {yardstick.budget} is right for {yardstick.right.percent} % in "
         f"{yardstick.seconds:.2g} s, and for {yardstick.in_a_quarter.percent} % in a quarter of that time."
     )
+    if not timed:
+        return text
     return (
         f"{text} As often as at {yardstick.budget} in a quarter of its seconds: {', '.join(who) or 'none'}."
     )
@@ -189,12 +191,13 @@ def _panel(axis: Axes, rows: Sequence[Row]) -> None:
     )
     low = [100 * row.right.low for row in alone]
     axis.fill_between(seconds, low, [100 * row.right.high for row in alone], color=_INK, alpha=0.15)
-    timed: dict[str, list[Row]] = {}
+    timed = any(row.limit is not None for row in rows)  # else at equal compute
+    lines: dict[str, list[Row]] = {}
     for row in rows:
-        if row.limit is not None and row.search != REFERENCE:
-            timed.setdefault(row.search, []).append(row)
-    best = sorted(timed, key=lambda name: -timed[name][-1].right.value)[:DRAWN]
-    for name, group in timed.items():
+        if (row.limit is not None) == timed and row.search != REFERENCE:
+            lines.setdefault(row.search, []).append(row)
+    best = sorted(lines, key=lambda name: -lines[name][-1].right.value)[:DRAWN]
+    for name, group in lines.items():
         colour = _COLOURS[best.index(name)] if name in best else _INK
         axis.plot(
             [row.seconds for row in group],

@@ -72,6 +72,11 @@ class MotionSpec:
         """One of `FORMS`."""
         return FORMS[len(self.actors) - 1]
 
+    @property
+    def objects(self) -> MotionSpec:
+        """The same objects, whatever they do."""
+        return MotionSpec(tuple(Actor(actor.shape, actor.colour) for actor in self.actors))
+
 
 @dataclass(frozen=True)
 class Clip:

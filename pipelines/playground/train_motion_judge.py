@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tts_vision.pipelines.playground.motion import CHUNKS, MOTIONS
-from tts_vision.pipelines.playground.platt import fitted_line
 from tts_vision.pipelines.playground.training import (
     LOSSES_EVERY,
     Average,
@@ -23,8 +23,15 @@ from tts_vision.pipelines.playground.training import (
     train,
     warm_then_decay,
 )
-from tts_vision.pipelines.playground.video_judge import MotionJudge, MotionJudgeConfig, pixels_of, save_judge
-from tts_vision.pipelines.playground.video_judge_data import JudgeClips
+from tts_vision.pipelines.playground.video import build_motion_tokenizer
+from tts_vision.pipelines.playground.video_judge import (
+    Blend,
+    MotionJudge,
+    MotionJudgeConfig,
+    pixels_of,
+    save_judge,
+)
+from tts_vision.pipelines.playground.video_judge_data import OWN_CLIPS, JudgeClips
 from tts_vision.pipelines.playground.world import COLOURS, SHAPES
 
 
@@ -141,61 +148,85 @@ def build_judge(config: MotionJudgeConfig, seed: int) -> tuple[MotionJudge, Show
 
 @torch.no_grad()
 def answers(judge: MotionJudge, clips: JudgeClips, device: str) -> Tensor:
-    """Logits of the captions that clips were drawn for, up to each chunk, `(n, 4)`.
+    """Both logits of the captions that clips were drawn for, up to each chunk, `(n, 4, 2)`.
 
     Args:
         judge: The judge, in float32.
         clips: Clips of the model.
         device: Where to judge.
     """
-    judge.to(device)
-    found = []
-    for at in torch.arange(len(clips.frames)).split(50):
-        part = clips[at]
-        logits = judge(pixels_of(part.frames.to(device)), part.tokens[:, :1].long().to(device))
-        found.append(logits[:, 0].cpu())
+    from tts_vision.verifiers.playground_judge import PlaygroundJudge
+    from tts_vision.verifiers.playground_motion_judge import two_logits
+
+    images, judge = PlaygroundJudge(device=device), judge.to(device)
+    texts = build_motion_tokenizer().batch_decode(clips.tokens[:, 0].long(), skip_special_tokens=True)
+    found = [
+        two_logits(judge, images, clips.frames[at], [texts[i] for i in at])
+        for at in torch.arange(len(clips.frames)).split(50)
+    ]
     judge.to("cpu")
     return torch.cat(found)
 
 
-@torch.no_grad()
-def calibrate(judge: MotionJudge, clips: JudgeClips, device: str) -> tuple[float, float]:
-    """Fits slope and offset of the logit to the captions that clips were drawn for (Platt 1999).
+def fitted_blend(logits: Tensor, right: Tensor) -> Blend:
+    """The logistic regression of verdicts on both logits.
 
     Args:
-        judge: The judge, in float32; its last layer takes both in.
-        clips: Clips of the model that training did not see.
-        device: Where to judge.
-
-    Returns:
-        Slope and offset.
+        logits: `(n, 4, 2)`.
+        right: `(n, 4)`.
     """
-    logits = answers(judge, clips, device)
-    slope, offset = fitted_line(logits.flatten(), clips.right[:, 0].flatten(), penalty=1e-4)
-    judge.verdict.weight.mul_(slope)
-    judge.verdict.bias.mul_(slope).add_(offset)
-    return slope, offset
+    from sklearn.linear_model import LogisticRegression
+
+    if right.all() or not right.any():
+        return Blend(1.0, 1.0, 0.0)  # nothing to tell apart
+    model = LogisticRegression(C=10.0).fit(logits.flatten(0, -2).numpy(), right.flatten().numpy())
+    (motion, frame), (offset,) = model.coef_[0].tolist(), model.intercept_.tolist()
+    return Blend(motion, frame, offset)
 
 
-def areas(judge: MotionJudge, clips: JudgeClips, device: str) -> list[float]:
-    """Area under the curve of right against wrong clips, up to each chunk; NaN where all are alike."""
+def areas(logits: Tensor, right: Tensor) -> list[float]:
+    """Area under the curve of right against wrong clips, up to each chunk; NaN where all are alike.
+
+    Args:
+        logits: `(n, 4)`.
+        right: `(n, 4)`.
+    """
     from sklearn.metrics import roc_auc_score
 
-    found = zip(clips.right[:, 0].T.numpy(), answers(judge, clips, device).T.numpy())
-    return [roc_auc_score(right, logits) if 0 < right.mean() < 1 else math.nan for right, logits in found]
+    found = zip(right.T.numpy(), logits.T.numpy())
+    return [roc_auc_score(each, logit) if 0 < each.mean() < 1 else math.nan for each, logit in found]
+
+
+def areas_within(logits: Tensor, right: Tensor, each: int) -> list[float]:
+    """The same within a prompt, mean over the prompts whose clips differ.
+
+    Args:
+        logits: `(n, 4)`, those of a prompt after one another.
+        right: `(n, 4)`.
+        each: Clips of a prompt.
+    """
+    parts = [areas(*part) for part in zip(logits.split(each), right.split(each))]
+    return np.nanmean(np.array(parts), 0).tolist()
 
 
 def export_judge(
     work_dir: Path, output: Path, unseen: JudgeClips, config: MotionJudgeConfig, device: str
 ) -> None:
-    """Writes the trained judge, calibrated, to `motion_judge` of a folder."""
+    """Writes the trained judge to `motion_judge` of a folder.
+
+    Its answers are weighed on one half of the unseen clips and measured on the other.
+    """
     judge, _ = build_judge(config, 0)
     average = Average({"judge": judge})
     average.load_state_dict(parts_of(work_dir, "motion_judge")["average"])
     average.copy_to("judge", judge)
-    slope, offset = calibrate(judge.eval(), unseen, device)
-    shown = ", ".join(f"{area:.2f}" for area in areas(judge, unseen, device))
-    log(work_dir, f"judge: slope {slope:.2f}, offset {offset:.2f}")
-    log(work_dir, f"judge: area under the curve on {len(unseen.frames)} unseen clips, by chunk: {shown}")
-    save_judge(judge, output / "motion_judge")
+    logits, right = answers(judge.eval(), unseen, device), unseen.right[:, 0].bool()
+    half = len(logits) // 2 // OWN_CLIPS * OWN_CLIPS
+    blend = fitted_blend(logits[:half], right[:half])
+    log(work_dir, f"judge: {blend}")
+    for name, part in (("motion", logits[..., 0]), ("worst frame", logits[..., 1]), ("both", blend(logits))):
+        found, within = areas(part[half:], right[half:]), areas_within(part[half:], right[half:], OWN_CLIPS)
+        shown, inside = (", ".join(f"{area:.2f}" for area in each) for each in (found, within))
+        log(work_dir, f"judge: area under the curve of {name}, by chunk: {shown}; within a prompt: {inside}")
+    save_judge(judge, blend, output / "motion_judge")
     log(work_dir, f"export: {output / 'motion_judge'}, {folder_size(output / 'motion_judge')} bytes")

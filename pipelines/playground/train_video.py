@@ -2,8 +2,9 @@
 
 The video model starts from the bundled image model and learns chunks of drawn clips, each behind the one
 before it (rectified flow, Liu et al. 2022). The motion judge learns from drawn clips with right and wrong
-captions, and from the model's own clips with the exact checker's verdicts; its probabilities are calibrated
-on clips of the model that it did not learn from. All stages resume from the work folder.
+captions, and from the model's own clips with the exact checker's verdicts; its answers are weighed against
+those of the judge of images on clips of the model that it did not learn from. All stages resume from the work
+folder.
 
 The defaults are for two cores and two hours; on an accelerator give `--device cuda`, more `--workers` and
 larger batches.
@@ -37,9 +38,9 @@ from tts_vision.pipelines.playground.training import (
 from tts_vision.pipelines.playground.training_options import chosen_stages, training_parser
 from tts_vision.pipelines.playground.video_bank import ClipBank, load_bank
 from tts_vision.pipelines.playground.video_judge import MotionJudgeConfig
-from tts_vision.pipelines.playground.video_judge_data import load_drawn, load_own, parted
+from tts_vision.pipelines.playground.video_judge_data import load_drawn, load_own
 
-STAGES = ("bank", "video", "own", "judge")
+STAGES = ("bank", "video", "own", "judge", "blend")
 DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 2.0}
 
 
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-share", type=float, default=0.35, help="share of first chunks in a step")
     parser.add_argument("--judge-clips", type=int, default=4_000, help="drawn clips to train the judge on")
     parser.add_argument("--own", type=int, default=1_500, help="clips of the model to train the judge on")
+    parser.add_argument("--unseen", type=int, default=800, help="clips to weigh and measure the judge on")
     parser.add_argument("--batch-size", type=int, default=64, help="chunks a step of the video model")
     parser.add_argument("--batch-size-judge", type=int, default=16, help="clips a step of the judge")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
@@ -215,9 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start=options.start,
         )
         export_video(work_dir, options.output)
-    if {"own", "judge"} & set(stages):
+    if {"own", "judge", "blend"} & set(stages):
         network, _ = video.load_network(options.output / "video")
-        own, unseen = parted(load_own(work_dir, network, options.own, seed + 12, workers, device))
+    if {"own", "judge"} & set(stages):
+        own = load_own(work_dir, network, options.own, seed + 12, workers, device)
     if "judge" in stages:
         train_judge(
             work_dir,
@@ -229,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=seed + 13,
             batch_size=options.batch_size_judge,
         )
+    if "blend" in stages:
+        unseen = load_own(work_dir, network, options.unseen, seed + 14, workers, device, "judge_unseen")
         export_judge(work_dir, options.output, unseen, config, device)
 
 

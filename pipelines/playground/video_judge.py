@@ -21,6 +21,7 @@ from tts_vision.pipelines.module_folders import CONFIG, WEIGHTS, save_weights, w
 from tts_vision.pipelines.playground import motion
 from tts_vision.pipelines.playground.video import MAX_TOKENS, build_motion_tokenizer
 
+BLEND = "blend.json"
 CELLS = 16  # of a frame
 _CELLS_OF_CHUNK = CELLS * motion.CHUNK
 
@@ -131,6 +132,38 @@ class MotionJudge(nn.Module):
         return self.said(seen.repeat_interleave(k * chunks, 0), texts, count).view(b, k, chunks)
 
 
+@dataclass(frozen=True)
+class Blend:
+    """The weights by which two logits are one: that of the motion judge, and that of the worst frame.
+
+    Attributes:
+        motion: Of the motion judge.
+        frame: Of `playground_judge`, asked whether a frame shows the objects.
+        offset: Added to both.
+    """
+
+    motion: float
+    frame: float
+    offset: float
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """One logit of two: `(..., 2)` to `(...)`."""
+        motion, frame = logits.unbind(-1)
+        return self.motion * motion + self.frame * frame + self.offset
+
+
+def worst_frames(chances: Tensor) -> Tensor:
+    """The logit of the worst frame up to each chunk.
+
+    Args:
+        chances: Of frames that show the objects, as many of each chunk, `(b, chunks, k)`.
+
+    Returns:
+        `(b, chunks)`.
+    """
+    return chances.logit(eps=1e-4).amin(-1).cummin(-1).values
+
+
 def pixels_of(frames: Tensor) -> Tensor:
     """Frames `(..., 64, 64, 3)` uint8 as the judge takes them: `(..., 3, 64, 64)` in [-1, 1]."""
     return frames.movedim(-1, -3).float().div(127.5).sub(1.0)
@@ -144,13 +177,14 @@ def token_ids(texts: list[str]) -> Tensor:
     return words.input_ids
 
 
-def save_judge(judge: MotionJudge, folder: Path) -> None:
-    """Writes a judge in half precision."""
+def save_judge(judge: MotionJudge, blend: Blend, folder: Path) -> None:
+    """Writes a judge in half precision, and its blend."""
     save_weights(judge, folder, torch.float16)
     write_settings(folder / CONFIG, asdict(judge.config))
+    write_settings(folder / BLEND, asdict(blend))
 
 
-def load_judge(folder: Path) -> MotionJudge:
+def load_judge(folder: Path) -> tuple[MotionJudge, Blend]:
     """Reads a folder of `save_judge`, in float32.
 
     Raises:
@@ -162,10 +196,11 @@ def load_judge(folder: Path) -> MotionJudge:
     try:
         judge = MotionJudge(MotionJudgeConfig(**json.loads((folder / CONFIG).read_text())))
         judge.load_state_dict(load_file(folder / WEIGHTS))
+        blend = Blend(**json.loads((folder / BLEND).read_text()))
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise PipelineError(
-            f"A motion judge must have {CONFIG} and {WEIGHTS} that fit but {str(folder)!r} cannot be read: "
-            f"{str(error).splitlines()[0]}; install it again, or train it with "
+            f"A motion judge must have {CONFIG}, {BLEND} and {WEIGHTS} that fit but {str(folder)!r} cannot "
+            f"be read: {str(error).splitlines()[0]}; install it again, or train it with "
             "'python -m tts_vision.pipelines.playground.train_video'."
         ) from error
-    return judge.eval().requires_grad_(False)
+    return judge.eval().requires_grad_(False), blend

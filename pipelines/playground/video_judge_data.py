@@ -20,6 +20,7 @@ from tts_vision.pipelines.playground.video_judge import token_ids
 from tts_vision.pipelines.playground.world import COLOURS, SHAPES
 
 TEXTS_PER_CLIP = 4
+OWN_CLIPS = 4  # of the model's clips, those of a prompt
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def drawn_with_captions(seed: int, count: int) -> tuple[np.ndarray, list[str], n
         clips.append(motion.sample_changing_clip(rng, specs))
         asked = [spec, altered(rng, spec), altered(rng, spec), later if turn < CHUNKS else altered(rng, spec)]
         for each in asked:
-            plain = MotionSpec(tuple(Actor(a.shape, a.colour) for a in each.actors))
-            each = plain if rng.random() < 0.08 else each
+            each = each.objects if rng.random() < 0.08 else each
             texts.append(motion.sample_caption(rng, each, still_life=0.0))
             right.append(np.logical_and.accumulate([_shows(each, chunk) for chunk in specs]))
         shown.append(_shown(specs))
@@ -147,9 +147,10 @@ def load_own(
     seed: int,
     workers: int,
     device: str,
+    name: str = "judge_own",
     batch_size: int = 500,
 ) -> JudgeClips:
-    """The model's own clips for training prompts, four of each, made once and kept in the work folder.
+    """The model's own clips for training prompts, `OWN_CLIPS` of each, made once and kept in the work folder.
 
     Half of them are drawn with the settings of a plain call, half with fewer steps and weaker guidance.
 
@@ -160,12 +161,13 @@ def load_own(
         seed: Seed of prompts and noise.
         workers: Processes that check.
         device: Where to draw.
+        name: Of the file.
         batch_size: Clips drawn at once.
     """
-    path = work_dir / "judge_own.pt"
+    path = work_dir / f"{name}.pt"
     if not path.exists():
         rng = np.random.default_rng(seed)
-        each = min(4, count)
+        each = min(OWN_CLIPS, count)
         asked = [motion.caption(motion.sample_training_spec(rng)) for _ in range(-(-count // each))]
         prompts = [text for text in asked for _ in range(each)]
         vae = video.load_autoencoder().to(device)
@@ -232,9 +234,3 @@ def own_clips(
     pixels = torch.cat([vae.decode(part).sample for part in latents.float().split(1000)])
     frames = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return frames.unflatten(0, (len(prompts), FRAMES))
-
-
-def parted(own: JudgeClips) -> tuple[JudgeClips, JudgeClips]:
-    """Clips to learn from, and the last tenth, whole prompts, to calibrate on."""
-    cut = max(len(own.frames) * 9 // 10 // 4 * 4, 1)
-    return own[slice(0, cut)], own[slice(min(cut, len(own.frames) - 1), None)]

@@ -140,8 +140,8 @@ def test_budgets_are_those_of_the_reference() -> None:
     own = settings(budgets=("4x", "16x"))
     assert own.yardstick == Level("64x")
     several = [Level("4x"), Level("4x", True), Level("16x"), Level("16x", True)]
-    assert own.levels(Contender("playground", "evosearch")) == several
-    assert own.levels(Contender("playground", "best_of_n")) == [Level("1x"), *several, Level("64x")]
+    assert own.levels_of(Contender("playground", "evosearch")) == several
+    assert own.levels_of(Contender("playground", "best_of_n")) == [Level("1x"), *several, Level("64x")]
     with pytest.raises(ConfigError, match="in plain samples, such as 4x, but got 'nfe=20'"):
         settings(budgets=("nfe=20",))
 
@@ -516,7 +516,7 @@ def test_budgets_in_seconds_are_what_the_reference_took_and_stay_so(tmp_path: Pa
     tried = [
         records[task.name].elapsed
         for who in ("best_of_n", "evosearch", "fk_steering")
-        for level in own.levels(Contender(model, who))
+        for level in own.levels_of(Contender(model, who))
         if not level.timed
         for task in tasks.of(Cell("hard", Contender(model, who), level))[:1]
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import tts_vision
@@ -45,6 +46,7 @@ from tts_vision.rng import row_seed
 from tts_vision.testing.contracts import SamplerContract, VerifierContract
 from tts_vision.types import FAILS_AT, Media
 from tts_vision.verifier import Verifier
+from tts_vision.verifiers.playground_judge import PlaygroundJudge
 from tts_vision.verifiers.playground_motion_judge import PlaygroundMotionJudge
 
 SIZE = FlowSize(heads=2, layers=1, time_dim=16, text_dim=32, text_layers=2)
@@ -231,6 +233,8 @@ def test_the_script_trains_and_exports_what_the_loaders_load(tmp_path: Path, wei
         "--judge-clips",
         "4",
         "--own",
+        "8",
+        "--unseen",
         "8",
         "--batch-size",
         "2",
@@ -518,45 +522,38 @@ def test_a_resumed_judge_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert_same(*judges)
 
 
-def test_calibration_makes_probabilities_of_what_is_too_sure() -> None:
-    model, clips = judge(), drawn_clips(12)
-    with torch.no_grad():
-        logits = model(video_judge.pixels_of(clips.frames), clips.tokens[:, :1].long())[:, 0]
-    sure = torch.where(
-        torch.rand(logits.shape, generator=seeded(0)) < 0.75, logits > logits.median(), logits > 9
-    )
-    right = clips.right.clone()
-    right[:, 0] = sure
-    model.verdict.weight.data.mul_(50)
-    train_motion_judge.calibrate(
-        model, video_judge_data.JudgeClips(clips.frames, clips.tokens, right, clips.shown), "cpu"
-    )
-    with torch.no_grad():
-        chances = model(video_judge.pixels_of(clips.frames), clips.tokens[:, :1].long())[:, 0].sigmoid()
-    assert float(chances.mean()) == pytest.approx(float(sure.float().mean()), abs=0.05)
+def test_the_blend_is_the_regression_of_verdicts_on_both_logits() -> None:
+    logits = 3 * torch.randn(1000, CHUNKS, 2, generator=seeded(0))
+    truth = video_judge.Blend(motion=0.5, frame=1.5, offset=-1.0)
+    right = torch.rand(1000, CHUNKS, generator=seeded(1)) < truth(logits).sigmoid()
+    found = train_motion_judge.fitted_blend(logits, right)
+    for name, value in vars(truth).items():
+        assert getattr(found, name) == pytest.approx(value, abs=0.15)
+    assert float(found(logits).sigmoid().mean()) == pytest.approx(float(right.float().mean()), abs=0.01)
+    alike = train_motion_judge.fitted_blend(logits, torch.ones_like(right))
+    assert alike == video_judge.Blend(1.0, 1.0, 0.0)
 
 
-def test_areas_under_the_curve_are_shares_of_pairs() -> None:
-    model, clips = judge(), drawn_clips(8)
-    with torch.no_grad():
-        logits = model(video_judge.pixels_of(clips.frames), clips.tokens[:, :1].long())[:, 0]
-    right = clips.right.clone()
-    right[:, 0] = logits > logits.median(0).values
-    right[4, 0, 0] = ~right[4, 0, 0]
-    right[:, 0, 3] = True
-    first, *between, last = train_motion_judge.areas(
-        model, video_judge_data.JudgeClips(clips.frames, clips.tokens, right, clips.shown), "cpu"
-    )
-    is_right = right[:, 0, 0]
-    pairs = logits[is_right, 0][:, None] > logits[~is_right, 0]
-    assert first == pytest.approx(float(pairs.float().mean())) and first < 1
+def test_areas_under_the_curve_are_shares_of_pairs_of_all_clips_and_of_a_prompt() -> None:
+    logits = torch.randn(8, CHUNKS, generator=seeded(0))
+    right = logits > logits.median(0).values
+    right[4, 0] = ~right[4, 0]
+    right[:, 3] = True
+    first, *between, last = train_motion_judge.areas(logits, right)
+
+    def pairs(rows: slice) -> float:
+        good, scores = right[rows, 0], logits[rows, 0]
+        return float((scores[good][:, None] > scores[~good]).float().mean())
+
+    assert first == pytest.approx(pairs(slice(None))) and first < 1
     assert between == [1.0, 1.0] and math.isnan(last)
+    by_prompt = [pairs(part) for part in (slice(0, 4), slice(4, 8)) if 0 < right[part, 0].sum() < 4]
+    assert train_motion_judge.areas_within(logits, right, 4)[0] == pytest.approx(np.mean(by_prompt))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = judge()
-    video_judge.save_judge(made, tmp_path / "motion_judge")
+    video_judge.save_judge(judge(), video_judge.Blend(1.0, 0.0, 0.0), tmp_path / "motion_judge")
     return tmp_path / "motion_judge"
 
 
@@ -592,6 +589,19 @@ def test_the_judge_reads_prompts_in_its_own_wording_and_says_when_clips_fail(fol
         verifier.score([clip], [Prompt("a dog")])
 
 
+def test_the_worst_frame_so_far_counts_as_the_judge_of_images_sees_it(folder: Path) -> None:
+    (folder / "blend.json").write_text(json.dumps({"motion": 0.0, "frame": 1.0, "offset": 0.0}))
+    verifier, images = PlaygroundMotionJudge(path=folder, device="cpu"), PlaygroundJudge(device="cpu")
+    text, still = "a red circle moving left and a blue star", "a red circle and a blue star"
+    clips = [Video(frames, 8.0) for frames in drawn_clips(2).frames]
+    for clip, score in zip(clips, verifier.score(clips, [Prompt(text)] * 2)):
+        looked = [Image.fromarray(frame.numpy()) for frame in clip.frames[::2]]
+        chances = [found.value for found in images.score(looked, [Prompt(still)] * 8)]
+        for chunk in range(1, CHUNKS + 1):
+            worst = min(chances[: 2 * chunk])
+            assert score.parts[f"chunk_{chunk}"] == pytest.approx(max(worst, 1e-4), rel=1e-3)
+
+
 def test_clips_that_the_judge_cannot_judge_are_unscored_with_the_reason(folder: Path) -> None:
     verifier = PlaygroundMotionJudge(path=folder, device="cpu")
     frames = drawn_clips(1).frames[0]
@@ -609,6 +619,9 @@ def test_a_missing_judge_is_told_of_before_anything_is_scored(weights: Path) -> 
 def test_a_damaged_judge_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"width": 64, "video_layers": 1, "text_layers": 1}))
     with pytest.raises(PipelineError, match="cannot be read"):
+        video_judge.load_judge(folder)
+    (folder / "blend.json").unlink()
+    with pytest.raises(PipelineError, match=r"must have config\.json, blend\.json and"):
         video_judge.load_judge(folder)
 
 
@@ -656,7 +669,7 @@ def test_the_weights_of_the_judge_are_small() -> None:
 @judge_trained
 def test_the_judge_prefers_right_captions_of_drawn_clips() -> None:
     clips = drawn_clips(24, seed=987)
-    model = video_judge.load_judge(playground.weights_path("motion_judge"))
+    model, _ = video_judge.load_judge(playground.weights_path("motion_judge"))
     with torch.no_grad():
         logits = model(video_judge.pixels_of(clips.frames), clips.tokens.long())[..., -1]
     right = clips.right[..., -1].bool()
