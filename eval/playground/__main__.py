@@ -64,7 +64,7 @@ def _make(options: argparse.Namespace) -> None:
             f"--hours must be positive and --limit at least 1 but got {options.hours:g} and {options.limit}; "
             "raise it."
         )
-    models = tuple(dict.fromkeys(options.model))
+    models = tuple(dict.fromkeys(options.model or bundled_models(options.track or ())))
     checkers = {track: _checker(track) for track in _tracks(options.track, models)}
     items = {track: each.items() for track, each in checkers.items()}
     executor, workers = _executor(options)
@@ -162,7 +162,11 @@ def _parser() -> argparse.ArgumentParser:
         help="(default: those that the models are made for)",
     )
     parser.add_argument(
-        "--model", nargs="+", default=bundled_models(), metavar="NAME", help="(default: %(default)s)"
+        "--model",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="(default: those bundled ones that are made for the tracks)",
     )
     parser.add_argument(
         "--algorithms",

@@ -229,9 +229,14 @@ def samples_of(times: str) -> float:
     return budget.times
 
 
-def bundled_models() -> list[str]:
-    """The models that come with the toolkit and draw the playground's world."""
-    return [name for name in known_names("model") if name.partition("-")[0] == "playground"]
+def bundled_models(tracks: Sequence[WorldTrack] = ()) -> list[str]:
+    """The models that come with the toolkit and draw the playground's world.
+
+    Args:
+        tracks: Those made for none of these are left out; none by default.
+    """
+    own = [name for name in known_names("model") if name.partition("-")[0] == "playground"]
+    return [name for name in own if not tracks or set(tracks) & set(tracks_of(name))]
 
 
 def contenders(settings: Settings) -> list[Contender]:

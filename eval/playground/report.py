@@ -83,7 +83,8 @@ def _section(rows: Sequence[Row], yardstick: Yardstick | None) -> Iterator[str]:
     for budget, limit in dict.fromkeys((row.budget, row.limit) for row in several):
         group = [row for row in rows if (row.budget, row.limit) == (budget, limit)]
         what = f"{budget} at equal compute" if limit is None else f"In {limit:g} seconds, those of {budget}"
-        yield from (f"{what}; {group[0].prompts} prompts:", "", *_table(group), "")
+        prompts = group[0].prompts
+        yield from (f"{what}; {prompts} prompt{'s' * (prompts != 1)}:", "", *_table(group), "")
 
 
 def reached(rows: Sequence[Row], yardstick: Yardstick) -> str:

@@ -103,6 +103,12 @@ def test_models_take_part_in_the_tracks_that_they_are_made_for() -> None:
     for name in variants:
         entry = entry_of("algorithm", lookup("algorithm", "tree_of_frames").target)
         validate(entry.target, Spec.parse(name).params, name)
+    # by default the models of the chosen tracks take part, so that any track can be named alone
+    for track in ("easy", "hard", "motion"):
+        chosen = bundled_models((track,))
+        assert chosen == [name for name in bundled_models() if track in tracks_of(name)]
+        assert settings(tracks=(track,), models=tuple(chosen)).tracks_of(chosen[0]) == (track,)
+    assert "playground-video" not in bundled_models(("easy", "hard"))
     with pytest.raises(ConfigError, match="'playground' is for easy and hard, and the tracks are motion"):
         settings(tracks=("motion",), models=("playground",))
 
@@ -116,6 +122,14 @@ def test_searches_of_a_track_are_of_its_models_and_by_its_guide() -> None:
         ("hard", "playground", "playground_judge"),
         ("motion", "playground-video", "playground_motion_judge"),
     }
+
+
+def test_searches_are_compared_at_one_level_or_at_both() -> None:
+    who = Contender("playground", "evosearch")
+    computed, timed = [Level("4x")], [Level("4x", timed=True)]
+    assert settings(levels=("compute",)).levels_of(who) == computed
+    assert settings(levels=("seconds",)).levels_of(who) == timed
+    assert set(settings().levels_of(who)) == {*computed, *timed}
 
 
 def test_modes_of_previews_are_arms_of_searches_that_choose_by_previews() -> None:
