@@ -32,15 +32,16 @@ def load_weights(module: nn.Module, folder: Path) -> None:
     Raises:
         PipelineError: If they are missing or do not fit.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / WEIGHTS
     try:
         module.load_state_dict(load_file(path), strict=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise PipelineError(
-            f"{str(path)!r} must hold the weights of its {CONFIG} but: {str(error).splitlines()[0]}; "
-            "install or save the pipeline again."
+            f"{str(path)!r} must hold the weights of this network but: {str(error).splitlines()[0]}; install "
+            "or save it again."
         ) from error
 
 

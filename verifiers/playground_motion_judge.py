@@ -15,8 +15,8 @@ from tts_vision.pipelines.playground import motion, weights_path
 from tts_vision.pipelines.playground.video_judge import (
     MotionJudge,
     load_judge,
-    pixels_of,
-    token_ids,
+    logit_of,
+    tracks_of,
     worst_frames,
 )
 from tts_vision.registry import register
@@ -30,16 +30,15 @@ LOOKED_AT = 2  # each second frame of a clip is shown to the judge of images
 @register(
     "verifier",
     "playground_motion_judge",
-    paper="BLIP (Li et al. 2022)",
     notes={"licence": "Apache-2.0", "weights": "bundled"},
 )
 class PlaygroundMotionJudge(BatchedVerifier):
     """The probability that a clip of the playground shows what the prompt asks, chunk after chunk.
 
-    Two networks judge, and a logistic regression weighs their answers: a video tower with a text tower,
-    trained on the exact motion checker's verdicts about clips of `playground-video` and drawn ones; and
-    `playground_judge`, asked whether frames show the objects, of which the worst counts. Both err. The first
-    chunks of a clip are judged on what they show.
+    A small network looks at soft tracks, the places of the pixels of each asked colour, and has learnt from
+    clips of `playground-video` what the exact motion checker says of them; `playground_judge` is asked
+    whether frames show the objects, of which the worst counts; a logistic regression weighs both answers. It
+    errs: tracks confuse colours and know no shapes. The first chunks of a clip are judged on what they show.
 
     ``parts`` has the probability that the clip was right up to each chunk; if the clip is probably wrong,
     ``parts["fails_at"]`` is the time in seconds at which the first chunk begins that is probably wrong.
@@ -59,10 +58,9 @@ class PlaygroundMotionJudge(BatchedVerifier):
     def _load(self) -> None:
         try:
             path = weights_path("motion_judge") if self.path is None else Path(self.path)
-            model, self._blend = load_judge(path)
+            self._model = load_judge(path)
         except (FileNotFoundError, PipelineError) as error:
             raise VerifierError(str(error)) from error
-        self._model = model.to(self.device)
         self._images = PlaygroundJudge(device=str(self.device), batch_size=self.batch_size)
         self._images.load()
 
@@ -89,34 +87,34 @@ class PlaygroundMotionJudge(BatchedVerifier):
 
     def _chances(self, frames: Tensor, texts: Sequence[str]) -> list[list[float]]:
         """The probability of being right up to each chunk, of clips of one length."""
-        logits = two_logits(self._model, self._images, frames, texts)
-        return self._blend(logits).sigmoid().tolist()
+        logits = two_logits(self._model, self._images, frames.unbind(), texts)
+        return self._model.verdict(logits)[..., 0].sigmoid().tolist()
 
 
-def two_logits(judge: MotionJudge, images: PlaygroundJudge, frames: Tensor, texts: Sequence[str]) -> Tensor:
-    """The answers about the first one, two, ... chunks of clips: of the motion judge, and of the worst frame.
+def two_logits(
+    judge: MotionJudge, images: PlaygroundJudge, clips: Sequence[Tensor], texts: Sequence[str]
+) -> Tensor:
+    """The answers about the first one, two, ... chunks of clips: by their tracks, and by their worst frame.
 
     Args:
         judge: The motion judge.
         images: The judge of images; every second frame is shown to it.
-        frames: uint8 `(b, t, 64, 64, 3)`, t a multiple of 4.
+        clips: Clips of one length, each uint8 `(t, 64, 64, 3)`, t a multiple of 4.
         texts: A prompt for each.
 
     Returns:
-        `(b, chunks, 2)`.
+        Logits, `(b, chunks, 2)`.
 
     Raises:
         ConfigError: If a prompt is not of the grammar.
     """
-    device = judge.frame_place.device
-    ids = token_ids([wording(text) for text in texts]).to(device)
-    motions = judge(pixels_of(frames.to(device)), ids[:, None])[:, 0].float().cpu()
-    shown = frames[:, ::LOOKED_AT].cpu()
-    looked = [Image.fromarray(frame.numpy()) for frame in shown.flatten(0, 1)]
-    still = [Prompt(motion.caption(motion.parse_spec(text).objects)) for text in texts]
-    found = images.score(looked, [prompt for prompt in still for _ in range(shown.shape[1])])
-    chances = torch.tensor([score.value for score in found]).view(len(frames), motions.shape[1], -1)
-    return torch.stack([motions, worst_frames(chances)], -1)
+    specs = [_spec(text) for text in texts]
+    tracks = logit_of(judge.log_chances(*tracks_of(clips, specs)))
+    looked = [Image.fromarray(frame.cpu().numpy()) for clip in clips for frame in clip[::LOOKED_AT]]
+    each = len(looked) // len(clips)
+    still = [Prompt(motion.caption(spec.objects)) for spec in specs for _ in range(each)]
+    chances = torch.tensor([score.value for score in images.score(looked, still)])
+    return torch.stack([tracks, worst_frames(chances.view(*tracks.shape, -1))], -1)
 
 
 def _score(chances: Sequence[float]) -> Score:
@@ -127,13 +125,8 @@ def _score(chances: Sequence[float]) -> Score:
     return Score(value=chances[-1], parts=parts)
 
 
-def wording(text: str) -> str:
-    """A prompt in the words of `motion.caption`.
-
-    Raises:
-        ConfigError: If it is not of its grammar.
-    """
+def _spec(text: str) -> motion.MotionSpec:
     try:
-        return motion.caption(motion.parse_spec(text))
+        return motion.parse_spec(text)
     except ValueError as error:
         raise ConfigError(str(error)) from error

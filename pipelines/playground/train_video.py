@@ -1,10 +1,9 @@
 """Trains `playground-video` and its motion judge: `python -m tts_vision.pipelines.playground.train_video`.
 
 The video model starts from the bundled image model and learns chunks of drawn clips, each behind the one
-before it (rectified flow, Liu et al. 2022). The motion judge learns from drawn clips with right and wrong
-captions, and from the model's own clips with the exact checker's verdicts; its answers are weighed against
-those of the judge of images on clips of the model that it did not learn from. All stages resume from the work
-folder.
+before it (rectified flow, Liu et al. 2022). The motion judge learns from the model's own clips with the exact
+checker's verdicts; its answers and those of the judge of images are weighed on clips that it did not learn
+from. All stages resume from the work folder.
 
 The defaults are for two cores and two hours; on an accelerator give `--device cuda`, more `--workers` and
 larger batches.
@@ -22,7 +21,7 @@ from torch import Tensor
 from tts_vision.pipelines.playground import video
 from tts_vision.pipelines.playground.motion import CHUNKS
 from tts_vision.pipelines.playground.quiet import quietly
-from tts_vision.pipelines.playground.train_motion_judge import export_judge, train_judge
+from tts_vision.pipelines.playground.train_motion_judge import train_judge
 from tts_vision.pipelines.playground.training import (
     LOSSES_EVERY,
     Average,
@@ -37,10 +36,9 @@ from tts_vision.pipelines.playground.training import (
 )
 from tts_vision.pipelines.playground.training_options import chosen_stages, training_parser
 from tts_vision.pipelines.playground.video_bank import ClipBank, load_bank
-from tts_vision.pipelines.playground.video_judge import MotionJudgeConfig
-from tts_vision.pipelines.playground.video_judge_data import load_drawn, load_own
+from tts_vision.pipelines.playground.video_judge_data import load_own
 
-STAGES = ("bank", "video", "own", "judge", "blend")
+STAGES = ("bank", "video", "own", "judge")
 DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 2.0}
 
 
@@ -181,14 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = training_parser(__doc__, STAGES, "video_train", 0)
     parser.add_argument("--start", type=Path, help="exported video model to start from: weights/video")
     parser.add_argument("--minutes", type=float, default=75.0, help="of training the video model")
-    parser.add_argument("--minutes-judge", type=float, default=30.0, help="of training the judge")
     parser.add_argument("--clips", type=int, default=20_000, help="drawn clips to train the model on")
     parser.add_argument("--first-share", type=float, default=0.35, help="share of first chunks in a step")
-    parser.add_argument("--judge-clips", type=int, default=4_000, help="drawn clips to train the judge on")
-    parser.add_argument("--own", type=int, default=1_500, help="clips of the model to train the judge on")
+    parser.add_argument("--own", type=int, default=800, help="clips of the model to train the judge on")
     parser.add_argument("--unseen", type=int, default=800, help="clips to weigh and measure the judge on")
     parser.add_argument("--batch-size", type=int, default=64, help="chunks a step of the video model")
-    parser.add_argument("--batch-size-judge", type=int, default=16, help="clips a step of the judge")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw and check")
     parser.add_argument("--compile", action="store_true", help="compile the video model")
@@ -199,11 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work_dir.mkdir(parents=True, exist_ok=True)
     stages = chosen_stages(options, STAGES)
     device, workers, seed = options.device, options.workers, options.seed
-    config = MotionJudgeConfig()
     if {"bank", "video"} & set(stages):
         bank = load_bank(work_dir, options.clips, seed, workers, device)
-    if "judge" in stages:
-        drawn = load_drawn(work_dir, options.judge_clips, seed + 1, workers)
     if "video" in stages:
         train_video(
             work_dir,
@@ -217,24 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start=options.start,
         )
         export_video(work_dir, options.output)
-    if {"own", "judge", "blend"} & set(stages):
-        network, _ = video.load_network(options.output / "video")
     if {"own", "judge"} & set(stages):
-        own = load_own(work_dir, network, options.own, seed + 12, workers, device)
+        network, _ = video.load_network(options.output / "video")
+        drawn = (workers, device)
+        own = load_own(work_dir, "judge_own", network, options.own, seed + 12, *drawn)
+        unseen = load_own(work_dir, "judge_unseen", network, options.unseen, seed + 14, *drawn)
     if "judge" in stages:
-        train_judge(
-            work_dir,
-            drawn,
-            own,
-            Budget(options.minutes_judge, options.steps),
-            config,
-            device=device,
-            seed=seed + 13,
-            batch_size=options.batch_size_judge,
-        )
-    if "blend" in stages:
-        unseen = load_own(work_dir, network, options.unseen, seed + 14, workers, device, "judge_unseen")
-        export_judge(work_dir, options.output, unseen, config, device)
+        train_judge(work_dir, options.output, own, unseen, seed + 13)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ All but the last part run on an untrained tiny model.
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tts_vision.pipelines.playground import (
     measure,
     motion,
     motion_checker,
+    tracks,
     train_motion_judge,
     train_video,
     video,
@@ -39,7 +40,6 @@ from tts_vision.pipelines.playground import (
 from tts_vision.pipelines.playground.motion import CHUNK, CHUNKS
 from tts_vision.pipelines.playground.train_flow import FlowSize, build_flow
 from tts_vision.pipelines.playground.training import Budget
-from tts_vision.pipelines.playground.video_judge import MotionJudge, MotionJudgeConfig
 from tts_vision.pipelines.playground.video_pipeline import PlaygroundVideo, load_pipeline
 from tts_vision.registry import lookup
 from tts_vision.rng import row_seed
@@ -50,7 +50,6 @@ from tts_vision.verifiers.playground_judge import PlaygroundJudge
 from tts_vision.verifiers.playground_motion_judge import PlaygroundMotionJudge
 
 SIZE = FlowSize(heads=2, layers=1, time_dim=16, text_dim=32, text_layers=2)
-JUDGE = MotionJudgeConfig(width=32, video_layers=1, text_layers=1)
 TEXT = "a red circle moving left"
 
 
@@ -230,18 +229,15 @@ def test_the_script_trains_and_exports_what_the_loaders_load(tmp_path: Path, wei
     sizes = [
         "--clips",
         "4",
-        "--judge-clips",
-        "4",
         "--own",
         "8",
         "--unseen",
         "8",
         "--batch-size",
         "2",
-        "--batch-size-judge",
-        "2",
     ]
     folders = ["--work-dir", str(tmp_path / "work"), "--output", str(weights)]
+    shutil.copytree(Path(playground.__file__).with_name("weights") / "judge", weights / "judge")
     try:
         train_video.main([*folders, *sizes, "--steps", "1", "--workers", "1", "--threads", "1"])
     finally:
@@ -482,56 +478,93 @@ def test_measuring_counts_right_clips_by_form(monkeypatch: pytest.MonkeyPatch, c
 # -------------------------------------------------------------------------------------------------- the judge
 
 
-def judge() -> MotionJudge:
-    return train_motion_judge.build_judge(JUDGE, 0)[0].eval()
+def clips_of(*texts: str, seed: int = 0) -> list[torch.Tensor]:
+    """Drawn clips, right for the texts."""
+    rng = np.random.default_rng(seed)
+    clips = [motion.sample_clip(rng, motion.parse_spec(text)) for text in texts]
+    return list(torch.from_numpy(motion.render_batch(clips)))
 
 
-def drawn_clips(count: int, seed: int = 0) -> video_judge_data.JudgeClips:
-    frames, texts, right, shown = video_judge_data.drawn_with_captions(seed, count)
-    tokens = video_judge.token_ids(texts).to(torch.uint8).view(count, video_judge_data.TEXTS_PER_CLIP, -1)
-    return video_judge_data.JudgeClips(
-        torch.from_numpy(frames), tokens, torch.from_numpy(right), torch.from_numpy(shown)
+def own_clips(count: int) -> video_judge_data.OwnClips:
+    """Drawn clips in the place of the model's: every second one of a prompt shows another."""
+    rng = np.random.default_rng(0)
+    specs = [motion.sample_training_spec(rng) for _ in range(count // 4) for _ in range(4)]
+    shown = [spec if i % 2 else video_judge_data.altered(rng, spec) for i, spec in enumerate(specs)]
+    frames = motion.render_batch([motion.sample_clip(rng, spec) for spec in shown])
+    texts, right = video_judge_data.labelled(1, frames, [motion.caption(spec) for spec in specs])
+    return video_judge_data.OwnClips(torch.from_numpy(frames), texts, torch.from_numpy(right))
+
+
+def test_soft_tracks_measure_what_is_drawn() -> None:
+    """Displacements and growth of drawn clips, against the centres and radii that they were drawn from."""
+    texts = (
+        "a red circle moving left",
+        "a blue star growing",
+        "a green ring moving down and a white cross shrinking",
     )
+    rng = np.random.default_rng(3)
+    for text in texts:
+        spec = motion.parse_spec(text)
+        scenes = motion.sample_clip(rng, spec)
+        frames = torch.from_numpy(motion.render_batch([scenes])[0])
+        found = tracks.features(frames, spec)
+        assert found.shape == (CHUNKS, len(spec.actors), tracks.FEATURES)
+        for chunk in range(CHUNKS):
+            first, last = max(chunk * CHUNK - 1, 0), chunk * CHUNK + CHUNK - 1
+            for k, actor in enumerate(spec.actors):
+                a, b = scenes.scenes[first].things[k], scenes.scenes[last].things[k]
+                along, aside, growth = found[chunk, k, :3].tolist()
+                span = last - first
+                way = {"left": (-1, 0), "down": (0, 1)}.get(str(actor.motion))
+                if way:
+                    assert along == pytest.approx(
+                        ((b.x - a.x) * way[0] + (b.y - a.y) * way[1]) / span, abs=0.15
+                    )
+                    assert aside < 0.15
+                else:
+                    sense = 1 if actor.motion == "grow" else -1
+                    assert growth == pytest.approx(50 * sense * np.log(b.radius / a.radius) / span, abs=0.4)
 
 
-def test_the_judge_of_a_prefix_never_sees_later_chunks() -> None:
-    model, clips = judge(), drawn_clips(2)
-    pixels, ids = video_judge.pixels_of(clips.frames), clips.tokens.long()
-    with torch.no_grad():
-        whole = model(pixels, ids)
-        assert whole.shape == (2, video_judge_data.TEXTS_PER_CLIP, CHUNKS)
-        for chunks in range(1, CHUNKS + 1):
-            prefix = model(pixels[:, : chunks * CHUNK], ids)
-            assert torch.allclose(prefix, whole[..., :chunks], atol=1e-5)
-        changed = pixels.clone()
-        changed[:, 8:] = 0
-        other = model(changed, ids)
-    assert torch.allclose(other[..., :2], whole[..., :2], atol=1e-5)
-    assert not torch.allclose(other[..., 2:], whole[..., 2:], atol=1e-5)
+def test_tracks_of_first_chunks_never_see_later_ones() -> None:
+    (clip,) = clips_of("a red circle moving left and a blue star growing")
+    spec = motion.parse_spec("a red circle moving left and a blue star growing")
+    whole = tracks.features(clip, spec)
+    for chunks in range(1, CHUNKS + 1):
+        assert torch.equal(tracks.features(clip[: chunks * CHUNK], spec), whole[:chunks])
 
 
-def test_a_resumed_judge_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    drawn, own, judges = drawn_clips(4), drawn_clips(2, 1), []
-    for name, stops in (("whole", [None]), ("parts", [1, None])):
-        (tmp_path / name).mkdir()
-        for stop in stops:
-            made, _ = train_motion_judge.train_judge(
-                tmp_path / name, drawn, own, Budget(steps=3), JUDGE, batch_size=2, stop_after=stop
-            )
-        judges.append(made)
-    assert_same(*judges)
+def test_the_judge_learns_from_clips_which_motions_are_right() -> None:
+    clips = own_clips(24)
+    made = train_motion_judge.fit_judge(clips, steps=150)
+    again = train_motion_judge.fit_judge(clips, steps=150)
+    assert_same(made, again)
+    logits = train_motion_judge.weigh(made, clips)
+    assert logits.shape == (24, video_judge_data.TEXTS_PER_CLIP, CHUNKS, 2)
+    chances = made.verdict(logits)[..., 0].sigmoid()
+    assert float(chances.mean()) == pytest.approx(float(clips.right.float().mean()), abs=0.05)
+    right = clips.right[:, 0, -1]
+    assert float(chances[:, 0, -1][right].mean()) > float(chances[:, 0, -1][~right].mean()) + 0.3
+    # nothing to tell apart: the weights stay
+    before = made.verdict.weight.clone()
+    alike = video_judge_data.OwnClips(clips.frames[:2], clips.texts[:2], torch.ones_like(clips.right[:2]))
+    train_motion_judge.weigh(made, alike)
+    assert torch.equal(made.verdict.weight, before)
 
 
-def test_the_blend_is_the_regression_of_verdicts_on_both_logits() -> None:
-    logits = 3 * torch.randn(1000, CHUNKS, 2, generator=seeded(0))
-    truth = video_judge.Blend(motion=0.5, frame=1.5, offset=-1.0)
-    right = torch.rand(1000, CHUNKS, generator=seeded(1)) < truth(logits).sigmoid()
-    found = train_motion_judge.fitted_blend(logits, right)
-    for name, value in vars(truth).items():
-        assert getattr(found, name) == pytest.approx(value, abs=0.15)
-    assert float(found(logits).sigmoid().mean()) == pytest.approx(float(right.float().mean()), abs=0.01)
-    alike = train_motion_judge.fitted_blend(logits, torch.ones_like(right))
-    assert alike == video_judge.Blend(1.0, 1.0, 0.0)
+def test_the_chance_of_a_clip_is_the_product_over_objects_and_chunks() -> None:
+    made = video_judge.MotionJudge().eval().requires_grad_(False)
+    tracked = torch.randn(3, CHUNKS, 2, tracks.FEATURES, generator=seeded(0))
+    there = torch.tensor([[True, True], [True, False], [True, True]])
+    each = made.moves(tracked.clamp(-4, 4))[..., 0].sigmoid()
+    for i in range(3):
+        chance = 1.0
+        for chunk in range(CHUNKS):
+            for k in range(2):
+                chance *= float(each[i, chunk, k]) if there[i, k] else 1.0
+            found = made.log_chances(tracked, there)[i, chunk]
+            assert float(found.exp()) == pytest.approx(chance, rel=1e-4)
+            assert float(video_judge.logit_of(found).sigmoid()) == pytest.approx(chance, rel=1e-3, abs=1e-6)
 
 
 def test_areas_under_the_curve_are_shares_of_pairs_of_all_clips_and_of_a_prompt() -> None:
@@ -548,12 +581,16 @@ def test_areas_under_the_curve_are_shares_of_pairs_of_all_clips_and_of_a_prompt(
     assert first == pytest.approx(pairs(slice(None))) and first < 1
     assert between == [1.0, 1.0] and math.isnan(last)
     by_prompt = [pairs(part) for part in (slice(0, 4), slice(4, 8)) if 0 < right[part, 0].sum() < 4]
-    assert train_motion_judge.areas_within(logits, right, 4)[0] == pytest.approx(np.mean(by_prompt))
+    assert train_motion_judge.areas_within(logits[:, :1], right[:, :1])[0] == pytest.approx(
+        np.mean(by_prompt)
+    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    video_judge.save_judge(judge(), video_judge.Blend(1.0, 0.0, 0.0), tmp_path / "motion_judge")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        video_judge.save_judge(video_judge.MotionJudge(), tmp_path / "motion_judge")
     return tmp_path / "motion_judge"
 
 
@@ -568,12 +605,14 @@ class TestJudge(VerifierContract):
 
     @pytest.fixture
     def media(self) -> list[Media]:
-        return [Video(frames, 8.0) for frames in drawn_clips(3).frames]
+        return [
+            Video(frames, 8.0) for frames in clips_of(TEXT, "a blue star growing", "a white ring moving up")
+        ]
 
 
 def test_the_judge_reads_prompts_in_its_own_wording_and_says_when_clips_fail(folder: Path) -> None:
     verifier = PlaygroundMotionJudge(path=folder, device="cpu")
-    clip = Video(drawn_clips(1).frames[0], 8.0)
+    clip = Video(clips_of(TEXT)[0], 8.0)
     texts = (TEXT, "a video of a red circle that moves left", "a blue star growing")
     one, same, other = verifier.score([clip] * 3, [Prompt(text) for text in texts])
     assert one.value == pytest.approx(same.value, abs=1e-6) and one.value != pytest.approx(
@@ -581,7 +620,7 @@ def test_the_judge_reads_prompts_in_its_own_wording_and_says_when_clips_fail(fol
     )
     assert one.value == one.parts["chunk_4"] and one.satisfied is None
     with torch.no_grad():
-        for bias, failing in ((-9.0, True), (9.0, False)):
+        for bias, failing in ((-99.0, True), (99.0, False)):
             verifier._model.verdict.bias.fill_(bias)
             (score,) = verifier.score([clip], [Prompt(TEXT)])
             assert score.parts.get(FAILS_AT) == (0.0 if failing else None)
@@ -590,10 +629,13 @@ def test_the_judge_reads_prompts_in_its_own_wording_and_says_when_clips_fail(fol
 
 
 def test_the_worst_frame_so_far_counts_as_the_judge_of_images_sees_it(folder: Path) -> None:
-    (folder / "blend.json").write_text(json.dumps({"motion": 0.0, "frame": 1.0, "offset": 0.0}))
     verifier, images = PlaygroundMotionJudge(path=folder, device="cpu"), PlaygroundJudge(device="cpu")
-    text, still = "a red circle moving left and a blue star", "a red circle and a blue star"
-    clips = [Video(frames, 8.0) for frames in drawn_clips(2).frames]
+    verifier.load()
+    with torch.no_grad():  # the frames alone
+        verifier._model.verdict.weight.copy_(torch.tensor([[0.0, 1.0]]))
+        verifier._model.verdict.bias.zero_()
+    text, still = "a red circle moving left and a blue star growing", "a red circle and a blue star"
+    clips = [Video(frames, 8.0) for frames in clips_of(text, "a red circle growing")]
     for clip, score in zip(clips, verifier.score(clips, [Prompt(text)] * 2)):
         looked = [Image.fromarray(frame.numpy()) for frame in clip.frames[::2]]
         chances = [found.value for found in images.score(looked, [Prompt(still)] * 8)]
@@ -604,7 +646,7 @@ def test_the_worst_frame_so_far_counts_as_the_judge_of_images_sees_it(folder: Pa
 
 def test_clips_that_the_judge_cannot_judge_are_unscored_with_the_reason(folder: Path) -> None:
     verifier = PlaygroundMotionJudge(path=folder, device="cpu")
-    frames = drawn_clips(1).frames[0]
+    (frames,) = clips_of(TEXT)
     media = [Video(frames[:6], 8.0), Video(frames[[3, 7, 11, 15]], 2.0), Video(frames[:, :32], 8.0)]
     scores = verifier.score(media, [Prompt(TEXT)] * 3)
     for score, reason in zip(scores, ("but got 6 at 8", "but got 4 at 2", "but got 64x32")):
@@ -617,12 +659,9 @@ def test_a_missing_judge_is_told_of_before_anything_is_scored(weights: Path) -> 
 
 
 def test_a_damaged_judge_is_refused(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"width": 64, "video_layers": 1, "text_layers": 1}))
-    with pytest.raises(PipelineError, match="cannot be read"):
-        video_judge.load_judge(folder)
-    (folder / "blend.json").unlink()
-    with pytest.raises(PipelineError, match=r"must have config\.json, blend\.json and"):
-        video_judge.load_judge(folder)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(VerifierError, match="must hold the weights of this network but"):
+        PlaygroundMotionJudge(path=folder, device="cpu").load()
 
 
 # ---------------------------------------------------------------------------------------- the trained weights
@@ -668,12 +707,18 @@ def test_the_weights_of_the_judge_are_small() -> None:
 
 @judge_trained
 def test_the_judge_prefers_right_captions_of_drawn_clips() -> None:
-    clips = drawn_clips(24, seed=987)
-    model, _ = video_judge.load_judge(playground.weights_path("motion_judge"))
-    with torch.no_grad():
-        logits = model(video_judge.pixels_of(clips.frames), clips.tokens.long())[..., -1]
-    right = clips.right[..., -1].bool()
-    assert float((logits[right][:, None] > logits[~right]).float().mean()) > 0.6
+    """Captions with one thing wrong: a shape, a colour, a motion, or those of two objects exchanged."""
+    rng = np.random.default_rng(987)
+    specs = [motion.sample_training_spec(rng) for _ in range(16)]
+    frames = motion.render_batch([motion.sample_clip(rng, spec) for spec in specs])
+    texts = [
+        [motion.caption(s), *(motion.caption(video_judge_data.altered(rng, s)) for _ in range(2))]
+        for s in specs
+    ]
+    media = [Video(torch.from_numpy(clip), 8.0) for clip in frames for _ in range(3)]
+    scores = PlaygroundMotionJudge(device="cpu").score(media, [Prompt(t) for each in texts for t in each])
+    values = np.array([score.value for score in scores]).reshape(-1, 3)
+    assert (values[:, :1] > values[:, 1:]).mean() > 0.9
 
 
 @trained

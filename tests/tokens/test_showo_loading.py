@@ -205,7 +205,7 @@ def test_folders_that_are_not_whole_are_told(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="of the family 'discrete_flow' but holds one of 'masked'"):
         load_pipeline(tmp_path, Flow)
     (tmp_path / "transformer" / "model.safetensors").unlink()
-    with pytest.raises(PipelineError, match=r"transformer/model.safetensors' must hold the weights of its"):
+    with pytest.raises(PipelineError, match=r"transformer/model.safetensors' must hold the weights of this"):
         load_pipeline(tmp_path)
     (tmp_path / "pipeline.json").unlink()
     with pytest.raises(PipelineError, match=r"must have pipeline.json but .* cannot be read"):
