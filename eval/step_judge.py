@@ -3,7 +3,8 @@
 Draws paths of `playground-masked` for evaluation prompts, asks `playground_parm` its three questions about
 the preview of every step and about the finished images, and compares the answers with the exact checker.
 With ``--continuations`` each preview is continued as often with other noise: how well the share of right
-continuations ranks paths bounds any verifier. Writes ``eval/results/step_judge.md``.
+continuations ranks paths bounds any verifier. With ``--completed`` previews are completions without noise, as
+those of ``sampler.preview=complete``. Writes ``eval/results/step_judge.md``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from tts_vision.config import ModelOptions
+from tts_vision.errors import ConfigError
 from tts_vision.eval.judge import auc, reliability, reliability_table
 from tts_vision.eval.playground import Track, evaluation_prompts
 from tts_vision.intervals import Figure, mean_of
@@ -127,15 +129,15 @@ def answers_of(verifier: PlaygroundPARM, prompts: Sequence[Prompt], trees: Trees
     )
 
 
-def by_step(truth: Truth, answers: Answers) -> list[StepRow]:
-    """The rows of all steps but the last, whose preview is the image."""
+def by_step(truth: Truth, answers: Answers, steps: Sequence[int]) -> list[StepRow]:
+    """The rows of steps before the last, whose preview is the image."""
     rows, right = [], truth.right
-    for b in range(truth.clear.shape[2]):
+    for b, step in enumerate(steps):
         clear, c, p = truth.clear[..., b], answers.clarity[..., b], answers.potential[..., b]
         continued = truth.continued[..., b]
         rows.append(
             StepRow(
-                step=b + 1,
+                step=step,
                 clear=float(clear.mean()),
                 clarity=float(((c > 0.5) == clear).mean()),
                 clarity_auc=auc(c[clear], c[~clear]),
@@ -194,7 +196,15 @@ def finished(right: np.ndarray, values: dict[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
-def measure(prompts: Sequence[Prompt], each: int, continuations: int, seed: int, device: str) -> str:
+def measure(
+    prompts: Sequence[Prompt],
+    each: int,
+    continuations: int,
+    seed: int,
+    device: str,
+    steps: Sequence[int] | None = None,
+    completed: bool = False,
+) -> str:
     """All tables for some prompts, as Markdown.
 
     Args:
@@ -203,16 +213,26 @@ def measure(prompts: Sequence[Prompt], each: int, continuations: int, seed: int,
         continuations: Continuations of each preview.
         seed: Of their noise.
         device: Where models run.
+        steps: Steps done that are measured; all but the last by default.
+        completed: As in `draw_trees`.
+
+    Raises:
+        ConfigError: If a path does not have such a step.
     """
     pipe = load_playground_masked(options=ModelOptions(device=device))
     verifier, judge = PlaygroundPARM(device=device), PlaygroundJudge(device=device)
     T = int(pipe.defaults["num_inference_steps"])
+    chosen = sorted(set(steps or range(1, T)))
+    if not 1 <= chosen[0] <= chosen[-1] < T:
+        raise ConfigError(
+            f"--steps are from 1 to {T - 1}, before the last one, but got {chosen}; change them."
+        )
     truths, answers, judged = [], [], []
     for first in range(0, len(prompts), _BATCH):
         some = prompts[first : first + _BATCH]
         specs = [world.parse_spec(prompt.text) for prompt in some]
-        step = np.broadcast_to(np.arange(1, T, dtype=np.uint8), (len(some), each, T - 1))
-        trees = draw_trees(pipe, specs, step, continuations, seed + first)
+        step = np.broadcast_to(np.array(chosen, np.uint8), (len(some), each, len(chosen)))
+        trees = draw_trees(pipe, specs, step, continuations, seed + first, completed)
         truths.append(truth_of(specs, trees))
         answers.append(answers_of(verifier, some, trees))
         images = [Image.fromarray(image) for image in trees.finished.reshape(-1, *trees.finished.shape[2:])]
@@ -220,11 +240,11 @@ def measure(prompts: Sequence[Prompt], each: int, continuations: int, seed: int,
         judged.append(np.array([score.value for score in scores]).reshape(len(some), each))
     truth = Truth(*(np.concatenate([getattr(t, name) for t in truths]) for name in vars(truths[0])))
     said = Answers(*(np.concatenate([getattr(a, name) for a in answers]) for name in vars(answers[0])))
-    half = truth.clear.shape[2] // 2
+    half = len(chosen) // 2
     outcome = np.broadcast_to(truth.right[..., None], truth.clear.shape)[..., half:]
     return "\n\n".join(
         [
-            table(by_step(truth, said), T),
+            table(by_step(truth, said, chosen), T),
             "Finished images:",
             finished(truth.right, {verifier.name: said.final, judge.name: np.concatenate(judged)}),
             "Calibration of the clarity, of the potential in the second half of the steps, and of the final "
@@ -248,14 +268,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=60, help="of each track")
     parser.add_argument("--images", type=int, default=16, help="of each prompt")
     parser.add_argument("--continuations", type=int, default=0, help="of each preview")
+    parser.add_argument("--steps", type=int, nargs="+", help="steps done that are measured (default: all)")
+    parser.add_argument("--completed", action="store_true", help="complete the previews")
+    parser.add_argument("--track", nargs="+", choices=get_args(Track), default=list(get_args(Track)))
     parser.add_argument("--seed", type=int, default=900)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
     parts = []
-    for track in get_args(Track):
+    for track in options.track:
         prompts = evaluation_prompts(options.prompts, track)
-        found = measure(prompts, options.images, options.continuations, options.seed, options.device)
+        found = measure(
+            prompts,
+            options.images,
+            options.continuations,
+            options.seed,
+            options.device,
+            options.steps,
+            options.completed,
+        )
         parts.append(f"Track {track}, {len(prompts)} prompts x {options.images} images:\n\n{found}\n")
         print(parts[-1])
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,12 @@ def forks(rng: np.random.Generator, prompts: int, paths: int, steps: int, each: 
 
 
 def draw_trees(
-    pipe: ShowoPipeline, specs: Sequence[world.Spec], step: np.ndarray, continuations: int, seed: int
+    pipe: ShowoPipeline,
+    specs: Sequence[world.Spec],
+    step: np.ndarray,
+    continuations: int,
+    seed: int,
+    completed: bool = False,
 ) -> Trees:
     """Draws paths of prompts and continues them, all as one batch on the device of the model.
 
@@ -142,6 +147,7 @@ def draw_trees(
         step: Steps done where a path is continued, ``(P, M, B)``, each from 1 to that before the last.
         continuations: How often a path is continued from there, K.
         seed: Of all noise.
+        completed: Previews are completions by all further steps without noise, instead of the step's guess.
     """
     own, networks = split_settings(pipe, SETTINGS, {})
     network, decoding = pipe.configured(networks), Decoding(**own)
@@ -160,7 +166,12 @@ def draw_trees(
         here = (steps == k + 1).nonzero()
         if len(here):
             row, at = here.T
-            previews[row, at] = _images(network, guess[row])
+            shown = guess[row]
+            if completed:
+                shown, words = codes[row], _rows(encoded, of_row[row], network.branches)
+                for later in range(k + 1, decoding.num_inference_steps):
+                    _, shown = decoding.unmasked(later, network.logits(words, shown), shown, None)
+            previews[row, at] = _images(network, shown)
             known[row, at] = codes[row] != network.vocabulary
             again = row.repeat_interleave(continuations)
             codes, of_row = torch.cat((codes, codes[again])), torch.cat((of_row, of_row[again]))

@@ -34,7 +34,7 @@ def answers() -> Answers:
 
 
 def test_answers_are_compared_step_by_step(truth: Truth, answers: Answers) -> None:
-    row, last = step_judge.by_step(truth, answers)
+    row, last = step_judge.by_step(truth, answers, (1, 2))
     assert (row.step, row.clear, row.clarity, row.clarity_auc) == (1, 0.25, 0.75, 1.0)
     # right images have 0.8, 0.9, 0.4; the wrong one 0.3
     assert (row.potential, row.potential_auc) == (0.75, 1.0)
@@ -50,8 +50,8 @@ def test_answers_are_compared_step_by_step(truth: Truth, answers: Answers) -> No
 
 def test_without_continuations_there_is_no_column_of_them(truth: Truth, answers: Answers) -> None:
     alone = Truth(truth.right, truth.clear, np.full(truth.clear.shape, math.nan))
-    assert "continuations" not in step_judge.table(step_judge.by_step(alone, answers), 3)
-    assert "continuations" in step_judge.table(step_judge.by_step(truth, answers), 3)
+    assert "continuations" not in step_judge.table(step_judge.by_step(alone, answers, (1, 2)), 3)
+    assert "continuations" in step_judge.table(step_judge.by_step(truth, answers, (1, 2)), 3)
 
 
 def test_finished_images_are_ranked_within_their_prompt(truth: Truth, answers: Answers) -> None:

@@ -195,6 +195,15 @@ def test_a_path_goes_on_from_where_it_is_continued(specs: list[world.Spec]) -> N
     difference = np.abs(trees.continued.astype(int) - trees.finished[:, :, None, None]).mean((-1, -2, -3))
     assert (difference[:, :, 1] < difference[:, :, 0]).mean() > 0.7, "late continuations are alike"
     assert difference.max() > 0, "continuations draw noise of their own"
+    # completed previews change nothing else; the last one lacks the noise of one step alone
+    completed = draw_trees(load_playground_masked(), specs, step, 1, seed=3, completed=True)
+    for name in ("finished", "continued", "known", "step"):
+        assert np.array_equal(getattr(completed, name), getattr(trees, name)), name
+    off = [
+        np.abs(each.previews.astype(int) - each.continued[..., 0, :, :, :]).mean((-1, -2, -3))
+        for each in (completed, trees)
+    ]
+    assert (off[0] != off[1]).any() and off[0].mean() < off[1].mean(), "completions are nearer to the end"
 
 
 def test_forks_are_different_steps_before_the_last() -> None:
