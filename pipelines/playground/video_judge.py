@@ -24,6 +24,9 @@ class MotionJudge(nn.Module):
     product and the logit of the worst frame, by a judge of images, are weighed by a logistic regression.
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(FEATURES))
