@@ -179,9 +179,12 @@ def plot(table: FairTable) -> Figure:
 
 def _panel(axis: Axes, rows: Sequence[Row]) -> None:
     """One line for each search; the intervals of the reference are shaded."""
+    from matplotlib.ticker import LogLocator
+
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.tick_params(colors=_INK, which="both", labelsize=8)
     axis.spines[:].set_color(_INK)
     axis.grid(color=_INK, alpha=0.25, linewidth=0.5)
