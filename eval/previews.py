@@ -3,9 +3,9 @@
 Draws samples of a bundled model and previews each on the way: of the flow (`--model playground`) by the x0
 estimate and by rollouts of 1, 2 and 4 steps, of the visual autoregressive model (`--model playground-var`) by
 the sum of the scales done at full size and smaller, with the next scale's expectation, and completed with the
-likeliest tokens, of the models of tokens by the guess of the step, and completed.
-Compares the ranks of the previews with those of the finished samples, by a verifier, and with those of plain
-previews. Writes ``eval/results/previews-MODEL.md``.
+likeliest tokens, of the models of tokens by the guess of the step, and completed. Compares the ranks of the
+previews with those of the finished samples, by a verifier, and with those of plain previews. Writes
+``eval/results/previews-MODEL.md``.
 """
 
 from __future__ import annotations

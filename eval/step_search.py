@@ -29,7 +29,7 @@ import numpy as np
 from tts_vision.config import ModelOptions, RunConfig
 from tts_vision.errors import ConfigError, SearchWarning, StorageError, TTSVisionError
 from tts_vision.eval.playground import Track, evaluation_prompts
-from tts_vision.eval.playground.plan import samples_of
+from tts_vision.eval.playground.plan import COMPUTE, SECONDS, samples_of
 from tts_vision.eval.playground.table import Unit, by_prompt, paired
 from tts_vision.eval.statistics import mean
 from tts_vision.files import append_lines, is_file, read_file, replace_file
@@ -43,7 +43,6 @@ from tts_vision.runs.task import json_value
 from tts_vision.types import Prompt
 
 MODEL = "playground-masked"
-COMPUTE, SECONDS = "compute", "seconds"
 RESULT = Path(__file__).with_name("results") / "step_search.md"
 _CALIBRATED = 5
 _SHARD = re.compile(r"shard-(\d+)-of-(\d+)\.jsonl")

@@ -80,15 +80,13 @@ class PlaygroundMotionJudge(BatchedVerifier):
         scores: dict[int, Score] = {}
         for length in sorted({len(frames) for frames in samples}):
             rows = [i for i, frames in enumerate(samples) if len(frames) == length]
-            frames = torch.stack([samples[i] for i in rows])
-            found = self._chances(frames, [prompts[i].text for i in rows])
+            found = self._chances([samples[i] for i in rows], [prompts[i].text for i in rows])
             scores.update(zip(rows, map(_score, found)))
         return [scores[i] for i in range(len(samples))]
 
-    def _chances(self, frames: Tensor, texts: Sequence[str]) -> list[list[float]]:
+    def _chances(self, clips: Sequence[Tensor], texts: Sequence[str]) -> list[list[float]]:
         """The probability of being right up to each chunk, of clips of one length."""
-        logits = two_logits(self._model, self._images, frames.unbind(), texts)
-        return self._model.verdict(logits)[..., 0].sigmoid().tolist()
+        return self._model(two_logits(self._model, self._images, clips, texts)).sigmoid().tolist()
 
 
 def two_logits(

@@ -27,7 +27,8 @@ def fit_judge(clips: OwnClips, seed: int = 0, steps: int = 1500) -> MotionJudge:
         seed: Seed of weights and batches.
         steps: Optimiser steps.
     """
-    tracked, there = _tracks(clips, LEARNT)
+    shown, texts = zip(*clips.captioned(LEARNT))
+    tracked, there = tracks_of(shown, [parse_spec(text) for text in texts])
     right = clips.right[:, :LEARNT].flatten(0, 1).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -76,8 +77,7 @@ def both_logits(judge: MotionJudge, clips: OwnClips) -> Tensor:
     from tts_vision.verifiers.playground_motion_judge import two_logits
 
     images = PlaygroundJudge(device="cpu")
-    rows = [(clip, text) for clip, texts in zip(clips.frames, clips.texts) for text in texts]
-    found = []
+    rows, found = clips.captioned(), []
     for at in range(0, len(rows), 100):
         frames, texts = zip(*rows[at : at + 100])
         found.append(two_logits(judge, images, frames, texts))
@@ -129,16 +129,10 @@ def train_judge(
     if len(rest):
         logits, right = both_logits(judge, rest)[:, 0], rest.right[:, 0]
         parts = {"tracks": logits[..., 0], "worst frame": logits[..., 1]}
-        for name, part in {**parts, "both": judge.verdict(logits)[..., 0]}.items():
+        for name, part in {**parts, "both": judge(logits)}.items():
             found, within = areas(part, right), areas_within(part, right)
             shown, inside = (", ".join(f"{area:.2f}" for area in each) for each in (found, within))
             log(work_dir, f"judge: area under the curve by {name}, up to each chunk: {shown}")
             log(work_dir, f"judge: within a prompt: {inside}")
     save_judge(judge, output / "motion_judge")
     log(work_dir, f"export: {output / 'motion_judge'}, {folder_size(output / 'motion_judge')} bytes")
-
-
-def _tracks(clips: OwnClips, captions: int) -> tuple[Tensor, Tensor]:
-    """The soft tracks of the first captions of each clip."""
-    rows = [(clip, text) for clip, texts in zip(clips.frames, clips.texts) for text in texts[:captions]]
-    return tracks_of([clip for clip, _ in rows], [parse_spec(text) for _, text in rows])

@@ -211,9 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         export_video(work_dir, options.output)
     if {"own", "judge"} & set(stages):
         network, _ = video.load_network(options.output / "video")
-        drawn = (workers, device)
-        own = load_own(work_dir, "judge_own", network, options.own, seed + 12, *drawn)
-        unseen = load_own(work_dir, "judge_unseen", network, options.unseen, seed + 14, *drawn)
+        own = load_own(work_dir, "judge_own", network, options.own, seed + 12, workers, device)
+        unseen = load_own(work_dir, "judge_unseen", network, options.unseen, seed + 14, workers, device)
     if "judge" in stages:
         train_judge(work_dir, options.output, own, unseen, seed + 13)
 

@@ -31,9 +31,9 @@ MAX_TOKENS = 20
 IN_CHANNELS = 3 * CHANNELS + 1 + motion.CHUNK
 
 
-def build_motion_tokenizer(padding_side: str = "left", opened: bool = False) -> PreTrainedTokenizerFast:
+def build_motion_tokenizer() -> PreTrainedTokenizerFast:
     """The playground's tokenizer with words of motion behind its own; see `tokenizer.build_tokenizer`."""
-    return build_tokenizer(padding_side, opened, motion.WORDS, MAX_TOKENS)
+    return build_tokenizer(more=motion.WORDS, length=MAX_TOKENS)
 
 
 @dataclass

@@ -50,19 +50,16 @@ class MotionJudge(nn.Module):
         each = F.logsigmoid(self.moves(near)[..., 0]) * there[:, None]
         return each.sum(-1).cumsum(-1)
 
-    def forward(self, tracked: Tensor, there: Tensor, frames: Tensor) -> Tensor:
-        """Logits of clips being right up to each chunk.
+    def forward(self, both: Tensor) -> Tensor:
+        """The logit of a clip being right, by the logits of its tracks and of its worst frame.
 
         Args:
-            tracked: As in `log_chances`.
-            there: As in `log_chances`.
-            frames: Logits of the worst frame up to each chunk, `(b, chunks)`.
+            both: `(..., 2)`.
 
         Returns:
-            `(b, chunks)`.
+            `(...)`.
         """
-        moves = logit_of(self.log_chances(tracked, there))
-        return self.verdict(torch.stack([moves, frames], -1))[..., 0]
+        return self.verdict(both)[..., 0]
 
 
 def logit_of(log_chance: Tensor) -> Tensor:

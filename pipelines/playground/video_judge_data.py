@@ -42,6 +42,10 @@ class OwnClips:
     def __getitem__(self, part: slice) -> OwnClips:
         return OwnClips(self.frames[part], self.texts[part], self.right[part])
 
+    def captioned(self, captions: int = TEXTS_PER_CLIP) -> list[tuple[Tensor, str]]:
+        """Each clip with each of its first captions."""
+        return [(clip, text) for clip, texts in zip(self.frames, self.texts) for text in texts[:captions]]
+
 
 def altered(rng: np.random.Generator, spec: MotionSpec) -> MotionSpec:
     """A training spec with one thing wrong: shape, colour, motion, or those of two objects exchanged."""
