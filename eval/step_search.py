@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -87,6 +87,7 @@ class Settings:
         levels: ``compute``, ``seconds`` or both.
         device: Where models run.
         shards: How many there are.
+        dtype: Precision of the generator; its own by default.
 
     Raises:
         ConfigError: If one cannot be.
@@ -100,6 +101,7 @@ class Settings:
     levels: tuple[str, ...]
     device: str
     shards: int
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     def __post_init__(self) -> None:
         for budget in self.budgets:
@@ -290,7 +292,7 @@ def _search(models: Models, settings: Settings, arm: Arm, prompt: Prompt, seed: 
         prompt=prompt.text,
         prompt_metadata=dict(prompt.metadata),
         model=MODEL,
-        model_options=ModelOptions(device=settings.device),
+        model_options=ModelOptions(device=settings.device, dtype=settings.dtype),
         algorithm=arm.algorithm,
         verifier=f"{arm.verifier}:device={settings.device}",
         budget=budget,
@@ -370,9 +372,10 @@ def markdown(shards: Sequence[Shard]) -> str:
     settings = shards[0].settings
     outcomes = [outcome for shard in shards for outcome in shard.outcomes]
     expected = sum(len(settings.units(n + 1)) for n in range(settings.shards)) * len(settings.cells())
+    kind = f" in {settings.dtype}" if settings.dtype else ""
     lines = [
-        f"`{MODEL}` on {settings.device}, {len(settings.seeds)} seeds, {settings.shards} processes side by "
-        "side; right by the exact checker, 95 % intervals over prompts.",
+        f"`{MODEL}` on {settings.device}{kind}, {len(settings.seeds)} seeds, {settings.shards} processes "
+        "side by side; right by the exact checker, 95 % intervals over prompts.",
         "",
     ]
     if len(outcomes) < expected:
@@ -469,6 +472,7 @@ def _go(options: argparse.Namespace, given: Sequence[str]) -> None:
             levels=tuple(dict.fromkeys(options.levels)),
             device=options.device,
             shards=shards,
+            dtype=options.dtype,
         )
         carry_out(Shard.open(options.output / f"shard-{number}-of-{shards}.jsonl", settings), number)
         if shards > 1:
@@ -520,6 +524,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--levels", nargs="+", choices=(COMPUTE, SECONDS), default=[COMPUTE, SECONDS])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the model")
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="of the searches")
     parser.add_argument("--processes", type=int, default=0, help="run so many shards side by side")
     parser.add_argument("--output", type=Path, default=Path("runs/step-search"), help="keeps all outcomes")

@@ -300,13 +300,12 @@ def _scenes(
     return tuple(scenes)
 
 
-def sample_caption(rng: np.random.Generator, spec: MotionSpec, still_life: float = 0.08) -> str:
+def sample_caption(rng: np.random.Generator, spec: MotionSpec) -> str:
     """Words for a spec as training uses them: any wording, either order, sometimes without the motions.
 
     Args:
         rng: Source of randomness.
         spec: What to say.
-        still_life: Share of captions that leave out all motions, as a prompt for the first chunk may.
 
     Returns:
         The caption.
@@ -314,7 +313,7 @@ def sample_caption(rng: np.random.Generator, spec: MotionSpec, still_life: float
     actors = list(spec.actors)
     if rng.random() < 0.5:
         actors.reverse()
-    if rng.random() < still_life:
+    if rng.random() < 0.08:  # as a prompt for the first chunk may
         actors = [Actor(actor.shape, actor.colour) for actor in actors]
     wordings = [
         0 if a.motion is None or rng.random() < 0.5 else int(rng.integers(len(WORDINGS[a.motion])))

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+PENALTY = 1e-4  # of the squares of both, for standardised logits: bounds a line that parts the outcomes
 
-def fitted_line(logit: Tensor, right: Tensor, penalty: float = 0.0) -> tuple[float, float]:
+
+def fitted_line(logit: Tensor, right: Tensor) -> tuple[float, float]:
     """Slope and offset by which logits fit outcomes best, in cross-entropy.
 
     Args:
         logit: Of yes, ``(n,)``.
         right: Outcomes or their shares, 0 to 1, ``(n,)``.
-        penalty: Of the squares of both, for standardised logits; bounds them where logits part the outcomes.
     """
     logit, right = logit.double().cpu(), right.double().cpu()
     centre, spread = logit.mean(), logit.std().clamp(min=1e-6)
@@ -23,7 +24,7 @@ def fitted_line(logit: Tensor, right: Tensor, penalty: float = 0.0) -> tuple[flo
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = F.binary_cross_entropy_with_logits(line[0] * (logit - centre) / spread + line[1], right)
-        loss = loss + penalty * line.square().sum()
+        loss = loss + PENALTY * line.square().sum()
         loss.backward()
         return loss
 

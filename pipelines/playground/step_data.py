@@ -112,8 +112,8 @@ class StepExamples:
 
 
 def sample_prompt(rng: np.random.Generator) -> world.Spec:
-    """Draws a training prompt: every other one of two coloured groups, the others by the world's task mix."""
-    if rng.random() < 0.5:
+    """Draws a training prompt: three of four of two coloured groups, the others by the world's task mix."""
+    if rng.random() < 0.75:
         return judge_data.sample_prompt(rng)
     while True:
         spec, _ = world.sample_example(rng)

@@ -2,11 +2,13 @@
 
 Draws paths of `playground-masked` for training prompts, keeps previews, continues each several times, and
 labels them by the exact checker (`step_data`): a preview is *clear* in so far as it shows the objects of the
-finished images, it has *potential* in so far as these are right. Then trains `StepJudge` on them from the
-weights of the judge, chooses by prompts of their own when to stop, calibrates the answers on these prompts,
-and exports it. All stages resume from the work folder. With a GPU:
+finished images, it has *potential* in so far as these are right. Every other chunk of prompts has completed
+previews instead of plain ones. Then trains `StepJudge` on them from the weights of the judge, chooses by
+prompts of their own when to stop, calibrates the answers on these prompts, and exports it. All stages resume
+from the work folder. With a GPU, and in 40 minutes of two cores:
 
     python -m tts_vision.pipelines.playground.train_parm --device cuda --workers 14
+    python -m tts_vision.pipelines.playground.train_parm --continuations 0 --held-out 160 --minutes 8
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Amounts:
         paths: Paths of each.
         previews: Previews of each path.
         continuations: Continuations of each preview.
-        chunk: Prompts that are drawn as one batch.
+        chunk: Prompts that are drawn as one batch; previews of every other batch are completed.
         evenly: Whether previews are those of the same steps of all paths, evenly spaced; else of random ones.
     """
 
@@ -81,8 +83,8 @@ class Amounts:
     evenly: bool = False
 
 
-TRAINED = Amounts(prompts=6000, paths=2, previews=4, continuations=4, chunk=120)
-HELD_OUT = Amounts(prompts=240, paths=8, previews=3, continuations=4, chunk=40, evenly=True)
+TRAINED = Amounts(prompts=6000, paths=2, previews=3, continuations=4, chunk=120)
+HELD_OUT = Amounts(prompts=240, paths=8, previews=3, continuations=4, chunk=20, evenly=True)
 
 
 # ------------------------------------------------------------------------------------------------- the data
@@ -95,6 +97,7 @@ def load_steps(
     seed: int,
     *,
     device: str,
+    dtype: Literal["float32", "bfloat16"],
     workers: int,
     barred: set[world.Spec],
 ) -> StepExamples:
@@ -106,6 +109,7 @@ def load_steps(
         amounts: How many.
         seed: Of prompts and paths.
         device: Where paths are drawn.
+        dtype: Of the model that draws them.
         workers: Processes that label; 1 is this one.
         barred: Prompts that are not drawn. Those that are come in.
     """
@@ -119,7 +123,7 @@ def load_steps(
     paths = [work_dir / f"{name}-{i:04d}.pt" for i in starts]
     todo = [(i, path) for i, path in zip(starts, paths) if not path.exists()]
     if todo:
-        pipe = _load_generator(device)
+        pipe = _load_generator(device, dtype)
         context = multiprocessing.get_context("spawn")  # a forked process cannot use what CUDA has begun
         pool = ProcessPoolExecutor(workers, context) if workers > 1 else None
         labelled: list[Future[None]] = []
@@ -130,7 +134,8 @@ def load_steps(
             step = forks(own, len(some), amounts.paths, steps, amounts.previews)
             if amounts.evenly:
                 step[:] = np.linspace(0, steps, amounts.previews + 2)[1:-1].round()
-            trees = draw_trees(pipe, some, step, amounts.continuations, int(own.integers(2**62)))
+            completed = i // amounts.chunk % 2 == 1
+            trees = draw_trees(pipe, some, step, amounts.continuations, int(own.integers(2**62)), completed)
             if pool is None:
                 save_labelled(path, seed + i, some, trees)
             else:
@@ -143,11 +148,10 @@ def load_steps(
     return StepExamples.load(paths)
 
 
-def _load_generator(device: str) -> Any:
-    """The masked model, on a GPU in bfloat16."""
+def _load_generator(device: str, dtype: Literal["float32", "bfloat16"]) -> Any:
+    """The masked model."""
     from tts_vision.pipelines.bundled import load_playground_masked
 
-    dtype: Literal["float32", "bfloat16"] = "float32" if device == "cpu" else "bfloat16"
     with quietly():
         return load_playground_masked(options=ModelOptions(device=device, dtype=dtype))
 
@@ -478,6 +482,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--held-out", type=int, default=HELD_OUT.prompts, help="prompts that choose and calibrate"
     )
+    parser.add_argument("--continuations", type=int, default=TRAINED.continuations, help="of each preview")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="when drawing")
     parser.add_argument("--minutes", type=float, default=2.5, help="of training")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2, help="processes that label")
@@ -489,8 +495,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     barred: set[world.Spec] = set()
 
     def load(name: str, amounts: Amounts, seed: int) -> StepExamples:
-        place, workers = options.device, options.workers
-        return load_steps(work_dir, name, amounts, seed, device=place, workers=workers, barred=barred)
+        return load_steps(
+            work_dir,
+            name,
+            replace(amounts, continuations=options.continuations),
+            seed,
+            device=options.device,
+            dtype=options.dtype,
+            workers=options.workers,
+            barred=barred,
+        )
 
     held_out = load("held-out", replace(HELD_OUT, prompts=options.held_out), options.seed)
     if {"draw", "train"} & set(stages):
@@ -507,7 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch_size=options.batch_size,
         )
     if "export" in stages:
-        export(work_dir, options.output, held_out, HELD_OUT.continuations, options.device)
+        export(work_dir, options.output, held_out, options.continuations, options.device)
 
 
 if __name__ == "__main__":
