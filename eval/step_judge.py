@@ -1,10 +1,10 @@
 """Measures the playground's step verifier: ``python -m tts_vision.eval.step_judge``.
 
 Draws paths of `playground-masked` for evaluation prompts, asks `playground_parm` its three questions about
-the preview of every step and about the finished images, and compares the answers with the exact checker.
-With ``--continuations`` each preview is continued as often with other noise: how well the share of right
-continuations ranks paths bounds any verifier. With ``--completed`` previews are completions without noise, as
-those of ``sampler.preview=complete``. Writes ``eval/results/step_judge.md``.
+previews of steps and about the finished images, and compares the answers with the exact checker. Previews are
+plain and completed (``sampler.preview=complete``). With ``--continuations`` each is continued as often with
+other noise: how well the share of right continuations ranks paths bounds any verifier. Writes
+``eval/results/step_judge.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from tts_vision.config import ModelOptions
 from tts_vision.errors import ConfigError
-from tts_vision.eval.judge import auc, reliability, reliability_table
+from tts_vision.eval.judge import auc, calibration_error, reliability
 from tts_vision.eval.playground import Track, evaluation_prompts
 from tts_vision.intervals import Figure, mean_of
 from tts_vision.pipelines.bundled import load_playground_masked
@@ -34,6 +35,7 @@ from tts_vision.verifiers.playground_judge import PlaygroundJudge
 from tts_vision.verifiers.playground_parm import PlaygroundPARM
 
 RESULT = Path(__file__).with_name("results") / "step_judge.md"
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _BATCH = 16  # prompts whose paths are drawn together
 
 
@@ -196,6 +198,37 @@ def finished(right: np.ndarray, values: dict[str, np.ndarray]) -> str:
     return "\n".join(lines)
 
 
+def calibration(answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """How often answers are true, by the probability that they gave, as Markdown.
+
+    Args:
+        answers: By name, P(yes) and the truth, of the same shape.
+    """
+    heads = [f"true if {low:g} to {high:g} was said, %" for low, high in pairwise(EDGES)]
+    lines = ["| " + " | ".join(["answer", "calibration error, %", *heads]) + " |"]
+    lines.append("|---|" + "--:|" * (len(heads) + 1))
+    for name, (said, true) in answers.items():
+        rows = reliability(said.ravel(), true.ravel(), EDGES)
+        share = {low: f"{100 * right:.0f} ({number})" for low, _, number, _, right in rows}
+        cells = [f"{100 * calibration_error(rows):.1f}", *(share.get(low, "-") for low in EDGES[:-1])]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+@dataclass
+class Measured:
+    """The truth and the answers about the previews of a kind, prompt by prompt."""
+
+    truths: list[Truth] = field(default_factory=list)
+    answers: list[Answers] = field(default_factory=list)
+
+    def joined(self) -> tuple[Truth, Answers]:
+        """Those of all prompts."""
+        truth = (np.concatenate([getattr(t, f.name) for t in self.truths]) for f in fields(Truth))
+        said = (np.concatenate([getattr(a, f.name) for a in self.answers]) for f in fields(Answers))
+        return Truth(*truth), Answers(*said)
+
+
 def measure(
     prompts: Sequence[Prompt],
     each: int,
@@ -203,7 +236,6 @@ def measure(
     seed: int,
     device: str,
     steps: Sequence[int] | None = None,
-    completed: bool = False,
 ) -> str:
     """All tables for some prompts, as Markdown.
 
@@ -214,7 +246,6 @@ def measure(
         seed: Of their noise.
         device: Where models run.
         steps: Steps done that are measured; all but the last by default.
-        completed: As in `draw_trees`.
 
     Raises:
         ConfigError: If a path does not have such a step.
@@ -227,32 +258,30 @@ def measure(
         raise ConfigError(
             f"--steps are from 1 to {T - 1}, before the last one, but got {chosen}; change them."
         )
-    truths, answers, judged = [], [], []
+    kinds, judged = {"plain": Measured(), "completed": Measured()}, []
     for first in range(0, len(prompts), _BATCH):
         some = prompts[first : first + _BATCH]
         specs = [world.parse_spec(prompt.text) for prompt in some]
         step = np.broadcast_to(np.array(chosen, np.uint8), (len(some), each, len(chosen)))
-        trees = draw_trees(pipe, specs, step, continuations, seed + first, completed)
-        truths.append(truth_of(specs, trees))
-        answers.append(answers_of(verifier, some, trees))
+        for kind, found in kinds.items():
+            trees = draw_trees(pipe, specs, step, continuations, seed + first, kind == "completed")
+            found.truths.append(truth_of(specs, trees))
+            found.answers.append(answers_of(verifier, some, trees))
         images = [Image.fromarray(image) for image in trees.finished.reshape(-1, *trees.finished.shape[2:])]
         scores = judge.score(images, [prompt for prompt in some for _ in range(each)])
         judged.append(np.array([score.value for score in scores]).reshape(len(some), each))
-    truth = Truth(*(np.concatenate([getattr(t, name) for t in truths]) for name in vars(truths[0])))
-    said = Answers(*(np.concatenate([getattr(a, name) for a in answers]) for name in vars(answers[0])))
-    half = len(chosen) // 2
-    outcome = np.broadcast_to(truth.right[..., None], truth.clear.shape)[..., half:]
+    parts, calibrated, half = [], {}, len(chosen) // 2
+    for kind, found in kinds.items():
+        truth, said = found.joined()
+        outcome = np.broadcast_to(truth.right[..., None], truth.clear.shape)
+        parts += [f"{kind.capitalize()} previews:", table(by_step(truth, said, chosen), T)]
+        calibrated[f"clarity, {kind} previews"] = said.clarity, truth.clear
+        calibrated[f"potential, {kind} previews"] = said.potential[..., half:], outcome[..., half:]
+    calibrated["final question"] = said.final, truth.right
+    scores = {verifier.name: said.final, judge.name: np.concatenate(judged)}
+    parts += ["Finished images:", finished(truth.right, scores)]
     return "\n\n".join(
-        [
-            table(by_step(truth, said, chosen), T),
-            "Finished images:",
-            finished(truth.right, {verifier.name: said.final, judge.name: np.concatenate(judged)}),
-            "Calibration of the clarity, of the potential in the second half of the steps, and of the final "
-            "question:",
-            reliability_table(reliability(said.clarity.ravel(), truth.clear.ravel())),
-            reliability_table(reliability(said.potential[..., half:].ravel(), outcome.ravel())),
-            reliability_table(reliability(said.final.ravel(), truth.right.ravel())),
-        ]
+        [*parts, "Calibration, of the potential in the second half of the steps:", calibration(calibrated)]
     )
 
 
@@ -269,7 +298,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=16, help="of each prompt")
     parser.add_argument("--continuations", type=int, default=0, help="of each preview")
     parser.add_argument("--steps", type=int, nargs="+", help="steps done that are measured (default: all)")
-    parser.add_argument("--completed", action="store_true", help="complete the previews")
     parser.add_argument("--track", nargs="+", choices=get_args(Track), default=list(get_args(Track)))
     parser.add_argument("--seed", type=int, default=900)
     parser.add_argument("--device", default="cpu")
@@ -285,7 +313,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.seed,
             options.device,
             options.steps,
-            options.completed,
         )
         parts.append(f"Track {track}, {len(prompts)} prompts x {options.images} images:\n\n{found}\n")
         print(parts[-1])

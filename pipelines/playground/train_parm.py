@@ -5,10 +5,11 @@ labels them by the exact checker (`step_data`): a preview is *clear* in so far a
 finished images, it has *potential* in so far as these are right. Every other chunk of prompts has completed
 previews instead of plain ones. Then trains `StepJudge` on them from the weights of the judge, chooses by
 prompts of their own when to stop, calibrates the answers on these prompts, and exports it. All stages resume
-from the work folder. With a GPU, and in 40 minutes of two cores:
+from the work folder. With a GPU, and in 45 minutes of two cores:
 
     python -m tts_vision.pipelines.playground.train_parm --device cuda --workers 14
-    python -m tts_vision.pipelines.playground.train_parm --continuations 0 --held-out 160 --minutes 8
+    python -m tts_vision.pipelines.playground.train_parm --prompts 4320 --continuations 0 --held-out 160 \\
+        --minutes 10 --mean-with pipelines/playground/weights/parm
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from tts_vision.pipelines.playground.training import (
     folder_size,
     log,
     on_device,
+    parts_of,
     save_atomically,
     tidy,
     train,
@@ -260,7 +262,7 @@ def train_parm(
     batch_size: int = 256,
     captions: int = 4,
     learning_rate: float = 6e-4,
-    check_every: int = 200,
+    check_every: int = 50,
     stop_after: int | None = None,
 ) -> tuple[StepJudge, Best]:
     """Trains the step verifier.
@@ -388,13 +390,13 @@ def ranks(answers: Answers, steps: StepExamples, continuations: int) -> dict[int
 
     Returns:
         By number of steps done: two means of `correlations`, NaN without any; for finished images the first
-        one is that of the final question.
+        one is that of the final question, and without continuations the second one is NaN.
     """
     last = int(steps.step.max())
     yes = {False: answers.potential.diff(dim=-1)[:, 0].cpu().numpy()}
     yes[True] = answers.final.diff(dim=-1)[:, 0].cpu().numpy()
     outcome = steps.outcome.cpu().numpy().astype(float)
-    others = (steps.potential.cpu().numpy() * (continuations + 1) - outcome) / max(continuations, 1)
+    others = steps.potential.cpu().numpy() * (continuations + 1) - outcome
     step, prompt = steps.step.cpu().numpy(), steps.prompt.cpu().numpy()
 
     def mean(values: list[np.ndarray], outcomes: list[np.ndarray]) -> float:
@@ -407,7 +409,7 @@ def ranks(answers: Answers, steps: StepExamples, continuations: int) -> dict[int
         right = [outcome[g] for g in groups]
         found[k] = (
             mean([yes[k == last][g] for g in groups], right),
-            mean([others[g] for g in groups], right) if k < last else math.nan,
+            mean([others[g] for g in groups], right) if continuations and k < last else math.nan,
         )
     return found
 
@@ -442,8 +444,15 @@ def calibrate(model: StepJudge, steps: StepExamples) -> dict[str, tuple[float, f
     }
 
 
-def export(work_dir: Path, output: Path, held_out: StepExamples, continuations: int, device: str) -> None:
-    """Writes the best averaged model, calibrated, as a folder that transformers loads, in half precision.
+def export(
+    work_dir: Path,
+    output: Path,
+    held_out: StepExamples,
+    continuations: int,
+    device: str,
+    earlier: Path | None = None,
+) -> None:
+    """Writes the averaged model, calibrated, as a folder that transformers loads, in half precision.
 
     Args:
         work_dir: Where the best weights lie.
@@ -451,13 +460,22 @@ def export(work_dir: Path, output: Path, held_out: StepExamples, continuations: 
         held_out: Images to calibrate on; how it ranks their paths is logged.
         continuations: Of each of their previews.
         device: Where to compute.
+        earlier: Folder of another training from the same judge. The mean of its weights and of the last ones
+            of this training is written (Wortsman et al. 2022), in place of the best ones.
     """
     model = StepJudge(load_judge().config).eval()
     average = Average({"parm": model})
-    best = Best(average)
-    best.load_state_dict(torch.load(work_dir / _BEST, map_location="cpu", weights_only=True))
-    average.shadow = best.shadow
+    if earlier is None:
+        best = Best(average)
+        best.load_state_dict(torch.load(work_dir / _BEST, map_location="cpu", weights_only=True))
+        average.shadow = best.shadow
+    else:
+        average.load_state_dict(parts_of(work_dir, "parm")["average"])
     average.copy_to("parm", model)
+    if earlier is not None:
+        with quietly():
+            theirs = StepJudge.from_pretrained(earlier, dtype=torch.float32).state_dict()
+        model.load_state_dict({name: (own + theirs[name]) / 2 for name, own in model.state_dict().items()})
     model, held_out = model.to(device), held_out.to(device)
     fitted = calibrate(model, held_out)
     for step, (ours, ceiling) in ranks(answers_to(model, held_out), held_out, continuations).items():
@@ -484,6 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--continuations", type=int, default=TRAINED.continuations, help="of each preview")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="when drawing")
+    parser.add_argument("--mean-with", type=Path, help="export the mean with the weights of this folder")
     parser.add_argument("--minutes", type=float, default=2.5, help="of training")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2, help="processes that label")
@@ -521,7 +540,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch_size=options.batch_size,
         )
     if "export" in stages:
-        export(work_dir, options.output, held_out, options.continuations, options.device)
+        continuations, device = options.continuations, options.device
+        export(work_dir, options.output, held_out, continuations, device, options.mean_with)
 
 
 if __name__ == "__main__":

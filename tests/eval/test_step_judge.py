@@ -60,6 +60,13 @@ def test_finished_images_are_ranked_within_their_prompt(truth: Truth, answers: A
     assert "| `b` | 75.0 | 50.0 | 0.000 | -1.00 |" in found
 
 
+def test_calibration_counts_how_often_answers_are_true() -> None:
+    said, true = np.array([[0.1, 0.1], [0.9, 0.9]]), np.array([[False, True], [True, True]])
+    found = step_judge.calibration({"clarity": (said, true)})
+    # bins of 0.1 with one of two true, of 0.9 with all: (0.4 + 0.1) / 2
+    assert "| clarity | 25.0 | 50 (2) | - | - | - | 100 (2) |" in found
+
+
 def test_the_checker_judges_paths_previews_and_continuations() -> None:
     rng = np.random.default_rng(0)
     specs = [world.parse_spec("a red circle"), world.parse_spec("two blue stars")]
@@ -82,5 +89,6 @@ def test_the_command_measures_both_tracks(tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "results" / "table.md"
     step_judge.main(["--prompts", "2", "--images", "2", "--output", str(path)])
     text = path.read_text()
-    assert text.count("| 11 of 12 |") == 2 and text.count("`playground_judge`") == 2
+    assert text.count("| 11 of 12 |") == 4 and text.count("Completed previews:") == 2
+    assert text.count("`playground_judge`") == 2
     assert "Track easy, 2 prompts x 2 images" in text and "Track hard" in capsys.readouterr().out

@@ -30,7 +30,7 @@ from tts_vision.pipelines.playground.step_data import (
 from tts_vision.pipelines.playground.step_judge import Answers, StepJudge
 from tts_vision.pipelines.playground.tokenizer import build_tokenizer, vocabulary
 from tts_vision.pipelines.playground.train_clip import build_processor
-from tts_vision.pipelines.playground.training import Average, Budget
+from tts_vision.pipelines.playground.training import Average, Budget, parts_of
 from tts_vision.types import Prompt
 from tts_vision.verifiers.playground_judge import PlaygroundJudge
 from tts_vision.verifiers.playground_parm import PlaygroundPARM, _reason
@@ -259,6 +259,26 @@ def test_the_best_weights_are_kept_and_not_the_last() -> None:
     assert best.loss == 0.5 and best.shadow[key].item() == 2.0
 
 
+@pytest.mark.parametrize("mean", [True, False])
+def test_the_best_weights_are_exported_or_the_mean_of_the_last_and_others(
+    tmp_path: Path, folder: Path, steps: StepExamples, mean: bool
+) -> None:
+    _, best = train_parm.train_parm(
+        tmp_path, steps, steps, Budget(steps=2), train_parm.load_judge(), batch_size=4, check_every=1
+    )
+    best.shadow = {name: torch.full_like(value, 0.25) for name, value in best.shadow.items()}
+    torch.save(best.state_dict(), tmp_path / "best.pt")
+    train_parm.export(tmp_path, tmp_path, steps, 0, "cpu", folder if mean else None)
+    name = "vision_model.embeddings.patch_embedding.weight"
+    exported = StepJudge.from_pretrained(tmp_path / "parm").state_dict()[name]
+    if not mean:
+        assert (exported == 0.25).all()
+        return
+    last = parts_of(tmp_path, "parm")["average"]["shadow"]["parm." + name]
+    theirs = StepJudge.from_pretrained(folder).state_dict()[name]
+    assert torch.allclose(exported.float(), (last + theirs) / 2, atol=1e-3)
+
+
 def test_several_captions_are_judged_as_each_alone(folder: Path, painted: judge_data.Examples) -> None:
     model = StepJudge.from_pretrained(folder).eval()
     tokens = torch.from_numpy(painted.tokens).long()
@@ -294,6 +314,7 @@ def test_ranks_are_taken_within_a_prompt_and_a_step(steps: StepExamples) -> None
     # right continuations are (0.5, 0) of both prompts, whose outcomes are (1, 0) and (0, 1)
     assert found[6] == pytest.approx((1.0, 0.0))
     assert found[12][0] == pytest.approx(0.0) and math.isnan(found[12][1])
+    assert math.isnan(train_parm.ranks(Answers(logits, logits, final, logits), some, 0)[6][1])
 
 
 def test_the_correlation_within_a_prompt_knows_ties_and_nothing() -> None:
