@@ -278,8 +278,8 @@ def measure(
         calibrated[f"clarity, {kind} previews"] = said.clarity, truth.clear
         calibrated[f"potential, {kind} previews"] = said.potential[..., half:], outcome[..., half:]
     calibrated["final question"] = said.final, truth.right
-    scores = {verifier.name: said.final, judge.name: np.concatenate(judged)}
-    parts += ["Finished images:", finished(truth.right, scores)]
+    compared = {verifier.name: said.final, judge.name: np.concatenate(judged)}
+    parts += ["Finished images:", finished(truth.right, compared)]
     return "\n\n".join(
         [*parts, "Calibration, of the potential in the second half of the steps:", calibration(calibrated)]
     )
