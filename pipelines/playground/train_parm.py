@@ -466,11 +466,10 @@ def export(
     model = StepJudge(load_judge().config).eval()
     average = Average({"parm": model})
     if earlier is None:
-        best = Best(average)
-        best.load_state_dict(torch.load(work_dir / _BEST, map_location="cpu", weights_only=True))
-        average.shadow = best.shadow
+        kept = torch.load(work_dir / _BEST, map_location="cpu", weights_only=True)
     else:
-        average.load_state_dict(parts_of(work_dir, "parm")["average"])
+        kept = parts_of(work_dir, "parm")["average"]
+    average.shadow = kept["shadow"]
     average.copy_to("parm", model)
     if earlier is not None:
         with quietly():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,13 +119,18 @@ def test_other_prompts_are_refused_with_the_reason(text: str, reason: str) -> No
 
 def test_every_wording_means_what_it_says() -> None:
     rng = np.random.default_rng(0)
-    texts = set()
+    texts, silent = set(), 0
     for _ in range(300):
         spec = motion.sample_training_spec(rng)
-        text, still = motion.sample_caption(rng, spec), {motion.Actor(a.shape, a.colour) for a in spec.actors}
-        assert set(motion.parse_spec(text).actors) in (set(spec.actors), still), text
+        text = motion.sample_caption(rng, spec)
+        meant, still = set(motion.parse_spec(text).actors), {replace(a, motion=None) for a in spec.actors}
+        if meant == still:
+            silent += 1
+        else:
+            assert meant == set(spec.actors), text
         texts.add(text)
         assert motion.spec_of(motion.metadata(spec)) == spec
+    assert 5 < silent < 60, "a few leave out all motions"
     for wordings in motion.WORDINGS.values():
         for words in wordings:
             assert any(words in text for text in texts), words
